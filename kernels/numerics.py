@@ -1,0 +1,246 @@
+"""Device arithmetic all kernels share: the roundings of `reference/numerics.py`, in the same order."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Every launch takes these: a multiply and an add are two roundings.
+LAUNCH = {"enable_fp_fusion": False}
+
+@triton.jit
+def widen(x):
+    """Exact conversion of uint8, float16, bfloat16 or float32 to float32."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """Round float32 to `dtype`: nearest even; for uint8 half up, saturating, NaN to 0."""
+    if dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    if dtype == tl.uint8:
+        y = x + 0.5
+        y = tl.where(y >= 1.0, y, 0.0)
+        y = tl.where(y < 256.0, y, 255.0)
+        return y.to(tl.int32).to(tl.uint8)
+    return x.to(dtype)
+
+
+@triton.jit
+def ordered_key(x):
+    """int32 keys in the order of float32 values: −0 equals +0, every NaN is above +inf."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = tl.where((bits << 1) == 0, 0, bits)
+    bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FFFFFFF, bits)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+# A row of D features is held as TILES = ROWS * BLOCKS tile rows, one for each block of 1024 features, in chunks of
+# WIDTH features: tile row r * BLOCKS + b of chunk c holds features 1024 b + c WIDTH … of row r. The sum of a row, and
+# whatever is computed from it, is kept *spread*: [TILES, WIDTH // VECTOR], the same value in every element of a row.
+
+
+@triton.jit
+def load_rows(
+    x_ptr, stride, token, mask, D: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr,
+    WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Rows `token` [TILES], a multiple of VECTOR elements apart, as CHUNKS float32 tiles [TILES, WIDTH]; +0 past D."""
+    row_ptr = x_ptr + tl.multiple_of(token.to(tl.int64) * stride, VECTOR)[:, None]
+    chunks = ()
+    for c in tl.static_range(CHUNKS):
+        feature = features(c, TILES, BLOCKS, WIDTH)
+        keep = mask[:, None]
+        if D != BLOCKS * CHUNKS * WIDTH:
+            keep = keep & (feature < D)
+        chunks = chunks + (widen(tl.load(row_ptr + feature, mask=keep, other=0)),)
+    return chunks
+
+
+@triton.jit
+def features(c: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+    """Which features chunk `c` holds: [TILES, WIDTH]."""
+    block = tl.arange(0, TILES) % BLOCKS
+    return (block * 1024)[:, None] + (c * WIDTH + tl.arange(0, WIDTH))[None, :]
+
+
+@triton.jit
+def expand(x, TILES: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
+    """A spread value [TILES, WIDTH // VECTOR] as a tile [TILES, WIDTH]."""
+    return tl.reshape(tl.broadcast_to(x[:, :, None], (TILES, WIDTH // VECTOR, VECTOR)), (TILES, WIDTH))
+
+
+@triton.jit
+def _combine(a, b, OP: tl.constexpr):
+    if OP == "sum":
+        return a + b
+    elif OP == "max":
+        return tl.maximum(a, b)
+    else:
+        return a | b
+
+
+@triton.jit
+def row_reduce(
+    parts, OP: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr
+):
+    """Tiles of lanes → the spread result: adjacent pairs, then adjacent pairs of the results, and so on.
+
+    The pairs inside a thread come first, then the lanes of a warp (shuffles), then the parts of a block, then the
+    blocks.
+    """
+    LANES: tl.constexpr = WIDTH // VECTOR
+    totals = ()
+    for part in tl.static_range(len(parts)):
+        x = parts[part]
+        for level in tl.static_range(VECTOR.bit_length() - 1):
+            left, right = tl.split(tl.reshape(x, (TILES, WIDTH >> (level + 1), 2)))
+            x = _combine(left, right, OP)
+        lane = tl.broadcast_to(tl.arange(0, LANES)[None, :], (TILES, LANES))
+        for level in tl.static_range(LANES.bit_length() - 1):
+            x = _combine(x, tl.gather(x, lane ^ (1 << level), axis=1), OP)
+        totals = totals + (x,)
+    for _ in tl.static_range(len(parts).bit_length() - 1):
+        pairs = ()
+        for part in tl.static_range(0, len(totals), 2):
+            pairs = pairs + (_combine(totals[part], totals[part + 1], OP),)
+        totals = pairs
+    total = totals[0]
+    tile = tl.broadcast_to(tl.arange(0, TILES)[:, None], (TILES, LANES))
+    for level in tl.static_range(BLOCKS.bit_length() - 1):
+        total = _combine(total, tl.gather(total, tile ^ (1 << level), axis=0), OP)
+    return total
+
+
+@triton.jit
+def row_sum(
+    chunks, PARTS: tl.constexpr, CHUNKS: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Sum of rows in the written order, spread; a zero sum is +0."""
+    parts = ()
+    for part in tl.static_range(PARTS):
+        lanes = chunks[part]
+        for c in tl.static_range(part + PARTS, CHUNKS, PARTS):
+            lanes = lanes + chunks[c]
+        parts = parts + (lanes,)
+    return row_reduce(parts, "sum", TILES, BLOCKS, WIDTH, VECTOR) + 0.0
+
+
+@triton.jit
+def scaled_norm(
+    chunks, PARTS: tl.constexpr, CHUNKS: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """(power-of-two scale, L2 norm of the scaled row, 1 / scale), all spread."""
+    largest = chunks[0].to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    for c in tl.static_range(1, CHUNKS):
+        largest = tl.maximum(largest, chunks[c].to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    exponent = (row_reduce((largest,), "max", TILES, BLOCKS, WIDTH, VECTOR) >> 23) - 127
+    exponent = tl.minimum(tl.maximum(exponent, -126), 126)
+    scale = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    unscale = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
+    factor = expand(scale, TILES, WIDTH, VECTOR)
+    squares = ()
+    for c in tl.static_range(CHUNKS):
+        y = chunks[c] * factor
+        squares = squares + (y * y,)
+    return scale, tl.sqrt_rn(row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)), unscale
+
+
+def row_tiles(rows: Sequence[Tensor], warps: int = 4) -> dict:
+    """Constexpr arguments of the row functions for tensors `[B, N, D]`.
+
+    VECTOR elements (16 bytes where the strides allow) to a thread, a tile row no wider than a warp.
+    """
+    features = rows[0].shape[2]
+    lanes = min(256, triton.next_power_of_2(features))
+    vector = min(16 // rows[0].element_size(), lanes)
+    for x in rows:
+        vector = math.gcd(vector, x.stride(0), x.stride(1))
+    width = min(lanes, 32 * vector)
+    blocks = triton.next_power_of_2(triton.cdiv(features, 1024))
+    warps = max(warps, blocks)
+    return {
+        "TILES": warps * 32 * vector // width,
+        "BLOCKS": blocks,
+        "PARTS": lanes // width,
+        "CHUNKS": min(1024 // lanes, triton.cdiv(features, lanes)) * lanes // width,
+        "WIDTH": width,
+        "VECTOR": vector,
+        "num_warps": warps,
+    }
+
+
+@triton.jit
+def _unit_rows_kernel(
+    x_ptr, units_ptr, norms_ptr, stride_b, stride_n, tokens,
+    D: tl.constexpr, LIMBS: tl.constexpr, LOW_BITS: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    programs = tl.cdiv(tokens, TILES // BLOCKS)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    token = (tl.program_id(0) % programs) * (TILES // BLOCKS) + tl.arange(0, TILES) // BLOCKS  # [TILES]
+    mask = token < tokens
+    x_ptr += tl.multiple_of(sample * stride_b, VECTOR)
+    chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
+    scale, length, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+    norm = length * unscale
+    row = (sample * tokens + token)[:, None]
+    store_rows(norms_ptr + row, norm, mask, TILES, BLOCKS, WIDTH, VECTOR)
+
+    usable = expand((norm > 0) & (norm < float("inf")), TILES, WIDTH, VECTOR)
+    factor = expand(scale, TILES, WIDTH, VECTOR)
+    divisor = expand(length, TILES, WIDTH, VECTOR)
+    for c in tl.static_range(CHUNKS):
+        feature = features(c, TILES, BLOCKS, WIDTH)
+        keep = mask[:, None] & (feature < D)
+        u = tl.where(usable, tl.div_rn(chunks[c] * factor, divisor), 0.0)
+        high = ((u * 2048.0 + 12582912.0) - 12582912.0) * (1.0 / 2048.0)
+        tl.store(units_ptr + row * (LIMBS * D) + feature, high.to(tl.float16), mask=keep)
+        if LIMBS == 2:
+            low = ((u - high) * (2048.0 * (1 << LOW_BITS)) + 12582912.0) - 12582912.0
+            low = low * (1.0 / (1 << LOW_BITS))
+            tl.store(units_ptr + row * (LIMBS * D) + D + feature, low.to(tl.float16), mask=keep)
+
+
+@triton.jit
+def store_rows(
+    ptrs, x, mask, TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr
+):  # fmt: skip
+    """Store a spread value once for each row, at `ptrs` [TILES, 1]."""
+    lane = tl.arange(0, WIDTH // VECTOR)[None, :]
+    first = (tl.arange(0, TILES) % BLOCKS == 0)[:, None] & (lane == 0)
+    tl.store(tl.broadcast_to(ptrs, (TILES, WIDTH // VECTOR)), x, mask=first & mask[:, None])
+
+
+def low_limb_bits(features: int) -> int:
+    """Fraction bits of the second limb: the most with which no dot product of limbs passes 2^24 grid units."""
+    log_features = (features - 1).bit_length()
+    return min(11, 13 - (log_features + 1) // 2)
+
+
+def unit_rows(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+    batch, tokens, features = x.shape
+    units = torch.empty(batch, tokens, limbs, features, dtype=torch.float16, device=x.device)
+    norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
+    if norms.numel():
+        tiles = row_tiles([x])
+        grid = (batch * triton.cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)
+        _unit_rows_kernel[grid](
+            x, units, norms, x.stride(0), x.stride(1), tokens,
+            D=features, LIMBS=limbs, LOW_BITS=low_limb_bits(features), **tiles, **LAUNCH,
+        )  # fmt: skip
+    return units, norms
+
+
+INTERPRETED = not isinstance(widen, triton.JITFunction)

@@ -1,0 +1,111 @@
+"""Blur and downsampling in one pass: a program walks down the image with filtered rows in registers."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .numerics import LAUNCH, narrow, widen
+
+
+@triton.jit
+def _source(position, size, PADDING: tl.constexpr):
+    """The pixel that stands at `position`, which may lie outside [0, size)."""
+    if PADDING == "reflect":
+        period = tl.maximum(2 * size - 2, 1)
+        position = tl.where(position < 0, -position, position) % period
+        return tl.where(position < size, position, period - position)
+    return tl.minimum(tl.maximum(position, 0), size - 1)
+
+
+@triton.jit
+def _filter_row(
+    image_ptr, stride, row, first, height, width, taps, OFFSET: tl.constexpr, PADDING: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Σ_j taps[j] · image[row, 2x + OFFSET + j] for the BLOCK columns x from `first` on."""
+    source_row = _source(row, height, PADDING)
+    row_ptr = image_ptr + source_row.to(tl.int64) * stride
+    live = source_row >= 0
+    if PADDING == "zeros":
+        live = source_row == row
+    terms = ()
+    for pair in tl.static_range(OFFSET // 2, (OFFSET + len(taps) - 1) // 2 + 1):
+        begin = 2 * (first + pair)
+        position = begin + tl.arange(0, 2 * BLOCK)
+        if live & (begin >= 0) & (begin + 2 * BLOCK <= width):
+            x = widen(tl.load(row_ptr + position))
+        else:
+            wanted = tl.where(live, position, -1)
+            column = _source(wanted, width, PADDING)
+            keep = column >= 0
+            if PADDING == "zeros":
+                keep = column == wanted
+            x = widen(tl.load(row_ptr + column, mask=keep, other=0))
+        even, odd = tl.split(tl.reshape(x, (BLOCK, 2)))
+        terms = terms + (even, odd)
+    total = terms[OFFSET % 2] * taps[0]
+    for j in tl.static_range(1, len(taps)):
+        total = total + terms[OFFSET % 2 + j] * taps[j]
+    return total
+
+
+@triton.jit
+def _blur_downsample_kernel(
+    x_ptr, out_ptr, taps, channels, height, width, stride_b, stride_c, stride_h, out_height, out_width,
+    OFFSET: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    TAPS: tl.constexpr = len(taps)
+    KEPT: tl.constexpr = TAPS - 2 if TAPS > 2 else 0  # filtered rows that the next output row needs too
+    across = tl.cdiv(out_width, BLOCK)
+    down = tl.cdiv(out_height, ROWS)
+    first = (tl.program_id(0) % across) * BLOCK
+    strip = tl.program_id(0) // across
+    y = (strip % down) * ROWS
+    plane = (strip // down).to(tl.int64)
+    image_ptr = x_ptr + (plane // channels) * stride_b + (plane % channels) * stride_c
+    columns = first + tl.arange(0, BLOCK)
+    out_ptr += plane * out_height * out_width
+
+    window = ()
+    for i in tl.static_range(KEPT):
+        row = 2 * y + OFFSET + i
+        window = window + (
+            _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),
+        )
+    for r in range(min(ROWS, out_height - y)):
+        line = y + r
+        for i in tl.static_range(KEPT, TAPS):
+            row = 2 * line + OFFSET + i
+            window = window + (
+                _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),
+            )
+        total = window[0] * taps[0]
+        for i in tl.static_range(1, TAPS):
+            total = total + window[i] * taps[i]
+        out = out_ptr + line.to(tl.int64) * out_width + columns
+        tl.store(out, narrow(total, out_ptr.dtype.element_ty), mask=columns < out_width)
+        window = window[TAPS - KEPT :]
+
+
+def config(width: int, itemsize: int) -> dict:
+    """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice."""
+    outputs = min(4, 8 // itemsize)
+    block = min(128 * outputs, max(32 * outputs, triton.next_power_of_2(width)))
+    return {"ROWS": 16, "BLOCK": block, "num_warps": block // (32 * outputs)}
+
+
+def blur_downsample(
+    images: Tensor, taps: Sequence[float], offset: int, padding: str, height: int, width: int
+) -> Tensor:
+    batch, channels = images.shape[:2]
+    out = torch.empty(batch, channels, height, width, dtype=images.dtype, device=images.device)
+    tiles = config(width, images.element_size())
+    programs = batch * channels * triton.cdiv(height, tiles["ROWS"]) * triton.cdiv(width, tiles["BLOCK"])
+    if programs:
+        _blur_downsample_kernel[(programs,)](
+            images, out, tuple(taps), channels, *images.shape[2:], *images.stride()[:3], height, width,
+            OFFSET=offset, PADDING=padding, **tiles, **LAUNCH,
+        )  # fmt: skip
+    return out

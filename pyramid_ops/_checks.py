@@ -1,0 +1,97 @@
+"""Errors that name the op, the argument, what was expected and what came."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FEATURES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+_INTEGERS = (int, np.integer, torch.SymInt)
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def tensor(op: str, name: str, x: Any, *layouts: str, dtypes: Sequence[torch.dtype] = FEATURES) -> Tensor:
+    """`x` is a CPU or CUDA tensor with one of the `layouts` (such as "B N D") and `dtypes`, and needs no gradient."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name}: expected a tensor, got {describe(x)}")
+    if x.dim() not in [len(layout.split()) for layout in layouts]:
+        expected = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
+        raise ValueError(f"{op}: {name}: expected shape {expected}, got {describe(x)}")
+    if dtypes and x.dtype not in dtypes:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name}: expected dtype {expected}, got {describe(x)}")
+    if x.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"{op}: {name}: expected a CPU or CUDA tensor, got {describe(x)}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: {name}: expected no gradient (call under torch.no_grad(), gather with the returned indices where "
+            f"gradients are wanted), got requires_grad=True, {describe(x)}"
+        )
+    return x
+
+
+def tensors(
+    op: str, name: str, xs: Any, *layouts: str, dtypes: Sequence[torch.dtype] = FEATURES, broadcast: bool = False
+) -> list[Tensor]:
+    """A non-empty sequence of tensors that agree in device, dtype and all sizes but the second.
+
+    With `broadcast`, a batch size of 1 agrees with any.
+    """
+    if not isinstance(xs, (list, tuple)):
+        raise TypeError(f"{op}: {name}: expected a list or tuple of tensors, got {describe(xs)}")
+    if not xs:
+        raise ValueError(f"{op}: {name}: expected at least one tensor, got an empty {type(xs).__name__}")
+    for k, x in enumerate(xs):
+        tensor(op, f"{name}[{k}]", x, *layouts, dtypes=dtypes)
+        first = xs[0]
+        same_batch = x.shape[0] == first.shape[0] or (broadcast and 1 in (x.shape[0], first.shape[0]))
+        if x.device != first.device or x.dtype != first.dtype or not same_batch or x.shape[2:] != first.shape[2:]:
+            raise ValueError(
+                f"{op}: {name}[{k}]: expected the device, dtype, batch size and feature size of {name}[0] "
+                f"({describe(first)}), got {describe(x)}"
+            )
+    return list(xs)
+
+
+def integer(op: str, name: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
+        raise TypeError(f"{op}: {name}: expected an integer, got {describe(value)}")
+    if value < minimum:
+        raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value}")
+    return int(value)
+
+
+def number(op: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{op}: {name}: expected a number, got {describe(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{op}: {name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def sequence(op: str, name: str, value: Any) -> list:
+    """A Python or NumPy sequence (reading a tensor would synchronise with its device)."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{op}: {name}: expected a list or tuple of numbers, got {describe(value)}")
+    return list(value)
+
+
+def choice(op: str, name: str, value: Any, *choices: str) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{op}: {name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` with its last dimension contiguous: a copy where it is not."""
+    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,145 @@
+"""The arithmetic all ops share: one rounding per line, in a written order.
+
+`kernels/numerics.py` performs the same roundings in the same order.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LANES = 256
+BLOCK = 1024
+# Float32 elements that a loop over blocks works on at a time, so that a few such buffers stay in cache.
+CACHE_ELEMENTS = 1 << 19
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def widen(x: Tensor) -> Tensor:
+    """Exact conversion of uint8, float16, bfloat16 or float32 to float32."""
+    return x.to(torch.float32)
+
+
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 to `dtype`: nearest even; for uint8 half up, saturating, NaN to 0."""
+    if dtype is not torch.uint8:
+        return x.to(dtype)
+    y = x + 0.5
+    y = torch.where(y >= 1.0, y, 0.0)
+    y = torch.where(y < 256.0, y, 255.0)
+    return y.to(torch.uint8)
+
+
+def ordered_key(x: Tensor) -> Tensor:
+    """int32 keys in the order of float32 values: −0 equals +0, every NaN is above +inf."""
+    bits = x.contiguous().view(torch.int32)
+    bits = torch.where((bits << 1) == 0, 0, bits)
+    bits = torch.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FFFFFFF, bits)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """IEEE float32 square root (`torch.sqrt` of float32 is not correctly rounded on the CPU)."""
+    return x.double().sqrt().float()
+
+
+def lane_count(features: int) -> int:
+    """Lanes of a row: a block of 1024 features has min(256, next power of two ≥ D); blocks are padded likewise."""
+    return min(LANES, next_power_of_2(features)) * next_power_of_2(-(-features // BLOCK))
+
+
+def lane_sums(x: Tensor, out: Tensor) -> None:
+    """`[R, D]` → `[R, lanes]`: lane j of a block of 1024 features adds x[j], x[j + 256], … in order from +0."""
+    rows, features = x.shape
+    width = min(LANES, next_power_of_2(features))
+    full = features // BLOCK
+    out = out.view(rows, -1, width)
+    if full:
+        first, second, *others = x[:, : full * BLOCK].unflatten(1, (full, BLOCK // LANES, LANES)).unbind(2)
+        lanes = out[:, :full]
+        torch.add(first, second, out=lanes)
+        for chunk in others:
+            lanes += chunk
+    if full < out.shape[1]:
+        out[:, full:] = 0.0
+    for start in range(full * BLOCK, features, width):
+        chunk = x[:, start : start + width]
+        out[:, full, : chunk.shape[1]] += chunk
+
+
+def tree_sum(x: Tensor) -> Tensor:
+    """`[..., 2^n]` → `[...]`: adjacent pairs are added, then adjacent pairs of the sums, and so on; a zero is +0."""
+    while x.shape[-1] > 1:
+        x = x[..., 0::2] + x[..., 1::2]
+    return x[..., 0] + 0.0
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """`[R, D]` float32 → `[R]`: lane sums, then one tree over all lanes."""
+    lanes = x.new_empty(x.shape[0], lane_count(x.shape[1]))
+    lane_sums(x, lanes)
+    return tree_sum(lanes)
+
+
+def row_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two (s, 1/s) `[R]` that bring the largest magnitude of each row into [1, 4) where it is normal."""
+    largest = (x.view(torch.int32) & 0x7FFFFFFF).amax(-1)
+    exponent = ((largest >> 23) - 127).clamp(-126, 126)
+    return ((127 - exponent) << 23).view(torch.float32), ((127 + exponent) << 23).view(torch.float32)
+
+
+def scaled_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`[R, D]` float32 → (x · s, its L2 norm, 1/s): the squares neither overflow nor vanish."""
+    scale, unscale = row_scale(x)
+    x = x * scale[:, None]
+    return x, sqrt(row_sum(x * x)), unscale
+
+
+def round_to_integer(x: Tensor) -> Tensor:
+    """Nearest integer, ties to even, for |x| < 2^22; a zero is +0."""
+    return (x + 12582912.0) - 12582912.0
+
+
+def low_limb_bits(features: int) -> int:
+    """Fraction bits of the second limb: the most with which no dot product of limbs passes 2^24 grid units.
+
+    |lo| ≤ 1/2, so |Σ lo·lo| ≤ D/4; in units of 2^(−2b) that stays within 2^24 for b ≤ 13 − log2(D)/2.
+    """
+    log_features = (features - 1).bit_length()
+    return min(11, 13 - (log_features + 1) // 2)
+
+
+def map_rows(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, *outs: Tensor) -> None:
+    """`outs[i][b, n] = function(x[b, n])[i]` for `x` `[B, N, D]`, in blocks of rows that stay in cache."""
+    if x.is_contiguous():
+        x, outs = x.view(1, -1, x.shape[2]), tuple(out.view(1, -1, *out.shape[2:]) for out in outs)
+    step = max(1, 4 * CACHE_ELEMENTS // x.shape[2])
+    for sample in range(x.shape[0]):
+        for start in range(0, x.shape[1], step):
+            for out, result in zip(outs, function(x[sample, start : start + step]), strict=True):
+                out[sample, start : start + step] = result
+
+
+def unit_rows(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+    batch, tokens, features = x.shape
+    units = torch.empty(batch, tokens, limbs, features, dtype=torch.float16, device=x.device)
+    norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
+    bits = low_limb_bits(features)
+
+    def unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+        scaled, length, unscale = scaled_norm(widen(rows))
+        norm = length * unscale
+        usable = (norm > 0) & (norm < torch.inf)
+        u = torch.where(usable[:, None], scaled / length[:, None], 0.0)
+        limb = round_to_integer(u * 2048.0) * 2.0**-11
+        grid = [limb]
+        if limbs == 2:
+            limb = round_to_integer((u - limb) * 2.0 ** (11 + bits)) * 2.0**-bits
+            grid.append(limb)
+        return narrow(torch.stack(grid, 1), torch.float16), norm
+
+    map_rows(unit, x, units, norms)
+    return units, norms

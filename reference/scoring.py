@@ -1,0 +1,62 @@
+"""A score per token from its own features."""
+
+import torch
+from torch import Tensor
+
+from .numerics import CACHE_ELEMENTS, lane_count, lane_sums, map_rows, scaled_norm, tree_sum, widen
+
+
+def token_variance(features: Tensor, correction: int) -> Tensor:
+    """Corrected two-pass: (Σd² − (Σd)²/D) / (D − correction) with d = x − mean, clamped at +0."""
+    count = features.shape[2]
+    size = torch.full((), count, dtype=torch.float32, device=features.device)
+
+    def variance(rows: Tensor) -> tuple[Tensor]:
+        lanes = rows.new_empty(2, len(rows), lane_count(count), dtype=torch.float32)
+        step = max(1, CACHE_ELEMENTS // count)
+        scratch = rows.new_empty(min(step, len(rows)), count, dtype=torch.float32)
+        blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
+        for block in blocks:
+            lane_sums(widen(rows[block]), lanes[0, block])
+        mean = tree_sum(lanes[0]) / size
+        for block in blocks:
+            deviation = scratch[: len(rows[block])]
+            torch.sub(widen(rows[block]), mean[block, None], out=deviation)
+            lane_sums(deviation, lanes[0, block])
+            deviation *= deviation
+            lane_sums(deviation, lanes[1, block])
+        sums, squares = tree_sum(lanes)
+        correcting = sums * sums
+        correcting = correcting / size
+        result = squares - correcting
+        result = torch.where(result < 0, 0.0, result)
+        result = result / (size - correction)
+        return (torch.where(_constant(rows), 0.0, result),)
+
+    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
+    if count <= correction:
+        return scores.fill_(torch.nan)
+    map_rows(variance, features, scores)
+    return scores
+
+
+def _constant(rows: Tensor) -> Tensor:
+    """Which rows hold one finite value only."""
+    first = rows[:, 0]
+    candidates = (first == rows[:, -1]) & (first == rows[:, rows.shape[1] // 2]) & (first.abs() < torch.inf)
+    found = candidates.nonzero()[:, 0]
+    if len(found):
+        candidates[found] = (rows[found] == first[found, None]).all(-1)
+    return candidates
+
+
+def token_norm(features: Tensor) -> Tensor:
+    """√Σx², the row first scaled by a power of two so that squares neither overflow nor vanish."""
+
+    def norm(rows: Tensor) -> tuple[Tensor]:
+        _, length, unscale = scaled_norm(widen(rows))
+        return (length * unscale,)
+
+    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
+    map_rows(norm, features, scores)
+    return scores
