@@ -11,6 +11,7 @@ from torch import Tensor
 # Every launch takes these: a multiply and an add are two roundings.
 LAUNCH = {"enable_fp_fusion": False}
 
+
 @triton.jit
 def widen(x):
     """Exact conversion of uint8, float16, bfloat16 or float32 to float32."""
@@ -157,14 +158,14 @@ def scaled_norm(
     return scale, tl.sqrt_rn(row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)), unscale
 
 
-def row_tiles(rows: Sequence[Tensor], warps: int = 4) -> dict:
+def row_tiles(rows: Sequence[Tensor], warps: int = 4, load_bytes: int = 16) -> dict:
     """Constexpr arguments of the row functions for tensors `[B, N, D]`.
 
-    VECTOR elements (16 bytes where the strides allow) to a thread, a tile row no wider than a warp.
+    VECTOR elements (`load_bytes` where the strides allow) to a thread, a tile row no wider than a warp.
     """
     features = rows[0].shape[2]
     lanes = min(256, triton.next_power_of_2(features))
-    vector = min(16 // rows[0].element_size(), lanes)
+    vector = min(max(1, load_bytes // rows[0].element_size()), lanes)
     for x in rows:
         vector = math.gcd(vector, x.stride(0), x.stride(1))
     width = min(lanes, 32 * vector)

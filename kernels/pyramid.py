@@ -71,9 +71,7 @@ def _blur_downsample_kernel(
     window = ()
     for i in tl.static_range(KEPT):
         row = 2 * y + OFFSET + i
-        window = window + (
-            _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),
-        )
+        window = window + (_filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),)
     for r in range(min(ROWS, out_height - y)):
         line = y + r
         for i in tl.static_range(KEPT, TAPS):

@@ -95,7 +95,7 @@ def _score_kernel(
     x_ptr += tl.multiple_of(sample * stride_b, VECTOR)
     if STATISTIC == "norm":
         chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
-        scale, length, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+        _, length, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
         score = length * unscale
     else:
         spread = tl.broadcast_to((token.to(tl.int64) * stride_n)[:, None], (TILES, LANES))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 import triton
@@ -114,8 +113,9 @@ def _copy_rows(
 
 @triton.jit
 def _gather_selected_kernel(
-    chosen_ptr, chosen_keys_ptr, tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, budgets, total, width,
-    BY_INDEX: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, RANK_BLOCK: tl.constexpr,
+    chosen_ptr, chosen_keys_ptr, tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, budgets,
+    total, width, BY_INDEX: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Move ROWS selected tokens of a sample to their place: by index as they stand, else by rank in their segment."""
     programs = tl.cdiv(total, ROWS)
@@ -184,7 +184,7 @@ def gather_config(levels: Sequence[Tensor]) -> dict:
 
 
 def select_topk_levels(
-    levels: Sequence[Tensor], scores: Optional[Sequence[Tensor]], saliency: str, budgets: Sequence[int], by_index: bool
+    levels: Sequence[Tensor], scores: Sequence[Tensor], saliency: str, budgets: Sequence[int], by_index: bool
 ) -> tuple[Tensor, Tensor]:
     batch, _, width = levels[0].shape
     device = levels[0].device
@@ -196,7 +196,7 @@ def select_topk_levels(
         return tokens, indices
     keys = torch.empty(batch, sum(sizes), dtype=torch.int32, device=device)
     chosen, chosen_keys = torch.empty(2, batch, total, dtype=torch.int32, device=device)
-    score_levels(levels if scores is None else scores, saliency, 1, keys)
+    score_levels(scores or levels, saliency, 1, keys)
     segments = sizes if len(budgets) == len(sizes) else (sum(sizes),)
     _select_kernel[(batch * len(segments),)](
         keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_config(max(segments)), **LAUNCH
@@ -213,14 +213,14 @@ def select_topk_levels(
 
 def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     batch, total = indices.shape[:2]
-    out = torch.empty(batch, total, *levels[0].shape[2:], dtype=levels[0].dtype, device=indices.device)
+    width = levels[0].shape[2]
+    out = torch.empty(batch, total, width, dtype=levels[0].dtype, device=indices.device)
     if not out.numel():
         return out
-    bits = (torch.uint8, torch.int16, torch.int32, torch.int64)[out.element_size().bit_length() - 1]
-    rows = [level.flatten(2).view(bits) if level.dim() > 2 else level[:, :, None].view(bits) for level in levels]
-    config = gather_config(rows)
+    indices = indices.contiguous()
+    config = gather_config(levels)
     _gather_levels_kernel[(batch * triton.cdiv(total, config["ROWS"]),)](
-        out.view(bits), indices, tuple(rows), tuple(x.stride(0) if x.shape[0] > 1 else 0 for x in rows),
-        tuple(x.stride(1) for x in rows), tuple(x.shape[1] for x in rows), total, rows[0].shape[2], **config, **LAUNCH,
+        out, indices, tuple(levels), tuple(x.stride(0) if x.shape[0] > 1 else 0 for x in levels),
+        tuple(x.stride(1) for x in levels), tuple(x.shape[1] for x in levels), total, width, **config, **LAUNCH,
     )  # fmt: skip
     return out

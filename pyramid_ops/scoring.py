@@ -7,10 +7,13 @@ from . import _checks as check
 from ._dispatch import Op
 from .numerics import feature_rows
 
-_token_variance = Op(
-    "scoring", "token_variance", lambda features, correction: features.new_empty(features.shape[:2], dtype=torch.float32)
-)
-_token_norm = Op("scoring", "token_norm", lambda features: features.new_empty(features.shape[:2], dtype=torch.float32))
+
+def _scores_fake(features: Tensor, correction: int = 0) -> Tensor:
+    return features.new_empty(features.shape[:2], dtype=torch.float32)
+
+
+_token_variance = Op("scoring", "token_variance", _scores_fake)
+_token_norm = Op("scoring", "token_norm", _scores_fake)
 
 
 def token_variance(features: Tensor, *, correction: int = 1) -> Tensor:

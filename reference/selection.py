@@ -1,7 +1,6 @@
 """Top-k over the levels of a pyramid, and the gather that follows it."""
 
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from .scoring import token_norm, token_variance
 
 
 def select_topk_levels(
-    levels: Sequence[Tensor], scores: Optional[Sequence[Tensor]], saliency: str, budgets: Sequence[int], by_index: bool
+    levels: Sequence[Tensor], scores: Sequence[Tensor], saliency: str, budgets: Sequence[int], by_index: bool
 ) -> tuple[Tensor, Tensor]:
     """(tokens `[B, K, D]`, indices `[B, K, 2]`).
 
@@ -22,7 +21,7 @@ def select_topk_levels(
         scores = [token_variance(level, 1) for level in levels]
     elif saliency == "norm":
         scores = [token_norm(level) for level in levels]
-    keys = [ordered_key(widen(score)) for score in scores or ()]
+    keys = [ordered_key(widen(score)) for score in scores]
     sizes = [level.shape[1] for level in levels]
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     if len(budgets) == 1:

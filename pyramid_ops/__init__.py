@@ -1,0 +1,28 @@
+"""Fused kernels that reduce visual tokens, with the same bits on every device.
+
+Every op works on CPU and CUDA tensors, needs no gradient, never synchronises with the host, and returns the same bits
+as its specification in :mod:`pyramid_ops.reference`.
+"""
+
+from ._dispatch import use_backend
+from .numerics import unit_rows
+from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
+from .scoring import token_norm, token_variance
+from .selection import LevelSelection, allocate_budgets, gather_levels, select_topk_levels
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LevelSelection",
+    "allocate_budgets",
+    "blur_downsample",
+    "gather_levels",
+    "gaussian_pyramid",
+    "patch_positions",
+    "patchify",
+    "select_topk_levels",
+    "token_norm",
+    "token_variance",
+    "unit_rows",
+    "use_backend",
+]

@@ -1,0 +1,37 @@
+import importlib.util
+import os
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+settings.register_profile("default", deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+settings.register_profile("all", deadline=None, max_examples=500, suppress_health_check=list(HealthCheck))
+settings.load_profile("all" if os.environ.get("PYRAMID_OPS_TEST_ALL") else "default")
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)
+if INTERPRETED:
+    # NumPy warns where a kernel computes inf − inf or 0 / 0, which the tests do on purpose.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed"
+    elif DEVICE.type == "cpu" and not INTERPRETED:
+        reason = "needs TRITON_INTERPRET=1 or a CUDA GPU"
+    else:
+        return
+    for item in items:
+        if "kernel" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def device():
+    return DEVICE

@@ -1,0 +1,124 @@
+"""Kernel against reference, bit for bit: generated for every op of the registry."""
+
+import functools
+
+import pytest
+import torch
+
+import pyramid_ops
+from pyramid_ops._dispatch import OPS
+from tests import cases
+from tests.bits import assert_same_bits, poisoned
+
+pytestmark = pytest.mark.kernel
+
+
+def to(device, value):
+    if isinstance(value, torch.Tensor):
+        return value if device.type == "cpu" else torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=device
+        ).copy_(value)  # fmt: skip
+    return [to(device, x) for x in value] if isinstance(value, list) else value
+
+
+def generated():
+    for op, make in cases.CASES.items():
+        for param in make():
+            yield pytest.param(op, param.values[0], id=f"{op}-{param.id}", marks=param.marks)
+
+
+@pytest.mark.parametrize(("op", "args"), generated())
+def test_kernel_equals_reference(op, args, device):
+    expected = OPS[op].reference(*args)
+    args = [to(device, arg) for arg in args]
+    with poisoned():
+        actual = OPS[op].kernel(*args)
+    assert_same_bits(actual, expected)
+
+
+def test_every_op_has_cases():
+    assert set(cases.CASES) == set(OPS)
+
+
+@pytest.mark.parametrize("warps", [1, 2, 8])
+@pytest.mark.parametrize("load_bytes", [2, 4, 8, 16])
+@pytest.mark.parametrize("features", [3, 200, 1024, 2100])
+def test_row_tiles_do_not_change_bits(monkeypatch, device, warps, load_bytes, features):
+    from pyramid_ops.kernels import numerics, scoring
+
+    for module in (numerics, scoring):
+        tiles = functools.partial(numerics.row_tiles, warps=warps, load_bytes=load_bytes)
+        monkeypatch.setattr(module, "row_tiles", tiles)
+    x = cases.special_rows(features, torch.bfloat16, seed=features)
+    for op, args in (("token_variance", (1,)), ("token_norm", ()), ("unit_rows", (2,))):
+        assert_same_bits(OPS[op].kernel(x.to(device), *args), OPS[op].reference(x, *args), op)
+
+
+@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_pyramid_tiles_do_not_change_bits(monkeypatch, device, block, rows):
+    from pyramid_ops.kernels import pyramid
+
+    monkeypatch.setattr(pyramid, "config", lambda *_: {"ROWS": rows, "BLOCK": block, "num_warps": 1})
+    x = cases.special_image((1, 1, 14, 150), torch.float32)
+    for padding in ("zeros", "reflect"):
+        args = cases.filter_args(cases.GAUSSIAN, padding, "mean", 14, 150)
+        expected = OPS["blur_downsample"].reference(x, *args)
+        assert_same_bits(OPS["blur_downsample"].kernel(x.to(device), *args), expected, padding)
+
+
+@pytest.mark.parametrize("block", [16, 64, 1024])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_selection_tiles_do_not_change_bits(monkeypatch, device, block, rows):
+    from pyramid_ops.kernels import selection
+
+    config = selection.gather_config
+    monkeypatch.setattr(selection, "gather_config", lambda levels: {**config(levels), "ROWS": rows, "BLOCK": block})
+    monkeypatch.setattr(selection, "select_config", lambda size: {"BLOCK": block, "num_warps": 1})
+    made = cases.levels((150, 40, 7), 40, torch.bfloat16)
+    scores = [cases.special_scores(2, size, torch.float32, size) for size in (150, 40, 7)]
+    for budgets in ([20, 9, 3], [35]):
+        args = (scores, "given", budgets, False)
+        expected = OPS["select_topk_levels"].reference(made, *args)
+        actual = OPS["select_topk_levels"].kernel(to(device, made), to(device, scores), *args[1:])
+        assert_same_bits(actual, expected, str(budgets))
+
+
+def test_a_sample_alone_equals_the_sample_in_a_batch(device):
+    made = to(device, cases.levels((60, 20, 5), 96, torch.bfloat16, batch=3))
+    images = cases.special_image((3, 2, 20, 22), torch.float32).to(device)
+    with pyramid_ops.use_backend("kernel"):
+        tokens, indices = pyramid_ops.select_topk_levels(made, budgets=[9, 4, 2])
+        pyramid = pyramid_ops.gaussian_pyramid(images, 3)
+        for b in range(3):
+            alone = pyramid_ops.select_topk_levels([level[b : b + 1] for level in made], budgets=[9, 4, 2])
+            assert_same_bits(alone, (tokens[b : b + 1], indices[b : b + 1]))
+            alone = pyramid_ops.gaussian_pyramid(images[b : b + 1], 3)
+            assert_same_bits(alone, [level[b : b + 1] for level in pyramid])
+
+
+@pytest.mark.slow
+def test_full_size_selection(device, monkeypatch):
+    """The documented size: 273 of 5440 tokens."""
+    if device.type == "cpu":
+        from pyramid_ops.kernels import numerics, scoring, selection
+
+        config = selection.gather_config
+        monkeypatch.setattr(selection, "gather_config", lambda levels: {**config(levels), "ROWS": 32})
+        monkeypatch.setattr(scoring, "row_tiles", functools.partial(numerics.row_tiles, warps=64))
+    made = [torch.randn(1, n, 256, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4096, 1024, 256, 64)]
+    args = ([], "variance", [111, 81, 54, 27], False)
+    actual = OPS["select_topk_levels"].kernel(to(device, made), *args)
+    assert_same_bits(actual, OPS["select_topk_levels"].reference(made, *args))
+
+
+@pytest.mark.slow
+def test_full_size_pyramid(device, monkeypatch):
+    if device.type == "cpu":
+        from pyramid_ops.kernels import pyramid
+
+        monkeypatch.setattr(pyramid, "config", lambda *_: {"ROWS": 128, "BLOCK": 256, "num_warps": 4})
+    x = cases.special_image((1, 1, 512, 512), torch.float32)
+    args = cases.filter_args(cases.GAUSSIAN, "zeros", "mean", 512, 512)
+    expected = OPS["blur_downsample"].reference(x, *args)
+    assert_same_bits(OPS["blur_downsample"].kernel(x.to(device), *args), expected)
