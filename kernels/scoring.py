@@ -28,32 +28,35 @@ def _variance(
     TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Corrected two-pass variance, spread, of rows held in registers; `first` is their first feature, spread."""
+    first = first.to(tl.int32, bitcast=True)
+    pivot = expand(first, TILES, WIDTH, VECTOR)
+    differs = tl.zeros((TILES, WIDTH), tl.int32)
+    for c in tl.static_range(CHUNKS):
+        differing = chunks[c].to(tl.int32, bitcast=True) ^ pivot
+        if D != BLOCKS * CHUNKS * WIDTH:
+            differing = tl.where(features(c, TILES, BLOCKS, WIDTH) < D, differing, 0)
+        differs = differs | differing
+    constant = row_reduce((differs,), "or", TILES, BLOCKS, WIDTH, VECTOR) == 0
+    constant = constant & ((first & 0x7FFFFFFF) < 0x7F800000)
+
     size = tl.full((TILES, WIDTH // VECTOR), D, tl.float32)
     mean = tl.div_rn(row_sum(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR), size)
     mean = expand(mean, TILES, WIDTH, VECTOR)
-    first = first.to(tl.int32, bitcast=True)
-    pivot = expand(first, TILES, WIDTH, VECTOR)
     deviations = ()
     squares = ()
-    differs = tl.zeros((TILES, WIDTH), tl.int32)
     for c in tl.static_range(CHUNKS):
         deviation = chunks[c] - mean
-        differing = chunks[c].to(tl.int32, bitcast=True) ^ pivot
         if D != BLOCKS * CHUNKS * WIDTH:
-            feature = features(c, TILES, BLOCKS, WIDTH)
-            deviation = tl.where(feature < D, deviation, 0.0)
-            differing = tl.where(feature < D, differing, 0)
+            deviation = tl.where(features(c, TILES, BLOCKS, WIDTH) < D, deviation, 0.0)
         deviations = deviations + (deviation,)
         squares = squares + (deviation * deviation,)
-        differs = differs | differing
     sums = row_sum(deviations, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
     correcting = sums * sums
     correcting = tl.div_rn(correcting, size)
     result = row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR) - correcting
     result = tl.where(result < 0, 0.0, result)
     result = tl.div_rn(result, tl.full((TILES, WIDTH // VECTOR), D - CORRECTION, tl.float32))
-    constant = row_reduce((differs,), "or", TILES, BLOCKS, WIDTH, VECTOR) == 0
-    return tl.where(constant & ((first & 0x7FFFFFFF) < 0x7F800000), 0.0, result)
+    return tl.where(constant, 0.0, result)
 
 
 @triton.jit
@@ -100,7 +103,9 @@ def _score_kernel(
     else:
         spread = tl.broadcast_to((token.to(tl.int64) * stride_n)[:, None], (TILES, LANES))
         score = widen(tl.load(x_ptr + spread, mask=mask[:, None], other=0))
-        if STATISTIC == "variance":
+        if STATISTIC == "variance" and D <= CORRECTION:
+            score = tl.full((TILES, LANES), float("nan"), tl.float32)
+        elif STATISTIC == "variance":
             chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
             score = _variance(chunks, score, D, CORRECTION, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
     if AS_KEY:
@@ -130,8 +135,6 @@ def score_levels(levels: Sequence[Tensor], statistic: str, correction: int, out:
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
     scores = torch.empty(features.shape[:2], dtype=torch.float32, device=features.device)
-    if features.shape[2] <= correction:
-        return scores.fill_(torch.nan)
     score_levels([features], "variance", correction, scores)
     return scores
 

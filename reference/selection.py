@@ -29,8 +29,9 @@ def select_topk_levels(
     else:
         parts = zip(keys, budgets, starts, strict=True)
         chosen = torch.cat([_topk(key, budget, by_index) + start for key, budget, start in parts], 1)
-    bounds = torch.tensor(starts[1:], dtype=torch.int64, device=chosen.device)
-    level_of = torch.searchsorted(bounds, chosen, right=True)
+    level_of = torch.zeros_like(chosen)
+    for start in starts[1:]:
+        level_of += chosen >= start
     first = torch.tensor(starts, dtype=torch.int64, device=chosen.device)
     indices = torch.stack((level_of, chosen - first[level_of]), 2)
     return gather_levels(levels, indices), indices

@@ -1,6 +1,5 @@
 import importlib.util
 import os
-import warnings
 
 import pytest
 import torch
@@ -15,9 +14,6 @@ settings.load_profile("all" if os.environ.get("PYRAMID_OPS_TEST_ALL") else "defa
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
-if INTERPRETED:
-    # NumPy warns where a kernel computes inf − inf or 0 / 0, which the tests do on purpose.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
 
 
 def pytest_collection_modifyitems(items):

@@ -27,7 +27,7 @@ def generated():
             yield pytest.param(op, param.values[0], id=f"{op}-{param.id}", marks=param.marks)
 
 
-@pytest.mark.parametrize(("op", "args"), generated())
+@pytest.mark.parametrize(("op", "args"), list(generated()))
 def test_kernel_equals_reference(op, args, device):
     expected = OPS[op].reference(*args)
     args = [to(device, arg) for arg in args]
@@ -106,7 +106,9 @@ def test_full_size_selection(device, monkeypatch):
         config = selection.gather_config
         monkeypatch.setattr(selection, "gather_config", lambda levels: {**config(levels), "ROWS": 32})
         monkeypatch.setattr(scoring, "row_tiles", functools.partial(numerics.row_tiles, warps=64))
-    made = [torch.randn(1, n, 256, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4096, 1024, 256, 64)]
+    made = [
+        torch.randn(1, n, 256, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4096, 1024, 256, 64)
+    ]
     args = ([], "variance", [111, 81, 54, 27], False)
     actual = OPS["select_topk_levels"].kernel(to(device, made), *args)
     assert_same_bits(actual, OPS["select_topk_levels"].reference(made, *args))

@@ -1,0 +1,62 @@
+# Everything runs in .venv/, made from pyproject.toml and constraints-cpu.txt and reused until one of them changes.
+SYSTEM_PYTHON ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PYTEST := $(PYTHON) -m pytest
+WORKERS ?= 2
+TRITONS := 3.6.0 3.7.1
+
+.PHONY: demo quick test test-all test-tritons check bench gpu clean
+
+demo: $(READY)
+	$(PYTHON) -m pyramid_ops select
+
+$(READY): pyproject.toml constraints-cpu.txt
+	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt "setuptools>=77"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt --no-build-isolation -e ".[demo,test,bench]"
+	touch $@
+
+# Meaning, errors and packaging on the reference; no kernel runs.
+quick: $(READY)
+	$(PYTEST) -n $(WORKERS) -m "not slow and not kernel" --ignore=tests/test_aot.py
+
+# The interpreter, then the reference, compiled kernels, doctests and packaging.
+test: $(READY)
+	TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) -m "kernel and not slow"
+	$(PYTEST) -n $(WORKERS) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
+
+test-all: check
+	TRITON_INTERPRET=1 PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -n $(WORKERS) -m kernel
+	PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -n $(WORKERS) -m "not kernel" --doctest-modules pyramid_ops tests
+	$(MAKE) test-tritons
+
+# Interpreter and compile tests under older Tritons, each in an environment of its own.
+test-tritons: $(TRITONS:%=.venv-triton-%/.ready)
+	for version in $(TRITONS); do \
+		TRITON_INTERPRET=1 .venv-triton-$$version/bin/python -m pytest -n $(WORKERS) -m "kernel and not slow" && \
+		.venv-triton-$$version/bin/python -m pytest -n $(WORKERS) tests/test_aot.py || exit 1; \
+	done
+
+.venv-triton-%/.ready: constraints-cpu.txt
+	test -x .venv-triton-$*/bin/python || $(SYSTEM_PYTHON) -m venv .venv-triton-$*
+	.venv-triton-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 triton==$* "numpy<2.4" pytest pytest-xdist hypothesis
+	touch $@
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)
+	$(PYTHON) -m bench
+
+# On a machine with a CUDA GPU, with its own interpreter, offline and uninstalled: make gpu PYTHON=python3
+gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest -m "not slow" --ignore=tests/test_aot.py tests
+	PYTHONPATH=. $(PYTHON) -m bench
+
+clean:
+	rm -rf .venv .venv-triton-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

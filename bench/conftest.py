@@ -1,0 +1,113 @@
+"""One timing loop for every case: all providers interleaved in one run."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+
+
+def pytest_configure(config):
+    if not CUDA:
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def compiles() -> bool:
+    """Whether `torch.compile` can build code here."""
+    return CUDA or shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+def _cold_cache() -> None:
+    """Push earlier data out of a GPU's L2."""
+    _cold_cache.buffer = getattr(_cold_cache, "buffer", None)
+    if _cold_cache.buffer is None:
+        _cold_cache.buffer = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE)
+    _cold_cache.buffer.zero_()
+
+
+def _milliseconds(function: Callable[[], object]) -> float:
+    if not CUDA:
+        start = time.perf_counter()
+        function()
+        return 1e3 * (time.perf_counter() - start)
+    _cold_cache()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def _peak_bytes(function: Callable[[], object]) -> int:
+    """Largest memory that a call holds beyond what was there before: outputs and working memory."""
+    if CUDA:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def _graphed(function: Callable[[], object]) -> Callable[[], object]:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+@pytest.fixture
+def compare(benchmark, compiles):
+    """`compare(providers, eager, floor_bytes)`: time all providers in turn and store medians, p20 and p80 in ms.
+
+    `eager` is compiled with `torch.compile` as a provider of its own; on a GPU `pyramid_ops` runs in a CUDA graph too.
+    `floor_bytes` are the bytes that any implementation must read and write.
+    """
+
+    def run(providers: dict[str, Callable], arguments: tuple, floor_bytes: int, rounds: int = 15) -> None:
+        calls = {name: lambda f=f: f(*arguments) for name, f in providers.items()}
+        if compiles:
+            torch._dynamo.reset()
+            compiled = torch.compile(providers["eager"])
+            calls["torch.compile"] = lambda: compiled(*arguments)
+        if CUDA:
+            calls["pyramid_ops, graph"] = _graphed(calls["pyramid_ops"])
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for call in calls.values():
+            call(), call()
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(_milliseconds(call))
+        benchmark.extra_info["floor_bytes"] = floor_bytes
+        benchmark.extra_info["providers"] = {
+            name: {
+                "median": statistics.median(values),
+                "p20": statistics.quantiles(values, n=5)[0],
+                "p80": statistics.quantiles(values, n=5)[3],
+                "peak_bytes": _peak_bytes(calls[name]),
+            }
+            for name, values in times.items()
+        }
+        benchmark.pedantic(calls["pyramid_ops"], rounds=3, warmup_rounds=0)
+
+    return run
