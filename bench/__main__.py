@@ -57,8 +57,8 @@ def table(result: dict) -> str:
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
         + f". Large copy: {result['copy_GB_per_s']:.0f} GB/s (read + write).",
         "",
-        "Medians in ms of one run, providers interleaved; *ratio* is eager over pyramid_ops; *floor* is the time in which "
-        "the copy moves the bytes that must be read and written; *peak* is memory held beyond the inputs, in MB.",
+        "Medians in ms of one run, providers interleaved; *ratio* is eager over pyramid_ops; *floor* is the time in "
+        "which the copy moves the bytes that must be read and written; *peak* is memory held beyond the inputs, in MB.",
         "",
         "| case | pyramid_ops | p20 to p80 | eager | torch.compile | other | ratio | floor | peak, eager's peak |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -39,8 +39,10 @@ def select_topk_levels(
 
 def _topk(keys: Tensor, k: int, by_index: bool) -> Tensor:
     """Indices `[B, k]` of the k largest keys `[B, N]`; among equal keys the lower index first."""
-    chosen = keys.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return chosen.sort(dim=1).values if by_index else chosen
+    last = keys.shape[1] - 1
+    unique = (keys.to(torch.int64) << 32) + (last - torch.arange(last + 1, device=keys.device))
+    chosen = last - (unique.topk(k, 1).values & 0xFFFFFFFF)
+    return chosen.sort(1).values if by_index else chosen
 
 
 def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
