@@ -263,7 +263,7 @@ def table(arguments, source, cropped, image, sizes, budgets, milliseconds, measu
     from rich.table import Table
 
     console = Console()
-    console.print(f"{source}: {image.shape[2]}×{image.shape[3]}{cropped}", markup=False, highlight=False)
+    console.print(f"{source}: {image.shape[2]}×{image.shape[3]}{cropped}", markup=False, highlight=False, soft_wrap=True)
     levels = Table("level", "tokens", "kept")
     for level, (size, kept) in enumerate(zip(sizes, budgets, strict=True)):
         levels.add_row(str(level), str(size), str(kept))
@@ -275,7 +275,7 @@ def table(arguments, source, cropped, image, sizes, budgets, milliseconds, measu
         rebuilt.add_row(name, f"{psnr:.1f}", f"{detail:.0%}")
     console.print(rebuilt)
     console.print(f"pyramid, scores and selection: {milliseconds:.1f} ms on the CPU", highlight=False)
-    console.print(f"figure: {arguments.out}", markup=False, highlight=False)
+    console.print(f"figure: {arguments.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
