@@ -55,7 +55,7 @@ bench: $(READY)
 
 # On a machine with a CUDA GPU, with its own interpreter, offline and uninstalled: make gpu PYTHON=python3
 gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest -m "not slow" --ignore=tests/test_aot.py tests
+	PYTHONPATH=. $(PYTHON) -m pytest --ignore=tests/test_aot.py tests
 	PYTHONPATH=. $(PYTHON) -m bench
 
 clean:

@@ -42,6 +42,14 @@ def device_name() -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def commit() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def version(module: str) -> str:
     try:
         return __import__(module).__version__
@@ -92,13 +100,10 @@ def main() -> int:
         if status:
             return int(status)
         benchmarks = json.loads(raw.read_text())["benchmarks"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
-    )
     result = {
         "device": device_name(),
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "versions": {"Python": platform.python_version(), **{m: version(m) for m in ("torch", "triton", "numpy")}},
         "copy_GB_per_s": copy_bandwidth(),
         "cases": {

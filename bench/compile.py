@@ -1,22 +1,30 @@
-"""Compile what a launcher launches for any GPU, without one, and read the machine code.
+"""Compile what an op launches for any GPU, without one, and read the machine code.
 
-`compiled(target, launch)` runs `launch()` on CPU tensors with every Triton launch replaced by a compilation for
-`target`, so that signatures, alignment hints and arguments equal to 1 are those of a real launch.
+`compiled(target, call)` runs `call()` on CPU tensors with every Triton launch replaced by a compilation for `target`,
+so that signatures, alignment hints and arguments equal to 1 are those of a real launch.
+
+`python -m bench.compile` writes `results/compile.md`: the machine code of every shipped configuration.
 """
 
 import collections
 import contextlib
+import functools
 import os
+import pathlib
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+import pyramid_ops
+from pyramid_ops import _dispatch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -58,16 +66,20 @@ def _recording(target: GPUTarget) -> Iterator[list]:
     active = driver._active
     driver.set_active(_NoGPU(target))  # type: ignore[arg-type]
     try:
-        with mock.patch.object(JITFunction, "__getitem__", launcher):
+        with (
+            mock.patch.object(JITFunction, "__getitem__", launcher),
+            mock.patch.object(_dispatch, "_interpreted", return_value=True),
+            pyramid_ops.use_backend("kernel"),
+        ):
             yield kernels
     finally:
         driver._active = active
 
 
-def compiled(target: str, launch: Callable[[], object]) -> list:
-    """(kernel name, compiled kernel) for every launch inside `launch()`."""
+def compiled(target: str, call: Callable[[], object]) -> list:
+    """(kernel name, compiled kernel) for every launch inside `call()`."""
     with _recording(TARGETS[target]) as kernels:
-        launch()
+        call()
     return kernels
 
 
@@ -97,3 +109,69 @@ def report(kernel) -> dict:
         "spills": ops["LDL"] + ops["STL"],
         "instructions": len(names),
     }
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
+    """(case, dtype, call) for the sizes, dtypes and options that choose a configuration."""
+    ops = pyramid_ops
+    for dtype in (torch.float32, torch.bfloat16):
+        for features in (64, 768, 1024, 1152, 4096, 16384):
+            x = torch.empty(2, 512, features, dtype=dtype)
+            yield f"token_variance, D = {features}", dtype, functools.partial(ops.token_variance, x)
+            yield f"token_norm, D = {features}", dtype, functools.partial(ops.token_norm, x)
+        for features in (64, 1024):
+            x = torch.empty(2, 512, features, dtype=dtype)
+            yield f"unit_rows, D = {features}", dtype, functools.partial(ops.unit_rows, x, limbs=2)
+        levels = [torch.empty(2, size, 1024, dtype=dtype) for size in (4096, 1024, 256, 64)]
+        select = functools.partial(ops.select_topk_levels, levels, 273)
+        yield "select_topk_levels, 273 of 5440, D = 1024", dtype, select
+        yield "select_topk_levels, union", dtype, functools.partial(select, level_weights=None)
+        indices = torch.empty(2, 273, 2, dtype=torch.int64)
+        yield "gather_levels, D = 1024", dtype, functools.partial(ops.gather_levels, levels, indices)
+    for dtype in (torch.float32, torch.bfloat16, torch.uint8):
+        x = torch.empty(2, 3, 1024, 1024, dtype=dtype)
+        for padding in ("zeros", "reflect", "replicate"):
+            for downsample in ("mean", "decimate"):
+                step = functools.partial(ops.blur_downsample, x, padding=padding, downsample=downsample)
+                yield f"blur_downsample, 5 taps, {padding}, {downsample}", dtype, step
+
+
+def main() -> None:
+    lines = [
+        "# Machine code of the shipped configurations",
+        "",
+        f"Triton {triton.__version__}, compiled ahead of time; nothing was run. *loads* and *stores* count the static",
+        "instructions of each width in bytes; *barriers* and *shuffles* likewise.",
+        "",
+        "| op | dtype | kernel | target | registers | spills | shared, bytes | loads | stores | barriers | shuffles |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    widths = {"128": "16", "64": "8", "U16": "2", "U8": "1", "": "4"}
+
+    def count(accesses: dict) -> str:
+        totals: dict[str, int] = {}
+        for instruction, times in accesses.items():
+            width = next(w for suffix, w in widths.items() if suffix in instruction.split(".") or not suffix)
+            totals[width] = totals.get(width, 0) + times
+        return ", ".join(f"{times} × {width}" for width, times in sorted(totals.items(), key=lambda x: -int(x[0])))
+
+    for case, dtype, call in shipped():
+        for target in ("sm_80", "sm_90", "sm_100"):
+            for kernel_name, kernel in compiled(target, call):
+                code = report(kernel)
+                lines.append(
+                    f"| {case} | {name(dtype)} | `{kernel_name}` | {target} | {code['registers']} | {code['spills']} | "
+                    f"{code['shared']} | {count(code['loads'])} | {count(code['stores'])} | {code['barriers']} | "
+                    f"{code['shuffles']} |"
+                )
+    text = "\n".join(lines) + "\n"
+    (pathlib.Path(__file__).parent / "results" / "compile.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

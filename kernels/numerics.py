@@ -221,7 +221,8 @@ def store_rows(
     """Store a spread value once for each row, at `ptrs` [TILES, 1]."""
     lane = tl.arange(0, WIDTH // VECTOR)[None, :]
     first = (tl.arange(0, TILES) % BLOCKS == 0)[:, None] & (lane == 0)
-    tl.store(tl.broadcast_to(ptrs, (TILES, WIDTH // VECTOR)), x, mask=first & mask[:, None])
+    # A sum, since the interpreter of Triton 3.6 cannot store through broadcast pointers.
+    tl.store(ptrs + tl.zeros_like(lane), x, mask=first & mask[:, None])
 
 
 def low_limb_bits(features: int) -> int:

@@ -58,6 +58,7 @@ def _blur_downsample_kernel(
 ):  # fmt: skip
     TAPS: tl.constexpr = len(taps)
     KEPT: tl.constexpr = TAPS - 2 if TAPS > 2 else 0  # filtered rows that the next output row needs too
+    WARM_UP: tl.constexpr = (KEPT + 1) // 2  # steps that only fill the window
     across = tl.cdiv(out_width, BLOCK)
     down = tl.cdiv(out_height, ROWS)
     first = (tl.program_id(0) % across) * BLOCK
@@ -69,27 +70,30 @@ def _blur_downsample_kernel(
     out_ptr += plane * out_height * out_width
 
     window = ()
-    for i in tl.static_range(KEPT):
-        row = 2 * y + OFFSET + i
-        window = window + (_filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),)
-    for r in range(min(ROWS, out_height - y)):
-        line = y + r
+    for _ in tl.static_range(KEPT):
+        window = window + (tl.zeros((BLOCK,), tl.float32),)
+    for step in range(WARM_UP + min(ROWS, out_height - y)):
+        line = y + step - WARM_UP
         for i in tl.static_range(KEPT, TAPS):
             row = 2 * line + OFFSET + i
             window = window + (
                 _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),
             )
-        total = window[0] * taps[0]
-        for i in tl.static_range(1, TAPS):
-            total = total + window[i] * taps[i]
-        out = out_ptr + line.to(tl.int64) * out_width + columns
-        tl.store(out, narrow(total, out_ptr.dtype.element_ty), mask=columns < out_width)
+        if step >= WARM_UP:
+            total = window[0] * taps[0]
+            for i in tl.static_range(1, TAPS):
+                total = total + window[i] * taps[i]
+            out = out_ptr + line.to(tl.int64) * out_width + columns
+            tl.store(out, narrow(total, out_ptr.dtype.element_ty), mask=columns < out_width)
         window = window[TAPS - KEPT :]
 
 
-def config(width: int, itemsize: int) -> dict:
-    """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice."""
-    outputs = min(4, 8 // itemsize)
+def config(width: int, itemsize: int, taps: int) -> dict:
+    """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice.
+
+    One output for long filters, whose window would not fit the registers.
+    """
+    outputs = min(4, 8 // itemsize) if taps <= 12 else 1
     block = min(128 * outputs, max(32 * outputs, triton.next_power_of_2(width)))
     return {"ROWS": 16, "BLOCK": block, "num_warps": block // (32 * outputs)}
 
@@ -99,7 +103,7 @@ def blur_downsample(
 ) -> Tensor:
     batch, channels = images.shape[:2]
     out = torch.empty(batch, channels, height, width, dtype=images.dtype, device=images.device)
-    tiles = config(width, images.element_size())
+    tiles = config(width, images.element_size(), len(taps))
     programs = batch * channels * triton.cdiv(height, tiles["ROWS"]) * triton.cdiv(width, tiles["BLOCK"])
     if programs:
         _blur_downsample_kernel[(programs,)](

@@ -263,7 +263,9 @@ def table(arguments, source, cropped, image, sizes, budgets, milliseconds, measu
     from rich.table import Table
 
     console = Console()
-    console.print(f"{source}: {image.shape[2]}×{image.shape[3]}{cropped}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{source}: {image.shape[2]}×{image.shape[3]}{cropped}", markup=False, highlight=False, soft_wrap=True
+    )
     levels = Table("level", "tokens", "kept")
     for level, (size, kept) in enumerate(zip(sizes, budgets, strict=True)):
         levels.add_row(str(level), str(size), str(kept))

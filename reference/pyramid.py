@@ -18,7 +18,7 @@ def blur_downsample(
     """
     out = images.new_empty(*images.shape[:2], height, width)
     planes, outs = (images.flatten(0, 1)[None], out.flatten(0, 1)[None]) if images.is_contiguous() else (images, out)
-    rows = min(height, max(8, CACHE_ELEMENTS // (2 * images.shape[3])))
+    rows = min(height, max(1, CACHE_ELEMENTS // (2 * images.shape[3])))
     group = max(1, min(planes.shape[1], CACHE_ELEMENTS // (2 * rows * images.shape[3])))
     inputs = 2 * (rows - 1) + len(taps)
     even, odd = images.new_empty(2, group, inputs, width + len(taps) // 2 + 1, dtype=torch.float32)

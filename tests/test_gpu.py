@@ -1,0 +1,101 @@
+"""What only a GPU can show: graph capture, no synchronisation, large tensors, streams."""
+
+import pytest
+import torch
+
+import pyramid_ops
+from tests import cases
+from tests.bits import assert_same_bits
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+def inputs(seed: int) -> tuple:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(2, 3, 128, 160, generator=generator).cuda()
+    levels = [torch.randn(2, n, 96, generator=generator).bfloat16().cuda() for n in (500, 120, 30, 1)]
+    return images, levels
+
+
+def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    tokens, indices = pyramid_ops.select_topk_levels(levels, budgets=[40, 20, 9, 1])
+    union = pyramid_ops.select_topk_levels(levels, 70, None, saliency="norm")
+    scores = pyramid_ops.token_variance(levels[0])
+    return [
+        *pyramid_ops.gaussian_pyramid(images, 4)[1:],
+        tokens,
+        indices,
+        *union,
+        scores,
+        pyramid_ops.gather_levels(levels, indices),
+        *pyramid_ops.unit_rows(levels[1], limbs=2),
+    ]
+
+
+def on_cpu(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    return everything(images.cpu(), [level.cpu() for level in levels])
+
+
+def test_gpu_equals_cpu():
+    arguments = inputs(0)
+    assert_same_bits(everything(*arguments), on_cpu(*arguments))
+
+
+def test_captured_graph_replays_on_new_data():
+    images, levels = inputs(0)
+    everything(images, levels)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = everything(images, levels)
+    new_images, new_levels = inputs(1)
+    images.copy_(new_images)
+    for level, new in zip(levels, new_levels, strict=True):
+        level.copy_(new)
+    graph.replay()
+    assert_same_bits(outputs, on_cpu(new_images, new_levels))
+
+
+def test_nothing_synchronises():
+    arguments = inputs(0)
+    everything(*arguments)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_two_streams():
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    arguments = [inputs(seed) for seed in range(2)]
+    torch.cuda.synchronize()
+    outputs = []
+    for stream, argument in zip(streams, arguments, strict=True):
+        with torch.cuda.stream(stream):
+            outputs.append([everything(*argument) for _ in range(20)])
+    torch.cuda.synchronize()
+    for argument, repeated in zip(arguments, outputs, strict=True):
+        expected = on_cpu(*argument)
+        for output in repeated:
+            assert_same_bits(output, expected)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements():
+    free, _ = torch.cuda.mem_get_info()
+    if free < 24 << 30:
+        pytest.skip("needs 24 GB of free GPU memory")
+    rows = torch.zeros(3, 700_001, 1024, dtype=torch.bfloat16, device="cuda")
+    last = cases.special_rows(1024, torch.bfloat16)[0, :1].cuda()
+    rows[2, -1] = last
+    assert_same_bits(pyramid_ops.token_variance(rows)[2, -1:], pyramid_ops.token_variance(last.cpu()))
+    tokens, indices = pyramid_ops.select_topk_levels([rows], 1, None)
+    assert indices[2].tolist() == [[0, 700_000]]
+    assert_same_bits(tokens[2], last)
+    image = torch.zeros(1, 1, 50_000, 50_000, dtype=torch.uint8, device="cuda")
+    image[..., -2:, -2:] = 200
+    assert pyramid_ops.blur_downsample(image, taps=[1.0])[0, 0, -1, -1] == 200
