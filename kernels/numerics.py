@@ -45,9 +45,10 @@ def ordered_key(x):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-# A row of D features is held as TILES = ROWS * BLOCKS tile rows, one for each block of 1024 features, in chunks of
-# WIDTH features: tile row r * BLOCKS + b of chunk c holds features 1024 b + c WIDTH … of row r. The sum of a row, and
-# whatever is computed from it, is kept *spread*: [TILES, WIDTH // VECTOR], the same value in every element of a row.
+# A row of D features is split into BLOCKS blocks, each held as a tile row of a warp, in CHUNKS chunks of WIDTH
+# features: tile row r * BLOCKS + b of chunk c holds the WIDTH features of row r from (b * CHUNKS + c) * WIDTH on. The
+# sum of a row, and whatever is computed from it, is kept *spread*: [TILES, WIDTH // VECTOR], the same value in every
+# element of a row.
 
 
 @triton.jit
@@ -59,7 +60,7 @@ def load_rows(
     row_ptr = x_ptr + tl.multiple_of(token.to(tl.int64) * stride, VECTOR)[:, None]
     chunks = ()
     for c in tl.static_range(CHUNKS):
-        feature = features(c, TILES, BLOCKS, WIDTH)
+        feature = features(c, TILES, BLOCKS, CHUNKS, WIDTH)
         keep = mask[:, None]
         if D != BLOCKS * CHUNKS * WIDTH:
             keep = keep & (feature < D)
@@ -68,10 +69,12 @@ def load_rows(
 
 
 @triton.jit
-def features(c: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+def features(
+    c: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
     """Which features chunk `c` holds: [TILES, WIDTH]."""
     block = tl.arange(0, TILES) % BLOCKS
-    return (block * 1024)[:, None] + (c * WIDTH + tl.arange(0, WIDTH))[None, :]
+    return (block * (CHUNKS * WIDTH))[:, None] + (c * WIDTH + tl.arange(0, WIDTH))[None, :]
 
 
 @triton.jit
@@ -169,13 +172,13 @@ def row_tiles(rows: Sequence[Tensor], warps: int = 4, load_bytes: int = 16) -> d
     for x in rows:
         vector = math.gcd(vector, x.stride(0), x.stride(1))
     width = min(lanes, 32 * vector)
-    blocks = triton.next_power_of_2(triton.cdiv(features, 1024))
+    blocks = triton.next_power_of_2(triton.cdiv(features, 1536))
     warps = max(warps, blocks)
     return {
         "TILES": warps * 32 * vector // width,
         "BLOCKS": blocks,
         "PARTS": lanes // width,
-        "CHUNKS": min(1024 // lanes, triton.cdiv(features, lanes)) * lanes // width,
+        "CHUNKS": triton.cdiv(features, blocks * lanes) * lanes // width,
         "WIDTH": width,
         "VECTOR": vector,
         "num_warps": warps,
@@ -203,7 +206,7 @@ def _unit_rows_kernel(
     factor = expand(scale, TILES, WIDTH, VECTOR)
     divisor = expand(length, TILES, WIDTH, VECTOR)
     for c in tl.static_range(CHUNKS):
-        feature = features(c, TILES, BLOCKS, WIDTH)
+        feature = features(c, TILES, BLOCKS, CHUNKS, WIDTH)
         keep = mask[:, None] & (feature < D)
         u = tl.where(usable, tl.div_rn(chunks[c] * factor, divisor), 0.0)
         high = ((u * 2048.0 + 12582912.0) - 12582912.0) * (1.0 / 2048.0)

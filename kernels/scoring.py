@@ -34,7 +34,7 @@ def _variance(
     for c in tl.static_range(CHUNKS):
         differing = chunks[c].to(tl.int32, bitcast=True) ^ pivot
         if D != BLOCKS * CHUNKS * WIDTH:
-            differing = tl.where(features(c, TILES, BLOCKS, WIDTH) < D, differing, 0)
+            differing = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, differing, 0)
         differs = differs | differing
     constant = row_reduce((differs,), "or", TILES, BLOCKS, WIDTH, VECTOR) == 0
     constant = constant & ((first & 0x7FFFFFFF) < 0x7F800000)
@@ -47,7 +47,7 @@ def _variance(
     for c in tl.static_range(CHUNKS):
         deviation = chunks[c] - mean
         if D != BLOCKS * CHUNKS * WIDTH:
-            deviation = tl.where(features(c, TILES, BLOCKS, WIDTH) < D, deviation, 0.0)
+            deviation = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, deviation, 0.0)
         deviations = deviations + (deviation,)
         squares = squares + (deviation * deviation,)
     sums = row_sum(deviations, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)

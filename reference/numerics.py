@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LANES = 256
-BLOCK = 1024
+BLOCK = 1536
 # Float32 elements that a loop over blocks works on at a time, so that a few such buffers stay in cache.
 CACHE_ELEMENTS = 1 << 19
 
@@ -46,27 +46,33 @@ def sqrt(x: Tensor) -> Tensor:
     return x.double().sqrt().float()
 
 
+def row_shape(features: int) -> tuple[int, int, int]:
+    """(blocks, chunks of a block, lanes of a block) of a row; blocks is the power of two that keeps chunks within 6."""
+    lanes = min(LANES, next_power_of_2(features))
+    blocks = next_power_of_2(-(-features // BLOCK))
+    return blocks, -(-features // (blocks * lanes)), lanes
+
+
 def lane_count(features: int) -> int:
-    """Lanes of a row: a block of 1024 features has min(256, next power of two ≥ D); blocks are padded likewise."""
-    return min(LANES, next_power_of_2(features)) * next_power_of_2(-(-features // BLOCK))
+    blocks, _, lanes = row_shape(features)
+    return blocks * lanes
 
 
 def lane_sums(x: Tensor, out: Tensor) -> None:
-    """`[R, D]` → `[R, lanes]`: lane j of a block of 1024 features adds x[j], x[j + 256], … in order from +0."""
+    """`[R, D]` → `[R, blocks · lanes]`: lane j of a block adds its features j, j + lanes, … in order from +0."""
     rows, features = x.shape
-    width = min(LANES, next_power_of_2(features))
-    full = features // BLOCK
-    out = out.view(rows, -1, width)
+    blocks, chunks, lanes = row_shape(features)
+    out = out.view(rows, blocks, lanes)
+    full = features // (chunks * lanes)
     if full:
-        first, second, *others = x[:, : full * BLOCK].unflatten(1, (full, BLOCK // LANES, LANES)).unbind(2)
-        lanes = out[:, :full]
-        torch.add(first, second, out=lanes)
+        first, *others = x[:, : full * chunks * lanes].unflatten(1, (full, chunks, lanes)).unbind(2)
+        out[:, :full] = first
         for chunk in others:
-            lanes += chunk
-    if full < out.shape[1]:
+            out[:, :full] += chunk
+    if full < blocks:
         out[:, full:] = 0.0
-    for start in range(full * BLOCK, features, width):
-        chunk = x[:, start : start + width]
+    for start in range(full * chunks * lanes, features, lanes):
+        chunk = x[:, start : start + lanes]
         out[:, full, : chunk.shape[1]] += chunk
 
 

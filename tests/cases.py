@@ -8,8 +8,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FEATURES = (*FLOATS, torch.uint8)
-SIZES = (1, 2, 3, 7, 8, 31, 64, 65, 127, 128, 129, 255, 256, 257, 588, 768, 1000, 1023, 1024, 1025, 1152, 2048, 3072)
-LARGE_SIZES = (4096, 4097, 8192, 16383, 16384)
+SIZES = (1, 2, 3, 7, 8, 31, 64, 65, 127, 128, 129, 255, 256, 257, 588, 768, 1000, 1023, 1024, 1152, 1536, 1537, 3072)
+LARGE_SIZES = (3584, 4096, 4097, 5120, 16383, 16384)
 
 
 def name(dtype: torch.dtype) -> str:
@@ -88,7 +88,7 @@ def token_norm() -> Iterator:
 
 
 def unit_rows() -> Iterator:
-    for param, marks in rows((1, 3, 64, 65, 256, 257, 1024, 1025, 3072)):
+    for param, marks in rows((1, 3, 64, 65, 256, 257, 1024, 1025, 1537, 3072)):
         for limbs in (1, 2):
             yield _with(param, marks, f"-limbs{limbs}", limbs)
 
