@@ -93,7 +93,7 @@ def config(width: int, itemsize: int, taps: int) -> dict:
 
     One output for long filters, whose window would not fit the registers.
     """
-    outputs = min(4, 8 // itemsize) if taps <= 12 else 1
+    outputs = min(4, 8 // itemsize) if taps <= 8 else 1
     block = min(128 * outputs, max(32 * outputs, triton.next_power_of_2(width)))
     return {"ROWS": 16, "BLOCK": block, "num_warps": block // (32 * outputs)}
 

@@ -23,11 +23,25 @@ from .numerics import (
 
 
 @triton.jit
+def _minus(
+    chunks, x, D: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """chunks − x where there are features, +0 elsewhere."""
+    out = ()
+    for c in tl.static_range(CHUNKS):
+        difference = chunks[c] - x
+        if D != BLOCKS * CHUNKS * WIDTH:
+            difference = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, difference, 0.0)
+        out = out + (difference,)
+    return out
+
+
+@triton.jit
 def _variance(
     chunks, first, D: tl.constexpr, CORRECTION: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr,
     TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Corrected two-pass variance, spread, of rows held in registers; `first` is their first feature, spread."""
+    """Variance, spread, of rows held in registers; `first` is their first feature, spread."""
     first = first.to(tl.int32, bitcast=True)
     pivot = expand(first, TILES, WIDTH, VECTOR)
     differs = tl.zeros((TILES, WIDTH), tl.int32)
@@ -41,20 +55,13 @@ def _variance(
 
     size = tl.full((TILES, WIDTH // VECTOR), D, tl.float32)
     mean = tl.div_rn(row_sum(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR), size)
-    mean = expand(mean, TILES, WIDTH, VECTOR)
-    deviations = ()
+    deviations = _minus(chunks, expand(mean, TILES, WIDTH, VECTOR), D, TILES, BLOCKS, CHUNKS, WIDTH)
+    rest = tl.div_rn(row_sum(deviations, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR), size)
+    deviations = _minus(deviations, expand(rest, TILES, WIDTH, VECTOR), D, TILES, BLOCKS, CHUNKS, WIDTH)
     squares = ()
     for c in tl.static_range(CHUNKS):
-        deviation = chunks[c] - mean
-        if D != BLOCKS * CHUNKS * WIDTH:
-            deviation = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, deviation, 0.0)
-        deviations = deviations + (deviation,)
-        squares = squares + (deviation * deviation,)
-    sums = row_sum(deviations, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
-    correcting = sums * sums
-    correcting = tl.div_rn(correcting, size)
-    result = row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR) - correcting
-    result = tl.where(result < 0, 0.0, result)
+        squares = squares + (deviations[c] * deviations[c],)
+    result = row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
     result = tl.div_rn(result, tl.full((TILES, WIDTH // VECTOR), D - CORRECTION, tl.float32))
     return tl.where(constant, 0.0, result)
 

@@ -2,7 +2,10 @@
 
 import argparse
 import importlib
+import io
 import itertools
+import os
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     select.add_argument("--saliency", choices=("detail", "variance", "norm"), default="detail")
     select.add_argument("--out", default="selection.png", help="the figure (default: %(default)s)")
     arguments = parser.parse_args(argv)
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode
     try:
         for module in ("matplotlib", "PIL", "rich", "skimage"):
             try:
@@ -67,6 +74,11 @@ def run_select(arguments: argparse.Namespace) -> None:
     ):
         if value < 1:
             raise UsageError(f"--{name}: expected at least 1, got {value}")
+    out = pathlib.Path(arguments.out)
+    if not out.suffix or out.is_dir():
+        raise UsageError(f"--out: expected a file name such as selection.png, got {arguments.out!r}")
+    if arguments.image is not None and out.resolve() == pathlib.Path(arguments.image).resolve():
+        raise UsageError(f"--out: expected another file than IMAGE, got {arguments.out!r}")
     patch, count = arguments.patch_size, arguments.levels
     image, source, cropped = load(arguments.image, patch, count)
     started = time.perf_counter()
@@ -89,7 +101,7 @@ def run_select(arguments: argparse.Namespace) -> None:
     measured = [(name, picture, *quality(image, picture)) for name, picture in results]
     try:
         draw(arguments, image, source, levels, selection.indices, measured, budgets)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"--out: cannot write {arguments.out}: {_reason(error)}") from error
     table(arguments, source, cropped, image, sizes, budgets, milliseconds, measured)
 
@@ -105,6 +117,8 @@ def load(path: str | None, patch: int, levels: int) -> tuple[Tensor, str, str]:
 
         try:
             with Image.open(path) as file:
+                if file.mode in ("I", "F") or file.mode.startswith("I;"):
+                    raise UsageError(f"IMAGE: expected 8 bits a channel, got mode {file.mode} in {path}")
                 array, source = np.asarray(ImageOps.exif_transpose(file).convert("RGB")), path
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else _reason(error)
@@ -208,9 +222,6 @@ def quality(image: Tensor, picture: Tensor) -> tuple[float, float]:
 
 
 def draw(arguments, image, source, levels, indices, measured, budgets) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.patches import Rectangle
 
@@ -219,6 +230,7 @@ def draw(arguments, image, source, levels, indices, measured, budgets) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
 
+    source = source.replace("$", r"\$")  # no formula
     patch, count = arguments.patch_size, len(levels)
     columns = max(count + 1, len(measured))
     aspect = image.shape[2] / image.shape[3]

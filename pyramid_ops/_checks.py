@@ -1,6 +1,5 @@
 """Errors that name the op, the argument, what was expected and what came."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,17 @@ def describe(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
+def _finite(value: float) -> bool:
+    # Comparisons, since `torch.compile` traces them also where a number is symbolic.
+    return value - value == 0
+
+
 def tensor(op: str, name: str, x: Any, *layouts: str, dtypes: Sequence[torch.dtype] = FEATURES) -> Tensor:
     """`x` is a CPU or CUDA tensor with one of the `layouts` (such as "B N D") and `dtypes`, and needs no gradient."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name}: expected a tensor, got {describe(x)}")
+    if x.layout is not torch.strided or x.is_nested or x.is_quantized or x.is_mkldnn:
+        raise TypeError(f"{op}: {name}: expected a dense tensor, got a {type(x).__name__} of layout {x.layout}")
     if x.dim() not in [len(layout.split()) for layout in layouts]:
         expected = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
         raise ValueError(f"{op}: {name}: expected shape {expected}, got {describe(x)}")
@@ -72,9 +78,13 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
 def number(op: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{op}: {name}: expected a number, got {describe(value)}")
-    if not math.isfinite(value):
+    try:
+        value = float(value)
+    except OverflowError as error:
+        raise ValueError(f"{op}: {name}: expected a float64 number, got {value}") from error
+    if not _finite(value):
         raise ValueError(f"{op}: {name}: expected a finite number, got {value}")
-    return float(value)
+    return value
 
 
 def sequence(op: str, name: str, value: Any) -> list:
@@ -93,5 +103,6 @@ def choice(op: str, name: str, value: Any, *choices: str) -> str:
 
 
 def rows(x: Tensor) -> Tensor:
-    """`x` with its last dimension contiguous: a copy where it is not."""
+    """`x` with its last dimension contiguous and no pending negation or conjugation: a copy where it is not so."""
+    x = x.resolve_neg().resolve_conj()
     return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()

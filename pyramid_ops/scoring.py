@@ -30,8 +30,9 @@ def token_variance(features: Tensor, *, correction: int = 1) -> Tensor:
     -------
     Tensor
         float32 ``[B, N]`` or ``[T]``, within 8 ulp of the exact variance for finite rows whose squares neither
-        overflow nor vanish. NaN where D ≤ correction and where a feature is NaN or infinite. Exactly 0 where all
-        features of a token are the same finite number.
+        overflow nor vanish, whatever their mean. NaN where D ≤ correction, where a feature is NaN or infinite, and
+        where the sum of unequal features overflows float32. Otherwise exactly 0 where all features of a token are the
+        same finite number.
 
     Raises
     ------
@@ -40,9 +41,9 @@ def token_variance(features: Tensor, *, correction: int = 1) -> Tensor:
 
     Notes
     -----
-    Corrected two-pass formula (Σd² − (Σd)²/D) / (D − correction) with d = x − mean, in float32 in a written order:
-    the same bits on every device, for any tile, batch or stride. Features are read once. Rows that are not contiguous
-    in their last dimension are copied first.
+    Σ((x − mean) − rest)² / (D − correction) with rest = Σ(x − mean)/D, what rounding took from the mean, in float32 in
+    a written order: the same bits on every device, for any tile, batch or stride. Features are read once. Rows that
+    are not contiguous in their last dimension are copied first.
 
     Examples
     --------

@@ -40,8 +40,9 @@ _gather_levels = Op(
 def allocate_budgets(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
     """Split a number of tokens over levels.
 
-    Level k gets ``int(total * weights[k])`` tokens and level 0 what that leaves over. What a level cannot take, having
-    fewer tokens, goes to the other levels: finest first, each filled before the next. So the sum is always `total`.
+    Level k gets ``int(total * weights[k])`` tokens, never more than are left, and level 0 what that leaves over. What a
+    level cannot take, having fewer tokens, goes to the other levels: finest first, each filled before the next. So the
+    sum is always `total`.
 
     Parameters
     ----------
@@ -197,7 +198,7 @@ def _check_scores(op: str, saliency: Sequence[Tensor], levels: Sequence[Tensor])
             raise ValueError(
                 f"{op}: saliency[{k}]: expected {list(level.shape[:2])} on {level.device}, got {check.describe(score)}"
             )
-    return scores
+    return [score.resolve_neg() for score in scores]
 
 
 def _check_budgets(op: str, budgets: Sequence[int], sizes: Sequence[int]) -> list[int]:
@@ -216,7 +217,7 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     Parameters
     ----------
     levels : list of Tensor
-        ``[B, N_k, ...]`` for each level, of any dtype of at most 8 bytes; a batch size of 1 serves every sample.
+        Dense ``[B, N_k, ...]`` for each level, of any dtype of at most 8 bytes; a batch size of 1 serves every sample.
     indices : Tensor
         int64 ``[B, K, 2]`` as :func:`select_topk_levels` returns them. A pair that names no token, such as (−1, −1),
         gives zeros.
@@ -257,5 +258,5 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
             )
     dtype, features = levels[0].dtype, levels[0].shape[2:]
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    rows = [check.rows(level.reshape(*level.shape[:2], math.prod(features)).view(bits)) for level in levels]
+    rows = [check.rows(level.reshape(*level.shape[:2], math.prod(features))).view(bits) for level in levels]
     return _gather_levels(rows, indices).view(dtype).reshape(batch, indices.shape[1], *features)

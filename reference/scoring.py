@@ -7,30 +7,30 @@ from .numerics import CACHE_ELEMENTS, lane_count, lane_sums, map_rows, scaled_no
 
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
-    """Corrected two-pass: (Σd² − (Σd)²/D) / (D − correction) with d = x − mean, clamped at +0."""
+    """Σ((x − mean) − rest)² / (D − correction), where rest = Σ(x − mean) / D is what rounding took from the mean."""
     count = features.shape[2]
     size = torch.full((), count, dtype=torch.float32, device=features.device)
 
     def variance(rows: Tensor) -> tuple[Tensor]:
-        lanes = rows.new_empty(2, len(rows), lane_count(count), dtype=torch.float32)
+        lanes = rows.new_empty(len(rows), lane_count(count), dtype=torch.float32)
         step = max(1, CACHE_ELEMENTS // count)
         scratch = rows.new_empty(min(step, len(rows)), count, dtype=torch.float32)
         blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
         for block in blocks:
-            lane_sums(widen(rows[block]), lanes[0, block])
-        mean = tree_sum(lanes[0]) / size
+            lane_sums(widen(rows[block]), lanes[block])
+        mean = tree_sum(lanes) / size
         for block in blocks:
             deviation = scratch[: len(rows[block])]
             torch.sub(widen(rows[block]), mean[block, None], out=deviation)
-            lane_sums(deviation, lanes[0, block])
+            lane_sums(deviation, lanes[block])
+        rest = tree_sum(lanes) / size
+        for block in blocks:
+            deviation = scratch[: len(rows[block])]
+            torch.sub(widen(rows[block]), mean[block, None], out=deviation)
+            deviation -= rest[block, None]
             deviation *= deviation
-            lane_sums(deviation, lanes[1, block])
-        sums, squares = tree_sum(lanes)
-        correcting = sums * sums
-        correcting = correcting / size
-        result = squares - correcting
-        result = torch.where(result < 0, 0.0, result)
-        result = result / (size - correction)
+            lane_sums(deviation, lanes[block])
+        result = tree_sum(lanes) / (size - correction)
         return (torch.where(_constant(rows), 0.0, result),)
 
     scores = features.new_empty(features.shape[:2], dtype=torch.float32)

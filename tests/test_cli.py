@@ -1,5 +1,6 @@
 """The command line: a picture in, a picture out, one clear line where it cannot."""
 
+import os
 import subprocess
 import sys
 
@@ -43,10 +44,13 @@ def test_own_photo(photo, tmp_path, capsys, saliency):
     assert out.stat().st_size > 1000
 
 
-def test_module_runs(photo, tmp_path):
+def test_module_runs_without_unicode_or_a_usual_backend(photo, tmp_path):
+    photo = photo.rename(tmp_path / "$\\frac$.png")
     out = tmp_path / "out.png"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://missing"}
     command = [sys.executable, "-m", "pyramid_ops", "select", str(photo), "--tokens", "54", "--levels", "1"]
-    result = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+    command += ["--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     assert out.exists()
 
@@ -70,10 +74,16 @@ def test_module_runs(photo, tmp_path):
         (["PHOTO", "--saliency", "entropy"], "argument --saliency: invalid choice: 'entropy'"),
         (["PHOTO", "--levels", "2", "--tokens", "20", "--out", "/no/such/folder/x.png"], "--out: cannot write"),
         (["PHOTO", "--levels", "2", "--tokens", "20", "--out", "x.unknown"], "--out: cannot write x.unknown"),
+        (["PHOTO", "--out", "selection"], "--out: expected a file name such as selection.png, got 'selection'"),
+        (["PHOTO", "--out", "PHOTO"], "--out: expected another file than IMAGE"),
+        (["DEEP"], "IMAGE: expected 8 bits a channel, got mode I;16"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(photo, capsys, arguments, message):
-    arguments = [str(photo) if argument == "PHOTO" else argument for argument in arguments]
+    deep = photo.with_name("deep.png")
+    Image.fromarray(torch.arange(4096).view(64, 64).numpy().astype("uint16")).save(deep)
+    names = {"PHOTO": str(photo), "DEEP": str(deep)}
+    arguments = [names.get(argument, argument) for argument in arguments]
     try:
         code = cli.main(["select", *arguments])
     except SystemExit as stop:

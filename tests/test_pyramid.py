@@ -182,6 +182,19 @@ def test_patchify_equals_unfold(dtype):
     assert torch.equal(patches.double(), expected)
 
 
+def test_patchify_never_returns_a_view():
+    for shape, patch in (((2, 1, 4, 4), 1), ((2, 3, 4, 4), 4), ((1, 1, 8, 4), 4)):
+        x = torch.ones(shape)
+        patchify(x, patch).zero_()
+        assert x.all()
+
+
+def test_very_narrow_and_very_wide_gaussians():
+    x = image(1, 1, 8, 8)
+    assert_same_bits(blur_downsample(x, sigma=1e-200), blur_downsample(x, taps=[0, 0, 1, 0, 0]))
+    assert_same_bits(blur_downsample(x, sigma=1e300), blur_downsample(x, taps=[0.2] * 5))
+
+
 def test_positions_follow_selected_patches():
     levels = gaussian_pyramid(image(2, 1, 16, 24), 3)
     tokens = [patchify(level, 2) for level in levels]
@@ -206,6 +219,7 @@ BAD = [
     (ValueError, "images: expected no gradient", lambda op: op(X.clone().requires_grad_())),
     (ValueError, "sigma: expected a positive number, got 0", lambda op: op(X, sigma=0)),
     (ValueError, "sigma: expected a positive number, got -1", lambda op: op(X, sigma=-1.0)),
+    (ValueError, "sigma: expected a float64 number", lambda op: op(X, sigma=10**400)),
     (ValueError, "sigma: expected a finite number, got nan", lambda op: op(X, sigma=float("nan"))),
     (TypeError, "sigma: expected a number, got '1'", lambda op: op(X, sigma="1")),
     (ValueError, "kernel_size: expected an odd number, got 4", lambda op: op(X, kernel_size=4)),

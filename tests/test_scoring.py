@@ -36,6 +36,17 @@ def test_variance_is_within_8_ulp_with_an_outlier_or_two_values(mean):
         assert ulps(token_variance(rows), rows.double().var(-1)).max() <= 8
 
 
+@pytest.mark.parametrize("features", [3, 767, 768, 3000, 16384])
+def test_variance_is_within_8_ulp_where_features_differ_by_their_last_bit(features):
+    generator = torch.Generator().manual_seed(features)
+    base = torch.randint(1 << 23, (1 << 24) - 1, (200, 1), generator=generator).float()
+    one = base.expand(200, features).clone()
+    one[:, features // 3] += 1
+    several = base + torch.randint(0, 2, (200, features), generator=generator)
+    for rows in (one, several):
+        assert ulps(token_variance(rows), rows.double().var(-1)).max() <= 8
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_variance_agrees_with_torch(dtype):
     x = torch.randn(3, 50, 768, generator=torch.Generator().manual_seed(0)).to(dtype)

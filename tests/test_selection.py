@@ -196,12 +196,28 @@ def test_gather_levels_of_masks_positions_and_tokens():
     assert torch.equal(gather_levels(shared, indices)[1, 0], levels[0][0, 5])
 
 
+def test_pending_negation_and_conjugation_are_resolved():
+    scores = torch.complex(torch.zeros(1, 6), torch.arange(6.0)[None]).conj().imag
+    assert scores.is_neg()
+    level = torch.rand(1, 6, 8)
+    assert select_topk_levels([level], saliency=[scores], budgets=[3]).indices[0, :, 1].tolist() == [0, 1, 2]
+    negated = torch._neg_view(level)
+    assert_same_bits(token_norm(negated), token_norm(level))
+    assert_same_bits(
+        select_topk_levels([negated], budgets=[2]).tokens, -select_topk_levels([level], budgets=[2]).tokens
+    )
+    indices = torch.tensor([[[0, 4]]])
+    conjugated = torch.complex(level, level).conj()
+    assert torch.equal(gather_levels([conjugated], indices)[0, 0], conjugated[0, 4])
+
+
 L = features()
 BAD = [
     (TypeError, "pyramid_features: expected a list or tuple", lambda op: op(L[0])),
     (ValueError, "pyramid_features: expected at least one tensor, got an empty list", lambda op: op([])),
     (TypeError, r"pyramid_features\[1\]: expected a tensor, got None", lambda op: op([L[0], None])),
     (ValueError, r"pyramid_features\[0\]: expected shape \[B, N, D\]", lambda op: op([L[0][0]])),
+    (TypeError, r"pyramid_features\[0\]: expected a dense tensor", lambda op: op([L[0].to_sparse()])),
     (TypeError, r"pyramid_features\[0\]: expected dtype", lambda op: op([x.double() for x in L])),
     (ValueError, r"pyramid_features\[1\]: expected the device, dtype", lambda op: op([L[0], L[1].half()])),
     (ValueError, r"pyramid_features\[1\]: expected the device, dtype", lambda op: op([L[0], L[1][:1]])),
