@@ -66,9 +66,13 @@ def lane_sums(x: Tensor, out: Tensor) -> None:
     full = features // (chunks * lanes)
     if full:
         first, *others = x[:, : full * chunks * lanes].unflatten(1, (full, chunks, lanes)).unbind(2)
-        out[:, :full] = first
+        complete = out[:, :full]
+        if others:
+            torch.add(first, others.pop(0), out=complete)
+        else:
+            complete.copy_(first)
         for chunk in others:
-            out[:, :full] += chunk
+            complete += chunk
     if full < blocks:
         out[:, full:] = 0.0
     for start in range(full * chunks * lanes, features, lanes):
@@ -118,11 +122,13 @@ def low_limb_bits(features: int) -> int:
     return min(11, 13 - (log_features + 1) // 2)
 
 
-def map_rows(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, *outs: Tensor) -> None:
-    """`outs[i][b, n] = function(x[b, n])[i]` for `x` `[B, N, D]`, in blocks of rows that stay in cache."""
+def map_rows(
+    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, *outs: Tensor, elements: int = 4 * CACHE_ELEMENTS
+) -> None:
+    """`outs[i][b, n] = function(x[b, n])[i]` for `x` `[B, N, D]`, in blocks of rows of so many elements."""
     if x.is_contiguous():
         x, outs = x.view(1, -1, x.shape[2]), tuple(out.view(1, -1, *out.shape[2:]) for out in outs)
-    step = max(1, 4 * CACHE_ELEMENTS // x.shape[2])
+    step = max(1, elements // x.shape[2])
     for sample in range(x.shape[0]):
         for start in range(0, x.shape[1], step):
             for out, result in zip(outs, function(x[sample, start : start + step]), strict=True):

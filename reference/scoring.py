@@ -14,19 +14,17 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
     def variance(rows: Tensor) -> tuple[Tensor]:
         lanes = rows.new_empty(len(rows), lane_count(count), dtype=torch.float32)
         step = max(1, CACHE_ELEMENTS // count)
-        scratch = rows.new_empty(min(step, len(rows)), count, dtype=torch.float32)
+        deviations = rows.new_empty(rows.shape, dtype=torch.float32)
         blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
         for block in blocks:
             lane_sums(widen(rows[block]), lanes[block])
         mean = tree_sum(lanes) / size
         for block in blocks:
-            deviation = scratch[: len(rows[block])]
-            torch.sub(widen(rows[block]), mean[block, None], out=deviation)
-            lane_sums(deviation, lanes[block])
+            torch.sub(widen(rows[block]), mean[block, None], out=deviations[block])
+            lane_sums(deviations[block], lanes[block])
         rest = tree_sum(lanes) / size
         for block in blocks:
-            deviation = scratch[: len(rows[block])]
-            torch.sub(widen(rows[block]), mean[block, None], out=deviation)
+            deviation = deviations[block]
             deviation -= rest[block, None]
             deviation *= deviation
             lane_sums(deviation, lanes[block])
@@ -36,7 +34,7 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
     scores = features.new_empty(features.shape[:2], dtype=torch.float32)
     if count <= correction:
         return scores.fill_(torch.nan)
-    map_rows(variance, features, scores)
+    map_rows(variance, features, scores, elements=8 * CACHE_ELEMENTS)
     return scores
 
 
