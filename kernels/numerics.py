@@ -62,7 +62,7 @@ def load_rows(
     for c in tl.static_range(CHUNKS):
         feature = features(c, TILES, BLOCKS, CHUNKS, WIDTH)
         keep = mask[:, None]
-        if D != BLOCKS * CHUNKS * WIDTH:
+        if (BLOCKS > 1 or (c + 1) * WIDTH > D) and D != BLOCKS * CHUNKS * WIDTH:
             keep = keep & (feature < D)
         chunks = chunks + (widen(tl.load(row_ptr + feature, mask=keep, other=0)),)
     return chunks
@@ -161,7 +161,7 @@ def scaled_norm(
     return scale, tl.sqrt_rn(row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)), unscale
 
 
-def row_tiles(rows: Sequence[Tensor], warps: int = 4, load_bytes: int = 16) -> dict:
+def row_tiles(rows: Sequence[Tensor], warps: int = 0, load_bytes: int = 16) -> dict:
     """Constexpr arguments of the row functions for tensors `[B, N, D]`.
 
     VECTOR elements (`load_bytes` where the strides allow) to a thread, a tile row no wider than a warp.
@@ -170,10 +170,10 @@ def row_tiles(rows: Sequence[Tensor], warps: int = 4, load_bytes: int = 16) -> d
     lanes = min(256, triton.next_power_of_2(features))
     vector = min(max(1, load_bytes // rows[0].element_size()), lanes)
     for x in rows:
-        vector = math.gcd(vector, x.stride(0), x.stride(1))
+        vector = math.gcd(vector, x.stride(0), x.stride(1), x.data_ptr() // x.element_size())
     width = min(lanes, 32 * vector)
     blocks = triton.next_power_of_2(triton.cdiv(features, 1536))
-    warps = max(warps, blocks)
+    warps = max(warps or (4 if features <= 1024 else 8), blocks)
     return {
         "TILES": warps * 32 * vector // width,
         "BLOCKS": blocks,

@@ -30,7 +30,7 @@ def _minus(
     out = ()
     for c in tl.static_range(CHUNKS):
         difference = chunks[c] - x
-        if D != BLOCKS * CHUNKS * WIDTH:
+        if (BLOCKS > 1 or (c + 1) * WIDTH > D) and D != BLOCKS * CHUNKS * WIDTH:
             difference = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, difference, 0.0)
         out = out + (difference,)
     return out
@@ -47,7 +47,7 @@ def _variance(
     differs = tl.zeros((TILES, WIDTH), tl.int32)
     for c in tl.static_range(CHUNKS):
         differing = chunks[c].to(tl.int32, bitcast=True) ^ pivot
-        if D != BLOCKS * CHUNKS * WIDTH:
+        if (BLOCKS > 1 or (c + 1) * WIDTH > D) and D != BLOCKS * CHUNKS * WIDTH:
             differing = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, differing, 0)
         differs = differs | differing
     constant = row_reduce((differs,), "or", TILES, BLOCKS, WIDTH, VECTOR) == 0
@@ -81,9 +81,10 @@ def _score_kernel(
     sample = (tl.program_id(0) // programs).to(tl.int64)
     pid = tl.program_id(0) % programs
 
+    # Strides are widened, since a level of its own may have a stride past 2^31.
     x_ptr = level_ptrs[0]
-    stride_b = strides_b[0]
-    stride_n = strides_n[0]
+    stride_b = tl.zeros((), tl.int64) + strides_b[0]
+    stride_n = tl.zeros((), tl.int64) + strides_n[0]
     size = sizes[0]
     program = pid
     begin = tl.cdiv(sizes[0], ROWS)
@@ -92,8 +93,8 @@ def _score_kernel(
     for level in tl.static_range(1, len(sizes)):
         if pid >= begin:
             x_ptr = level_ptrs[level]
-            stride_b = strides_b[level]
-            stride_n = strides_n[level]
+            stride_b = tl.zeros((), tl.int64) + strides_b[level]
+            stride_n = tl.zeros((), tl.int64) + strides_n[level]
             size = sizes[level]
             program = pid - begin
             out_start = start

@@ -178,7 +178,7 @@ def gather_config(levels: Sequence[Tensor]) -> dict:
     """One row to a program, 16 bytes to a thread where the strides allow."""
     vector = 16 // levels[0].element_size()
     for x in levels:
-        vector = math.gcd(vector, x.stride(0), x.stride(1))
+        vector = math.gcd(vector, x.stride(0), x.stride(1), x.data_ptr() // x.element_size())
     block = min(128 * vector, max(32 * vector, triton.next_power_of_2(levels[0].shape[2])))
     return {"ROWS": 1, "BLOCK": block, "VECTOR": vector, "num_warps": max(1, block // (32 * vector))}
 

@@ -28,6 +28,8 @@ def ones():
     yield "select_topk_levels-1-first", lambda: pyramid_ops.select_topk_levels(levels[::-1], budgets=[1, 20])
     yield "select_topk_levels-union", lambda: pyramid_ops.select_topk_levels(levels, 1, None, order="index")
     yield "gather_levels", lambda: pyramid_ops.gather_levels([one], indices)
+    far = torch.empty(4).as_strided((1, 4, 1), (1 << 31, 1, 1))
+    yield "select_topk_levels-far", lambda: pyramid_ops.select_topk_levels([one, far], budgets=[1, 2], saliency="norm")
     for shape in ((1, 1, 2, 2), (1, 1, 2, 64), (1, 3, 64, 2), (1, 3, 64, 48)):
         x = torch.empty(shape)
         for taps in ([1.0], [0.1] * 3, [0.1] * 11):

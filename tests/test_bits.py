@@ -14,10 +14,10 @@ pytestmark = pytest.mark.kernel
 
 
 def to(device, value):
+    """A copy on `device` with the same strides and storage offset."""
     if isinstance(value, torch.Tensor):
-        return value if device.type == "cpu" else torch.empty_strided(
-            value.shape, value.stride(), dtype=value.dtype, device=device
-        ).copy_(value)  # fmt: skip
+        storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device, copy=True)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
     return [to(device, x) for x in value] if isinstance(value, list) else value
 
 
