@@ -11,10 +11,14 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
     count = features.shape[2]
     size = torch.full((), count, dtype=torch.float32, device=features.device)
 
+    # Allocated once: fresh pages cost more than the arithmetic on them.
+    most = min(features.shape[0] * features.shape[1], max(1, 8 * CACHE_ELEMENTS // count))
+    all_lanes = features.new_empty(most, lane_count(count), dtype=torch.float32)
+    all_deviations = features.new_empty(most, count, dtype=torch.float32)
+
     def variance(rows: Tensor) -> tuple[Tensor]:
-        lanes = rows.new_empty(len(rows), lane_count(count), dtype=torch.float32)
+        lanes, deviations = all_lanes[: len(rows)], all_deviations[: len(rows)]
         step = max(1, CACHE_ELEMENTS // count)
-        deviations = rows.new_empty(rows.shape, dtype=torch.float32)
         blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
         for block in blocks:
             lane_sums(widen(rows[block]), lanes[block])
