@@ -9,6 +9,9 @@ from .numerics import CACHE_ELEMENTS, lane_count, lane_sums, map_rows, scaled_no
 def token_variance(features: Tensor, correction: int) -> Tensor:
     """Σ((x − mean) − rest)² / (D − correction), where rest = Σ(x − mean) / D is what rounding took from the mean."""
     count = features.shape[2]
+    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
+    if count <= correction:
+        return scores.fill_(torch.nan)
     size = torch.full((), count, dtype=torch.float32, device=features.device)
 
     # Allocated once: fresh pages cost more than the arithmetic on them.
@@ -35,9 +38,6 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
         result = tree_sum(lanes) / (size - correction)
         return (torch.where(_constant(rows), 0.0, result),)
 
-    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
-    if count <= correction:
-        return scores.fill_(torch.nan)
     map_rows(variance, features, scores, elements=8 * CACHE_ELEMENTS)
     return scores
 

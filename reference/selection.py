@@ -40,6 +40,7 @@ def select_topk_levels(
 def _topk(keys: Tensor, k: int, by_index: bool) -> Tensor:
     """Indices `[B, k]` of the k largest keys `[B, N]`; among equal keys the lower index first."""
     last = keys.shape[1] - 1
+    # No two of these integers are equal, so topk has one answer on every device.
     unique = (keys.to(torch.int64) << 32) + (last - torch.arange(last + 1, device=keys.device))
     chosen = last - (unique.topk(k, 1).values & 0xFFFFFFFF)
     return chosen.sort(1).values if by_index else chosen
