@@ -87,9 +87,13 @@ def tree_sum(x: Tensor) -> Tensor:
     return x[..., 0] + 0.0
 
 
-def row_sum(x: Tensor) -> Tensor:
-    """`[R, D]` float32 → `[R]`: lane sums, then one tree over all lanes."""
-    lanes = x.new_empty(x.shape[0], lane_count(x.shape[1]))
+def row_sum(x: Tensor, lanes: Tensor | None = None) -> Tensor:
+    """`[R, D]` float32 → `[R]`: lane sums (kept in `lanes`), then one tree over all lanes."""
+    count = lane_count(x.shape[1])
+    if x.shape[1] == count:
+        return tree_sum(x)
+    if lanes is None:
+        lanes = x.new_empty(x.shape[0], count)
     lane_sums(x, lanes)
     return tree_sum(lanes)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .numerics import CACHE_ELEMENTS, lane_count, lane_sums, map_rows, scaled_norm, tree_sum, widen
+from .numerics import CACHE_ELEMENTS, lane_count, map_rows, row_sum, scaled_norm, widen
 
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
@@ -15,30 +15,22 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
     size = torch.full((), count, dtype=torch.float32, device=features.device)
 
     # Allocated once: fresh pages cost more than the arithmetic on them.
-    most = min(features.shape[0] * features.shape[1], max(1, 8 * CACHE_ELEMENTS // count))
+    most = min(features.shape[0] * features.shape[1], max(1, 2 * CACHE_ELEMENTS // count))
     all_lanes = features.new_empty(most, lane_count(count), dtype=torch.float32)
     all_deviations = features.new_empty(most, count, dtype=torch.float32)
 
     def variance(rows: Tensor) -> tuple[Tensor]:
         lanes, deviations = all_lanes[: len(rows)], all_deviations[: len(rows)]
-        step = max(1, CACHE_ELEMENTS // count)
-        blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
-        for block in blocks:
-            lane_sums(widen(rows[block]), lanes[block])
-        mean = tree_sum(lanes) / size
-        for block in blocks:
-            torch.sub(widen(rows[block]), mean[block, None], out=deviations[block])
-            lane_sums(deviations[block], lanes[block])
-        rest = tree_sum(lanes) / size
-        for block in blocks:
-            deviation = deviations[block]
-            deviation -= rest[block, None]
-            deviation *= deviation
-            lane_sums(deviation, lanes[block])
-        result = tree_sum(lanes) / (size - correction)
+        x = rows if rows.dtype == torch.float32 else deviations.copy_(rows)
+        mean = row_sum(x, lanes) / size
+        torch.sub(x, mean[:, None], out=deviations)
+        rest = row_sum(deviations, lanes) / size
+        deviations -= rest[:, None]
+        deviations *= deviations
+        result = row_sum(deviations, lanes) / (size - correction)
         return (torch.where(_constant(rows), 0.0, result),)
 
-    map_rows(variance, features, scores, elements=8 * CACHE_ELEMENTS)
+    map_rows(variance, features, scores, elements=2 * CACHE_ELEMENTS)
     return scores
 
 

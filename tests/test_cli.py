@@ -1,6 +1,8 @@
 """The command line: a picture in, a picture out, one clear line where it cannot."""
 
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -33,6 +35,22 @@ def test_default_photo_selects_273_of_1360(tmp_path, capsys):
     with Image.open(out) as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
+
+
+def test_readme_tells_what_the_demo_prints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.main(["select", "--out", str(tmp_path / "selection.png")]) == 0
+    printed = capsys.readouterr().out
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    rows = {
+        "kept by detail": r"\| kept by \*detail\*.*?\| ([\d.]+) dB \| (\d+) % \|",
+        "uniform choice": r"\| uniform choice \| ([\d.]+) dB \| (\d+) % \|",
+        "random choice": r"\| random choice \| ([\d.]+) dB \| (\d+) % \|",
+        "plain downscaling": r"\| the photo plainly downscaled.*?\| \**([\d.]+) dB\** \| (\d+) % \|",
+    }
+    for name, pattern in rows.items():
+        told = re.search(pattern, readme).groups()
+        assert re.search(rf"{name}\W+([\d.]+)\W+(\d+)%", printed).groups() == told
 
 
 @pytest.mark.parametrize("saliency", ["detail", "variance", "norm"])
