@@ -228,13 +228,7 @@ def store_rows(
     tl.store(ptrs + tl.zeros_like(lane), x, mask=first & mask[:, None])
 
 
-def low_limb_bits(features: int) -> int:
-    """Fraction bits of the second limb: the most with which no dot product of limbs passes 2^24 grid units."""
-    log_features = (features - 1).bit_length()
-    return min(11, 13 - (log_features + 1) // 2)
-
-
-def unit_rows(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     batch, tokens, features = x.shape
     units = torch.empty(batch, tokens, limbs, features, dtype=torch.float16, device=x.device)
     norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
@@ -243,7 +237,7 @@ def unit_rows(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
         grid = (batch * triton.cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)
         _unit_rows_kernel[grid](
             x, units, norms, x.stride(0), x.stride(1), tokens,
-            D=features, LIMBS=limbs, LOW_BITS=low_limb_bits(features), **tiles, **LAUNCH,
+            D=features, LIMBS=limbs, LOW_BITS=bits, **tiles, **LAUNCH,
         )  # fmt: skip
     return units, norms
 

@@ -5,6 +5,17 @@ as its specification in :mod:`pyramid_ops.reference`.
 """
 
 from ._dispatch import use_backend
+from .merging import (
+    BestMatch,
+    MergedTokens,
+    MergePlan,
+    assign_mean,
+    best_match,
+    merge_indices,
+    merge_tokens,
+    tome_matching,
+    unmerge_tokens,
+)
 from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
 from .scoring import token_norm, token_variance
@@ -13,16 +24,25 @@ from .selection import LevelSelection, allocate_budgets, gather_levels, select_t
 __version__ = "0.1.0"
 
 __all__ = [
+    "BestMatch",
     "LevelSelection",
+    "MergePlan",
+    "MergedTokens",
     "allocate_budgets",
+    "assign_mean",
+    "best_match",
     "blur_downsample",
     "gather_levels",
     "gaussian_pyramid",
+    "merge_indices",
+    "merge_tokens",
     "patch_positions",
     "patchify",
     "select_topk_levels",
     "token_norm",
     "token_variance",
+    "tome_matching",
     "unit_rows",
+    "unmerge_tokens",
     "use_backend",
 ]

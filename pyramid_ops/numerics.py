@@ -9,7 +9,7 @@ from ._dispatch import Op
 MAX_FEATURES = 16384
 
 
-def _unit_rows_fake(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+def _unit_rows_fake(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     return (
         x.new_empty(*x.shape[:2], limbs, x.shape[2], dtype=torch.float16),
         x.new_empty(x.shape[:2], dtype=torch.float32),
@@ -25,6 +25,15 @@ def feature_rows(op: str, name: str, x: Tensor) -> Tensor:
     if not 1 <= x.shape[-1] <= MAX_FEATURES:
         raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {check.describe(x)}")
     return check.rows(x if x.dim() == 3 else x[None])
+
+
+def low_limb_bits(features: int) -> int:
+    """Fraction bits of the second limb: the most with which no dot product of limbs passes 2^24 grid units.
+
+    |lo| ≤ 1/2, so |Σ lo·lo| ≤ D/4; in units of 2^(−2b) that stays within 2^24 for b ≤ 13 − log2(D)/2.
+    """
+    log_features = (features - 1).bit_length()
+    return min(11, 13 - (log_features + 1) // 2)
 
 
 def unit_rows(x: Tensor, *, limbs: int = 1) -> tuple[Tensor, Tensor]:
@@ -72,5 +81,5 @@ def unit_rows(x: Tensor, *, limbs: int = 1) -> tuple[Tensor, Tensor]:
     rows = feature_rows("unit_rows", "x", x)
     if check.integer("unit_rows", "limbs", limbs, 1) > 2:
         raise ValueError(f"unit_rows: limbs: expected 1 or 2, got {limbs}")
-    units, norms = _unit_rows(rows, int(limbs))
+    units, norms = _unit_rows(rows, int(limbs), low_limb_bits(rows.shape[2]))
     return (units, norms) if x.dim() == 3 else (units[0], norms[0])

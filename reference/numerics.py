@@ -3,6 +3,7 @@
 `kernels/numerics.py` performs the same roundings in the same order.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -117,15 +118,6 @@ def round_to_integer(x: Tensor) -> Tensor:
     return (x + 12582912.0) - 12582912.0
 
 
-def low_limb_bits(features: int) -> int:
-    """Fraction bits of the second limb: the most with which no dot product of limbs passes 2^24 grid units.
-
-    |lo| ≤ 1/2, so |Σ lo·lo| ≤ D/4; in units of 2^(−2b) that stays within 2^24 for b ≤ 13 − log2(D)/2.
-    """
-    log_features = (features - 1).bit_length()
-    return min(11, 13 - (log_features + 1) // 2)
-
-
 def map_rows(
     function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, *outs: Tensor, elements: int = 4 * CACHE_ELEMENTS
 ) -> None:
@@ -139,11 +131,11 @@ def map_rows(
                 out[sample, start : start + step] = result
 
 
-def unit_rows(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
+    """(units `[B, N, limbs, D]`, norms `[B, N]`); the second limb has `bits` fraction bits."""
     batch, tokens, features = x.shape
     units = torch.empty(batch, tokens, limbs, features, dtype=torch.float16, device=x.device)
     norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
-    bits = low_limb_bits(features)
 
     def unit(rows: Tensor) -> tuple[Tensor, Tensor]:
         scaled, length, unscale = scaled_norm(widen(rows))
@@ -159,3 +151,31 @@ def unit_rows(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
 
     map_rows(unit, x, units, norms)
     return units, norms
+
+
+def grid_operand(units: Tensor) -> Tensor:
+    """Unit rows `[N, limbs, D]` as rows `[N, D]` of one dtype in which their dot products are exact."""
+    if units.shape[1] == 2:
+        return units[:, 0].double() + units[:, 1].double() * 2.0**-11
+    return units[:, 0].to(_product_dtype(units.device.type))
+
+
+def grid_similarity(queries: Tensor, keys: Tensor) -> Tensor:
+    """int32 `[M, N]`: dot products of grid operands in units of 2⁻³⁰, halves rounded up."""
+    product = queries @ keys.mT
+    if product.dtype == torch.float64:
+        return (product * 2.0**30 + 0.5).floor().to(torch.int32)
+    return (product * 2.0**30).to(torch.int32)
+
+
+def _product_dtype(device: str) -> torch.dtype:
+    """float32, whose products of one limb are exact; float64 where ambient settings would round the operands."""
+    onednn = torch.backends.mkldnn
+    settings = (torch.backends.fp32_precision, onednn.fp32_precision, onednn.matmul.fp32_precision)  # type: ignore[attr-defined]
+    return torch.float64 if torch.is_autocast_enabled(device) or "bf16" in settings else torch.float32
+
+
+def segments(cu_seqlens: Tensor, tokens: int, longest: int) -> list[slice]:
+    """The segments between offsets, clamped to `tokens` rows and `longest` rows each."""
+    offsets = [min(max(offset, 0), tokens) for offset in cu_seqlens.tolist()]
+    return [slice(a, min(max(a, b), a + longest)) for a, b in itertools.pairwise(offsets)]

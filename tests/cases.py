@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyramid_ops.numerics import low_limb_bits
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FEATURES = (*FLOATS, torch.uint8)
 SIZES = (1, 2, 3, 7, 8, 31, 64, 65, 127, 128, 129, 255, 256, 257, 588, 768, 1000, 1023, 1024, 1152, 1536, 1537, 3072)
@@ -90,7 +92,7 @@ def token_norm() -> Iterator:
 def unit_rows() -> Iterator:
     for param, marks in rows((1, 3, 64, 65, 256, 257, 1024, 1025, 1537, 3072)):
         for limbs in (1, 2):
-            yield _with(param, marks, f"-limbs{limbs}", limbs)
+            yield _with(param, marks, f"-limbs{limbs}", limbs, low_limb_bits(param.values[0].shape[2]))
 
 
 GAUSSIAN = (0.05448868454964294, 0.24420134200323332, 0.40261994689424746, 0.24420134200323332, 0.05448868454964294)

@@ -1,0 +1,342 @@
+"""The most similar token on tensor cores without the similarity matrix, and means of groups of tokens."""
+
+import math
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .numerics import LAUNCH, narrow, ordered_key, unit_rows, widen
+
+# Members of a group that one partial sum holds.
+CHUNK = 32
+# Fraction bits of the second limb. Its products are exact over 64 features at a time, whatever these are.
+LOW_BITS = 10
+
+
+@triton.jit
+def _segment(cu_seqlens_ptr, segment, tokens, longest):
+    """(start, length) of a segment, inside the tensor whatever the offsets are."""
+    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + segment), 0), tokens)
+    end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + segment + 1), start), tokens)
+    return start, tl.minimum(end - start, longest)
+
+
+@triton.jit
+def _load_units(units_ptr, row, mask, k, D: tl.constexpr, LIMBS: tl.constexpr, LIMB: tl.constexpr, BLOCK: tl.constexpr):
+    """Features k … k + BLOCK − 1 of one limb of unit rows: [rows, BLOCK]."""
+    feature = k + tl.arange(0, BLOCK)
+    keep = mask[:, None]
+    if D % BLOCK:
+        keep = keep & (feature < D)[None, :]
+    return tl.load(units_ptr + (row * (LIMBS * D) + LIMB * D)[:, None] + feature[None, :], mask=keep, other=0.0)
+
+
+@triton.jit
+def _fixed_point(high, cross, low):
+    """high + 2⁻³² cross + 2⁻⁴² low in units of 2⁻³⁰, halves rounded up: int32."""
+    rest = cross & 3
+    return ((high * 4194304.0).to(tl.int32) << 8) + (cross >> 2) + (((rest << 10) + low + 2048) >> 12).to(tl.int32)
+
+
+@triton.jit
+def _best_match_kernel(
+    queries_ptr, keys_ptr, key_norms_ptr, key_mask_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, best_ptr, queries, keys,
+    longest_q, longest_k, splits, mask_stride, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """best[query] = max of (similarity, inverted index) over one split of the keys; exact, so any split will do."""
+    tiles = tl.cdiv(longest_q, BLOCK_M)
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles % splits
+    sample = tl.program_id(0) // tiles // splits
+    query_start = sample.to(tl.int64) * queries
+    key_start = sample.to(tl.int64) * keys
+    mask_ptr = key_mask_ptr
+    query_count = longest_q
+    key_count = longest_k
+    if PACKED:
+        start, query_count = _segment(cu_seqlens_q_ptr, sample, queries, longest_q)
+        query_start = tl.zeros((), tl.int64) + start
+        start, key_count = _segment(cu_seqlens_k_ptr, sample, keys, longest_k)
+        key_start = tl.zeros((), tl.int64) + start
+        if key_mask_ptr is not None:
+            mask_ptr += key_start
+    elif key_mask_ptr is not None:
+        mask_ptr += sample.to(tl.int64) * mask_stride
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_mask = row < query_count
+    share = tl.cdiv(tl.cdiv(key_count, BLOCK_N), splits) * BLOCK_N
+    end = tl.minimum((split + 1) * share, key_count)
+    if tile * BLOCK_M < query_count:
+        best = tl.full((BLOCK_M,), -(1 << 63), tl.int64)
+        for n in range(split * share, end, BLOCK_N):
+            column = n + tl.arange(0, BLOCK_N)
+            column_mask = column < end
+            high = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            if LIMBS == 2:
+                cross = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+                low = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if D <= 4096 else tl.int64)
+            for k in range(0, D, BLOCK_K):
+                q = _load_units(queries_ptr, query_start + row, row_mask, k, D, LIMBS, 0, BLOCK_K)
+                u = _load_units(keys_ptr, key_start + column, column_mask, k, D, LIMBS, 0, BLOCK_K)
+                high = tl.dot(q, tl.trans(u), high)
+                if LIMBS == 2:
+                    q_low = _load_units(queries_ptr, query_start + row, row_mask, k, D, LIMBS, 1, BLOCK_K)
+                    u_low = _load_units(keys_ptr, key_start + column, column_mask, k, D, LIMBS, 1, BLOCK_K)
+                    cross += (tl.dot(q, tl.trans(u_low)) * 2097152.0).to(tl.int32)
+                    cross += (tl.dot(q_low, tl.trans(u)) * 2097152.0).to(tl.int32)
+                    low += (tl.dot(q_low, tl.trans(u_low)) * 1048576.0).to(tl.int32)
+            norm = tl.load(key_norms_ptr + key_start + column, mask=column_mask, other=float("inf"))
+            usable = norm < float("inf")
+            if key_mask_ptr is not None:
+                usable = usable & (tl.load(mask_ptr + column, mask=column_mask, other=0) != 0)
+            # A similarity is at least −1.1; −2 stands for no key.
+            if LIMBS == 2:
+                score = tl.where(usable[None, :], _fixed_point(high, cross, low), -(1 << 31))
+            else:
+                score = tl.where(usable[None, :], high, -2.0)
+            top = tl.max(score, axis=1)
+            at = tl.min(tl.where(score == top[:, None], column[None, :], 0x7FFFFFFF), axis=1)
+            if LIMBS == 1:
+                top = (top * 1073741824.0).to(tl.int32)
+            best = tl.maximum(best, (top.to(tl.int64) << 32) | (0xFFFFFFFF - at.to(tl.int64)))
+        tl.atomic_max(best_ptr + query_start + row, best, mask=row_mask, sem="relaxed")
+
+
+@triton.jit
+def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count, BLOCK: tl.constexpr):
+    query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = query < count
+    best = tl.load(best_ptr + query, mask=mask, other=0)
+    score = (best >> 32).to(tl.int32)
+    norm = tl.load(query_norms_ptr + query, mask=mask, other=0.0)
+    found = (score > -(1 << 31)) & (norm < float("inf"))
+    index = tl.where(found, 0xFFFFFFFF - (best & 0xFFFFFFFF), -1)
+    similarity = tl.where(found, score.to(tl.float32) * (1.0 / 1073741824.0), float("-inf"))
+    tl.store(indices_ptr + query, index, mask=mask)
+    tl.store(similarity_ptr + query, similarity, mask=mask)
+
+
+def match_config(features: int, limbs: int) -> dict:
+    """Tiles of the similarity; with two limbs narrower ones, for three accumulators."""
+    block_k = min(64, max(16, triton.next_power_of_2(features)))
+    return {
+        "BLOCK_M": 128,
+        "BLOCK_N": 128 if limbs == 1 else 32,
+        "BLOCK_K": block_k,
+        "num_warps": 8,
+        "num_stages": 4 - limbs,
+    }
+
+
+def match_splits(programs: int, tiles: int) -> int:
+    """Parts of the keys, for some 500 programs of at least four key tiles."""
+    return max(1, min(triton.cdiv(512, programs), tiles // 4))
+
+
+def best_match(
+    queries: Tensor,
+    keys: Tensor,
+    key_mask: Optional[Tensor],
+    cu_seqlens_q: Optional[Tensor],
+    cu_seqlens_k: Optional[Tensor],
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    limbs: int,
+) -> tuple[Tensor, Tensor]:
+    batch, count, features = queries.shape
+    indices = torch.empty(batch, count, dtype=torch.int64, device=queries.device)
+    similarity = torch.empty(batch, count, dtype=torch.float32, device=queries.device)
+    if not indices.numel():
+        return indices, similarity
+    query_units, query_norms = unit_rows(queries, limbs, LOW_BITS)
+    key_units, key_norms = unit_rows(keys, limbs, LOW_BITS)
+    best = torch.full((batch, count), -(1 << 63), dtype=torch.int64, device=queries.device)
+    segments = batch if cu_seqlens_q is None else len(cu_seqlens_q) - 1
+    config = match_config(features, limbs)
+    programs = segments * triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    splits = match_splits(programs, triton.cdiv(max_seqlen_k, config["BLOCK_N"]))
+    if programs and max_seqlen_k:
+        mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
+        _best_match_kernel[(programs * splits,)](
+            query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys.shape[1],
+            max_seqlen_q, max_seqlen_k, splits, keys.shape[1], PACKED=cu_seqlens_q is not None, D=features,
+            LIMBS=limbs, **config, **LAUNCH,
+        )  # fmt: skip
+    _unpack_kernel[(triton.cdiv(best.numel(), 1024),)](
+        best, query_norms, indices, similarity, best.numel(), BLOCK=1024, **LAUNCH
+    )
+    return indices, similarity
+
+
+@triton.jit
+def _combine(a, b, MODE: tl.constexpr):
+    if MODE == "amax":
+        return tl.where(ordered_key(b) > ordered_key(a), b, a)
+    return a + b
+
+
+@triton.jit
+def _term(x_ptr, weights_ptr, token, stride, count, column, mask, MODE: tl.constexpr):
+    """(weighted row, weight) of a token; what leaves a fold as it is where there is no such token."""
+    inside = (token >= 0) & (token < count)
+    token = tl.where(inside, token, 0)
+    weight = tl.where(inside, 1.0, 0.0)
+    if weights_ptr is not None:
+        weight = tl.where(inside, tl.load(weights_ptr + token), 0.0)
+    value = widen(tl.load(x_ptr + token * stride + column, mask=mask, other=0))
+    if MODE == "amax":
+        value = tl.where(inside, value, float("-inf"))
+    else:
+        if weights_ptr is not None:
+            value = value * weight
+        value = tl.where(inside, value, 0.0)
+    return value, weight
+
+
+@triton.jit
+def _start(MODE: tl.constexpr, BLOCK: tl.constexpr):
+    return tl.full((BLOCK,), float("-inf") if MODE == "amax" else 0.0, tl.float32)
+
+
+@triton.jit
+def _bounds(offsets_ptr, group, members):
+    begin = tl.minimum(tl.maximum(tl.load(offsets_ptr + group), 0), members)
+    end = tl.minimum(tl.maximum(tl.load(offsets_ptr + group + 1), begin), members)
+    return begin.to(tl.int32), end.to(tl.int32)
+
+
+@triton.jit
+def _chunk_kernel(
+    x_ptr, weights_ptr, members_ptr, group_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, stride_b, stride_n,
+    weight_stride, count, members, groups, width, MODE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The chunks of long groups that begin in one window of members: at most a group's first one and a later one."""
+    columns = tl.cdiv(width, BLOCK)
+    windows = tl.cdiv(members, CHUNK)
+    column = (tl.program_id(0) % columns) * BLOCK + tl.arange(0, BLOCK)
+    window = tl.program_id(0) // columns
+    sample = (window // windows).to(tl.int64)
+    x_ptr += sample * stride_b
+    if weights_ptr is not None:
+        weights_ptr += sample * weight_stride
+    members_ptr += sample * members
+    offsets_ptr += sample * (groups + 1)
+    position = (window % windows) * CHUNK + tl.arange(0, CHUNK)
+    group = tl.load(group_ptr + sample * members + position, mask=position < members, other=-1)
+    inside = (group >= 0) & (group < groups)
+    begin, end = _bounds(offsets_ptr, tl.where(inside, group, 0), members)
+    starts = inside & (end - begin > CHUNK) & (position >= begin) & (position < end) & ((position - begin) % CHUNK == 0)
+    for slot in tl.static_range(2):
+        here = starts & ((position == begin) if slot == 1 else (position != begin))
+        p = tl.min(tl.where(here, position, members))
+        stop = tl.minimum(p + CHUNK, tl.max(tl.where(here, end, 0)))
+        if p < stop:
+            total = _start(MODE, BLOCK)
+            weight_total = 0.0
+            for i in range(p, stop):
+                token = tl.load(members_ptr + i)
+                value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, column < width, MODE)
+                total = _combine(total, value, MODE)
+                weight_total += weight
+            at = window.to(tl.int64) * 2 + slot
+            tl.store(sums_ptr + at * width + column, total, mask=column < width)
+            tl.store(weight_sums_ptr + at, weight_total)
+
+
+@triton.jit
+def _merge_kernel(
+    x_ptr, weights_ptr, first_ptr, members_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, out_ptr, totals_ptr, stride_b,
+    stride_n, weight_stride, count, members, groups, width, MODE: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One group, BLOCK features: its first row, then its chunks in order."""
+    columns = tl.cdiv(width, BLOCK)
+    column = (tl.program_id(0) % columns) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < width
+    row = (tl.program_id(0) // columns).to(tl.int64)
+    sample = row // groups
+    x_ptr += sample * stride_b
+    if weights_ptr is not None:
+        weights_ptr += sample * weight_stride
+    members_ptr += sample * members
+    begin, end = _bounds(offsets_ptr + sample * (groups + 1), row % groups, members)
+    first = tl.load(first_ptr + row)
+    has_first = (first >= 0) & (first < count)
+    value, weight = _term(x_ptr, weights_ptr, first, stride_n, count, column, mask, MODE)
+    total = _combine(_start(MODE, BLOCK), value, MODE)
+    weight_total = 0.0 + weight
+    if end - begin > CHUNK:
+        windows = tl.cdiv(members, CHUNK)
+        for p in range(begin, end, CHUNK):
+            at = (sample * windows + p // CHUNK) * 2 + (p == begin).to(tl.int32)
+            value = tl.load(sums_ptr + at * width + column, mask=mask, other=0.0)
+            total = _combine(total, value, MODE)
+            weight_total += tl.load(weight_sums_ptr + at)
+    else:
+        chunk = _start(MODE, BLOCK)
+        weight_chunk = 0.0
+        for i in range(begin, end):
+            token = tl.load(members_ptr + i)
+            value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, mask, MODE)
+            chunk = _combine(chunk, value, MODE)
+            weight_chunk += weight
+        total = _combine(total, chunk, MODE)
+        weight_total += weight_chunk
+    if MODE == "mean":
+        divisor = tl.zeros((BLOCK,), tl.float32) + weight_total
+        total = tl.where(divisor == 0.0, 0.0, tl.div_rn(total, divisor))
+    if MODE == "amax":
+        total = tl.where(has_first | (end > begin), total, 0.0)
+    result = narrow(total, out_ptr.dtype.element_ty)
+    if MODE == "mean":
+        lone = first
+        if has_first == 0:
+            lone = tl.load(members_ptr + begin, mask=end > begin, other=-1)
+        alone = (has_first.to(tl.int32) + end - begin == 1) & (lone >= 0) & (lone < count) & (weight_total != 0.0)
+        raw = tl.load(x_ptr + tl.where(alone, lone, 0) * stride_n + column, mask=mask, other=0)
+        result = tl.where(alone, raw, result)
+    tl.store(out_ptr + row * width + column, result, mask=mask)
+    tl.store(totals_ptr + row, weight_total)
+
+
+def merge_config(x: Tensor) -> dict:
+    """One group to a program, 16 bytes to a thread where the strides allow."""
+    vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])
+    block = min(128 * vector, max(32 * vector, triton.next_power_of_2(x.shape[2])))
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector))}
+
+
+def merge_groups(
+    x: Tensor, weights: Optional[Tensor], first: Tensor, members: Tensor, offsets: Tensor, mode: str
+) -> tuple[Tensor, Tensor]:
+    batch, count, width = x.shape
+    groups, many = first.shape[1], members.shape[1]
+    if not count:
+        totals = torch.zeros(batch, groups, dtype=torch.float32, device=x.device)
+        return torch.zeros(batch, groups, width, dtype=x.dtype, device=x.device), totals
+    out = torch.empty(batch, groups, width, dtype=x.dtype, device=x.device)
+    totals = torch.empty(batch, groups, dtype=torch.float32, device=x.device)
+    if not totals.numel():
+        return out, totals
+    config = merge_config(x)
+    columns = max(1, triton.cdiv(width, config["BLOCK"]))
+    windows = triton.cdiv(many, CHUNK) if many > CHUNK else 0
+    sums = torch.empty(batch, windows, 2, width, dtype=torch.float32, device=x.device)
+    weight_sums = torch.empty(batch, windows, 2, dtype=torch.float32, device=x.device)
+    strides = (x.stride(0), x.stride(1), 0 if weights is None else weights.stride(0))
+    sizes = (count, many, groups, width)
+    constants = {"MODE": mode, "CHUNK": CHUNK, **config, **LAUNCH}
+    if windows:
+        position = torch.arange(many, device=x.device).expand(batch, many).contiguous()
+        group_of = torch.searchsorted(offsets[:, 1:].contiguous(), position, right=True)
+        _chunk_kernel[(batch * windows * columns,)](
+            x, weights, members, group_of, offsets, sums, weight_sums, *strides, *sizes, **constants
+        )
+    _merge_kernel[(batch * groups * columns,)](
+        x, weights, first, members, offsets, sums, weight_sums, out, totals, *strides, *sizes, **constants
+    )
+    return out, totals

@@ -1,0 +1,158 @@
+"""The most similar token, and means of groups of tokens."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .numerics import (
+    CACHE_ELEMENTS,
+    grid_operand,
+    grid_similarity,
+    narrow,
+    ordered_key,
+    segments,
+    unit_rows,
+    widen,
+)
+
+# Members of a group that one partial sum holds.
+CHUNK = 32
+# Fraction bits of the second limb.
+LOW_BITS = 10
+
+
+def best_match(
+    queries: Tensor,
+    keys: Tensor,
+    key_mask: Optional[Tensor],
+    cu_seqlens_q: Optional[Tensor],
+    cu_seqlens_k: Optional[Tensor],
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    limbs: int,
+) -> tuple[Tensor, Tensor]:
+    """(index of the most similar key `[B, Nq]`, its similarity `[B, Nq]`); (−1, −inf) where no key can be matched.
+
+    The similarity is the dot product of unit rows in multiples of 2⁻³⁰, a tie goes to the lower index. Rows with a
+    norm that is not finite match nothing. With `cu_seqlens` one sample holds segments; indices count from the start of
+    the segment.
+    """
+    batch, count = queries.shape[:2]
+    indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
+    similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        parts = [(b, slice(0, count), slice(0, keys.shape[1])) for b in range(batch)]
+    else:
+        bounds_q = segments(cu_seqlens_q, count, max_seqlen_q)
+        bounds_k = segments(cu_seqlens_k, keys.shape[1], max_seqlen_k)
+        parts = [(0, q, k) for q, k in zip(bounds_q, bounds_k, strict=True)]
+    for b, q, k in parts:
+        if q.start == q.stop or k.start == k.stop:
+            continue
+        units_k, norms_k = unit_rows(keys[b : b + 1, k], limbs, LOW_BITS)
+        usable = norms_k[0].abs() < torch.inf
+        if key_mask is not None:
+            usable = usable & key_mask[b, k]
+        step = max(1, CACHE_ELEMENTS // len(usable))
+        prepared = grid_operand(units_k[0])
+        for start in range(q.start, q.stop, step):
+            rows = slice(start, min(start + step, q.stop))
+            units_q, norms_q = unit_rows(queries[b : b + 1, rows], limbs, LOW_BITS)
+            scores = grid_similarity(grid_operand(units_q[0]), prepared)
+            best, index = torch.where(usable, scores, -(1 << 31)).max(-1)
+            found = (best > -(1 << 31)) & (norms_q[0].abs() < torch.inf)
+            indices[b, rows] = torch.where(found, index, -1)
+            similarity[b, rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
+    return indices, similarity
+
+
+def merge_groups(
+    x: Tensor, weights: Optional[Tensor], first: Tensor, members: Tensor, offsets: Tensor, mode: str
+) -> tuple[Tensor, Tensor]:
+    """(`[B, M, D]` in the dtype of `x`, total weight float32 `[B, M]`) of M groups of rows of `x` `[B, N, D]`.
+
+    Group g is row `first[b, g]` (none where negative), then the rows `members[b, offsets[b, g] : offsets[b, g + 1]]`.
+    Sums start at +0: members are added in order in chunks of 32, then the first row and the chunk sums in order. A
+    group of one row only is that row; an empty group, and a mean of weight 0, is 0. "amax" is the greatest in the order
+    of keys, the earliest of equals.
+    """
+    count = x.shape[1]
+    out = x.new_zeros(x.shape[0], first.shape[1], x.shape[2])
+    totals = torch.zeros(first.shape, dtype=torch.float32, device=x.device)
+    for b in range(x.shape[0] if count else 0):
+        weight = None if weights is None else weights[b]
+        ones = torch.ones(count, 1, dtype=torch.float32, device=x.device)
+        bounds = offsets[b].clamp(0, members.shape[1])
+        sizes = (bounds[1:] - bounds[:-1]).clamp(min=0)
+        groups = _Groups(first[b], members[b], bounds[:-1], sizes, count)
+        totals[b] = groups.fold(ones if weight is None else weight[:, None], None, "sum")[:, 0]
+        if mode == "amax":
+            result = groups.fold(x[b], None, "amax")
+            out[b] = torch.where(groups.used[:, None], narrow(result, x.dtype), out[b])
+            continue
+        result = groups.fold(x[b], weight, "sum")
+        if mode == "mean":
+            empty = totals[b] == 0
+            result = torch.where(empty[:, None], 0.0, result / totals[b][:, None])
+        out[b] = narrow(result, x.dtype)
+        if mode == "mean":
+            lone = (groups.lone & ~empty).nonzero()[:, 0]
+            out[b, lone] = x[b, groups.any_row[lone]]
+    return out, totals
+
+
+class _Groups:
+    """Groups of one sample, and the order in which their rows are folded."""
+
+    def __init__(self, first: Tensor, members: Tensor, begin: Tensor, sizes: Tensor, count: int):
+        self.has_first = (first >= 0) & (first < count)
+        self.first = torch.where(self.has_first, first, 0)
+        inside = (members >= 0) & (members < count)
+        self.members, self.inside = torch.where(inside, members, 0), inside
+        self.used = self.has_first | (sizes > 0)
+        self.lone = (self.has_first.to(torch.int64) + sizes) == 1
+        self.any_row = self.first
+        if len(members):
+            self.any_row = torch.where(self.has_first, self.first, self.members[begin.clamp(max=len(members) - 1)])
+        # One entry for each chunk, longest chunks first; groups with most chunks first.
+        self.chunks = (sizes + (CHUNK - 1)) // CHUNK
+        group = torch.arange(len(first), device=first.device).repeat_interleave(self.chunks)
+        ordinal = torch.arange(len(group), device=first.device) - (self.chunks.cumsum(0) - self.chunks)[group]
+        begin = begin[group] + CHUNK * ordinal
+        length = (sizes[group] - CHUNK * ordinal).clamp(max=CHUNK)
+        self.order = length.argsort(descending=True, stable=True)
+        self.begin, self.length = begin[self.order], length[self.order]
+
+    def fold(self, values: Tensor, weights: Optional[Tensor], mode: str) -> Tensor:
+        """`[M, D]` float32: rows of `values` `[N, D]`, weighted, added up or compared in the written order."""
+        start = 0.0 if mode == "sum" else -torch.inf
+
+        def term(token: Tensor, inside: Tensor) -> Tensor:
+            rows = widen(values[token])
+            rows = rows if weights is None else rows * weights[token, None]
+            return torch.where(inside[:, None], rows, start)
+
+        shape = (len(self.begin), values.shape[1])
+        sums = torch.full(shape, start, dtype=torch.float32, device=values.device)
+        for i in range(int(self.length[0]) if len(self.length) else 0):
+            many = int((self.length > i).sum())
+            at = self.begin[:many] + i
+            sums[:many] = _combine(sums[:many], term(self.members[at], self.inside[at]), mode)
+        result = term(self.first, self.has_first)
+        result = _combine(torch.full_like(result, start), result, mode)
+        in_order = torch.empty_like(self.order)
+        in_order[self.order] = torch.arange(len(self.order), device=values.device)
+        next_chunk = self.chunks.cumsum(0) - self.chunks
+        groups = (self.chunks > 0).nonzero()[:, 0]
+        ordinal = 0
+        while len(groups):
+            chunk = in_order[next_chunk[groups] + ordinal]
+            result[groups] = _combine(result[groups], sums[chunk], mode)
+            ordinal += 1
+            groups = groups[self.chunks[groups] > ordinal]
+        return result
+
+
+def _combine(a: Tensor, b: Tensor, mode: str) -> Tensor:
+    return a + b if mode == "sum" else torch.where(ordered_key(b) > ordered_key(a), b, a)
