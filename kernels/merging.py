@@ -158,8 +158,8 @@ def best_match(
     segments = batch if cu_seqlens_q is None else len(cu_seqlens_q) - 1
     config = match_config(features, limbs)
     programs = segments * triton.cdiv(max_seqlen_q, config["BLOCK_M"])
-    splits = match_splits(programs, triton.cdiv(max_seqlen_k, config["BLOCK_N"]))
     if programs and max_seqlen_k:
+        splits = match_splits(programs, triton.cdiv(max_seqlen_k, config["BLOCK_N"]))
         mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         _best_match_kernel[(programs * splits,)](
             query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys.shape[1],

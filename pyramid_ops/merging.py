@@ -73,7 +73,8 @@ _best_match = Op("merging", "best_match", _best_match_fake)
 _merge_groups = Op("merging", "merge_groups", _merge_fake)
 
 
-def _limbs(op: str, precision: Optional[str], *xs: Tensor) -> int:
+def limbs_of(op: str, precision: Optional[str], *xs: Tensor) -> int:
+    """How many limbs a precision has."""
     if precision is None:
         precision = "high" if any(x.dtype == torch.float32 for x in xs) else "grid"
     return 2 if check.choice(op, "precision", precision, "grid", "high") == "high" else 1
@@ -174,7 +175,7 @@ def best_match(
             raise ValueError(
                 f"{op}: cu_seqlens_k: expected {len(cu_seqlens_q)} offsets as in cu_seqlens_q, got {len(cu_seqlens_k)}"
             )
-    limbs = _limbs(op, precision, q, k)
+    limbs = limbs_of(op, precision, q, k)
     indices, similarity = _best_match(q, k, key_mask, cu_seqlens_q, cu_seqlens_k, *longest, limbs)
     return BestMatch(indices[0], similarity[0]) if packed else BestMatch(indices, similarity)
 
@@ -244,7 +245,7 @@ def tome_matching(
         if not isinstance(value, bool):
             raise TypeError(f"{op}: {name}: expected a bool, got {check.describe(value)}")
     protected = int(class_token) + int(distill_token)
-    limbs = _limbs(op, precision, rows)
+    limbs = limbs_of(op, precision, rows)
     if cu_seqlens is None:
         if metric.dim() == 2 or max_seqlen is not None:
             expected = "offsets for packed [T, D] tokens" if metric.dim() == 2 else "offsets with max_seqlen"

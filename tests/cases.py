@@ -210,9 +210,70 @@ def gather_levels() -> Iterator:
     yield pytest.param((shared, indices.transpose(0, 1).contiguous().transpose(0, 1)), id="strided-indices", marks=[])
 
 
+def best_match() -> Iterator:
+    for dtype in FEATURES:
+        for features, queries, keys in ((1, 3, 2), (24, 17, 31), (65, 5, 130), (128, 130, 7)):
+            q, k = special_rows(features, dtype, 1), special_rows(features, dtype, 2)
+            q = q.repeat(1, -(-queries // 9), 1)[:, :queries]
+            k = k.repeat(1, -(-keys // 9), 1)[:, :keys]
+            for limbs in (1, 2):
+                args = (q, k, None, None, None, queries, keys, limbs)
+                yield pytest.param(args, id=f"{queries}x{keys}x{features}-{name(dtype)}-limbs{limbs}", marks=[])
+    generator = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(2, size, 40, generator=generator) for size in (50, 300))
+    mask = torch.rand(2, 300, generator=generator) > 0.3
+    for limbs in (1, 2):
+        yield pytest.param((q, k, mask, None, None, 50, 300, limbs), id=f"masked-limbs{limbs}", marks=[])
+        none = torch.zeros(2, 300, dtype=torch.bool)
+        yield pytest.param((q, k, none, None, None, 50, 300, limbs), id=f"all-masked-limbs{limbs}", marks=[])
+    x = k.view(1, 600, 40)
+    yield pytest.param((x[:, ::2], x[:, 1::2], None, None, None, 300, 300, 1), id="even-odd", marks=[])
+    for case, q_offsets, k_offsets, longest in (
+        ("segments", [0, 10, 10, 33, 50], [3, 3, 40, 200, 300], 300),
+        ("clamped", [-5, 10, 30, 999], [0, 7, 200, 300], 300),
+        ("short", [0, 20, 40], [0, 150, 300], 16),
+        ("no-segments", [0], [0], 300),
+    ):
+        offsets = [torch.tensor(x, dtype=torch.int32) for x in (q_offsets, k_offsets)]
+        for limbs in (1, 2):
+            args = (q[:1], k[:1], mask[:1] if limbs == 1 else None, *offsets, min(longest, 50), longest, limbs)
+            yield pytest.param(args, id=f"{case}-limbs{limbs}", marks=[])
+    yield pytest.param((q[:, :0], k, None, None, None, 0, 300, 1), id="no-queries", marks=[])
+    yield pytest.param((q, k[:, :0], None, None, None, 50, 0, 2), id="no-keys", marks=[])
+    yield pytest.param((q[:0], k[:0], None, None, None, 50, 300, 2), id="no-samples", marks=[])
+
+
+def merge_groups() -> Iterator:
+    generator = torch.Generator().manual_seed(4)
+    sizes = torch.tensor([0, 1, 2, 31, 32, 33, 0, 64, 97, 1, 5])
+    offsets = torch.cat((sizes.new_zeros(1), sizes.cumsum(0))).expand(2, -1).contiguous()
+    many, groups = int(sizes.sum()), len(sizes)
+    members = torch.randint(0, 40, (2, many), generator=generator)
+    members[0, 40], members[0, 41], members[0, 0] = -1, 99, 77
+    first = torch.randint(-2, 44, (2, groups), generator=generator)
+    first[1, 1:3] = -1
+    for dtype in FEATURES:
+        for mode in ("mean", "sum", "amax"):
+            for width in (1, 33):
+                x = special_rows(width, dtype, width).repeat(1, 5, 1)[:, :40]
+                weights = torch.rand(2, 40, generator=generator) if width > 1 else None
+                if weights is not None:
+                    weights[0, ::5], weights[1, 3] = 0.0, torch.nan
+                case = f"{width}-{mode}-{name(dtype)}"
+                yield pytest.param((x, weights, first, members, offsets, mode), id=case, marks=[])
+    x = torch.randn(2, 60, 40, generator=generator)[:, ::2, 4:30]
+    yield pytest.param((x, None, first, members, offsets, "mean"), id="strided", marks=[])
+    yield pytest.param((x, None, first, members[:, :0], offsets * 0, "mean"), id="no-members", marks=[])
+    yield pytest.param((x[:, :0], None, first, members, offsets, "mean"), id="no-tokens", marks=[])
+    yield pytest.param((x, None, first[:, :0], members, offsets[:, :1], "sum"), id="no-groups", marks=[])
+    yield pytest.param((x[:0], None, first[:0], members[:0], offsets[:0], "sum"), id="no-samples", marks=[])
+
+
 CASES = {
+    "best_match": best_match,
     "blur_downsample": blur_downsample,
     "gather_levels": gather_levels,
+    "merge_groups": merge_groups,
     "select_topk_levels": select_topk_levels,
     "token_norm": token_norm,
     "token_variance": token_variance,
