@@ -310,7 +310,7 @@ def merge_config(x: Tensor) -> dict:
     return {"BLOCK": block, "num_warps": max(1, block // (32 * vector))}
 
 
-def merge_groups(
+def merge_tokens(
     x: Tensor, weights: Optional[Tensor], first: Tensor, members: Tensor, offsets: Tensor, mode: str
 ) -> tuple[Tensor, Tensor]:
     batch, count, width = x.shape

@@ -70,7 +70,7 @@ def _merge_fake(
 
 
 _best_match = Op("merging", "best_match", _best_match_fake)
-_merge_groups = Op("merging", "merge_groups", _merge_fake)
+_merge_tokens = Op("merging", "merge_tokens", _merge_fake)
 
 
 def limbs_of(op: str, precision: Optional[str], *xs: Tensor) -> int:
@@ -251,10 +251,10 @@ def tome_matching(
             expected = "offsets for packed [T, D] tokens" if metric.dim() == 2 else "offsets with max_seqlen"
             raise ValueError(f"{op}: cu_seqlens: expected {expected}, got None")
         r = max(0, min(r, (rows.shape[1] - protected) // 2))
-        even = torch.arange(0, rows.shape[1], 2, device=rows.device)
-        odd = torch.arange(1, rows.shape[1], 2, device=rows.device)
-        queries, keys = rows[:, ::2], rows[:, 1::2]
-        return bipartite_plan(queries, keys, even, odd, r, limbs, class_token, distill_token)
+        token = torch.arange(rows.shape[1], device=rows.device)
+        return bipartite_plan(
+            rows[:, ::2], rows[:, 1::2], token[::2], token[1::2], r, limbs, class_token, distill_token
+        )
     if metric.dim() != 2:
         raise ValueError(f"{op}: cu_seqlens: expected only with packed [T, D] tokens, got {check.describe(metric)}")
     cu_seqlens = _offsets(op, "cu_seqlens", cu_seqlens, rows)
@@ -511,7 +511,7 @@ def merge_tokens(
         raise ValueError(f"{op}: x: expected a tensor on {rows.device} as the plan, got {check.describe(x)}")
     row = torch.where(sources < 0, -1, rows.gather(1, sources.clamp(min=0))) if rows.shape[1] else sources
     members, offsets = _group(sources, row, plan.num_rows)
-    tokens, totals = _merge_groups(x3, weights, owner, members, offsets, mode)
+    tokens, totals = _merge_tokens(x3, weights, owner, members, offsets, mode)
     return MergedTokens(tokens, totals) if x.dim() == 3 else MergedTokens(tokens[0], totals[0])
 
 
@@ -632,5 +632,5 @@ def assign_mean(x: Tensor, assignment: Tensor, num_clusters: int, *, weights: Op
     group = assignment if x.dim() == 3 else assignment[None]
     members, offsets = _group(torch.arange(group.shape[1], device=x.device).expand_as(group), group, clusters)
     none = torch.full((group.shape[0], clusters), -1, dtype=torch.int64, device=x.device)
-    means, totals = _merge_groups(tokens, weights, none, members, offsets, "mean")
+    means, totals = _merge_tokens(tokens, weights, none, members, offsets, "mean")
     return MergedTokens(means, totals) if x.dim() == 3 else MergedTokens(means[0], totals[0])

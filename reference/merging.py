@@ -67,7 +67,7 @@ def best_match(
     return indices, similarity
 
 
-def merge_groups(
+def merge_tokens(
     x: Tensor, weights: Optional[Tensor], first: Tensor, members: Tensor, offsets: Tensor, mode: str
 ) -> tuple[Tensor, Tensor]:
     """(`[B, M, D]` in the dtype of `x`, total weight float32 `[B, M]`) of M groups of rows of `x` `[B, N, D]`.

@@ -243,7 +243,7 @@ def best_match() -> Iterator:
     yield pytest.param((q[:0], k[:0], None, None, None, 50, 300, 2), id="no-samples", marks=[])
 
 
-def merge_groups() -> Iterator:
+def merge_tokens() -> Iterator:
     generator = torch.Generator().manual_seed(4)
     sizes = torch.tensor([0, 1, 2, 31, 32, 33, 0, 64, 97, 1, 5])
     offsets = torch.cat((sizes.new_zeros(1), sizes.cumsum(0))).expand(2, -1).contiguous()
@@ -273,7 +273,7 @@ CASES = {
     "best_match": best_match,
     "blur_downsample": blur_downsample,
     "gather_levels": gather_levels,
-    "merge_groups": merge_groups,
+    "merge_tokens": merge_tokens,
     "select_topk_levels": select_topk_levels,
     "token_norm": token_norm,
     "token_variance": token_variance,

@@ -1,0 +1,585 @@
+"""What matching and merging mean: against the published rules in float64, tomesd's code and integers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyramid_ops
+from pyramid_ops import MergePlan, compat
+from pyramid_ops.reference import numerics
+from tests.bits import assert_same_bits
+
+NAN, INF = torch.nan, torch.inf
+
+
+def rand(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def cosine(a, b):
+    return F.normalize(a.double(), dim=-1) @ F.normalize(b.double(), dim=-1).mT
+
+
+def clusters(batch, tokens, features, dtype, seed=0):
+    centres = rand(batch, max(2, tokens // 12), features, seed=seed)
+    chosen = torch.randint(0, centres.shape[1], (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    x = centres.gather(1, chosen[..., None].expand(-1, -1, features)) + 0.5 * rand(
+        batch, tokens, features, seed=seed + 1
+    )
+    return x.to(dtype)
+
+
+# Exactness
+
+
+def adversarial_rows(features):
+    """Rows whose unit vectors make the largest, the most cancelling and the most uneven sums."""
+    signs = torch.where(torch.arange(features) % 2 == 0, 1.0, -1.0)
+    spike = torch.full((features,), 1e-3)
+    spike[0] = 1.0
+    return torch.stack([torch.ones(features), signs, spike, -spike, rand(features), rand(features, seed=1) ** 5])
+
+
+@pytest.mark.parametrize("limbs", [1, 2])
+@pytest.mark.parametrize("features", [1, 3, 64, 100, 1024, 4096, 16384])
+def test_similarity_equals_integer_arithmetic(features, limbs):
+    rows = adversarial_rows(features)
+    units, _ = numerics.unit_rows(rows[None], limbs, 10)
+    high = (units[0, :, 0].double() * 2048).to(torch.int64)
+    low = (units[0, :, 1].double() * 1024).to(torch.int64) if limbs == 2 else torch.zeros_like(high)
+    integers = (high << 10) + low
+    exact = (integers[:, None] * integers[None]).sum(-1)  # in units of 2^-42
+    operand = numerics.grid_operand(units[0])
+    assert torch.equal(numerics.grid_similarity(operand, operand).to(torch.int64), (exact + 2048) >> 12)
+
+
+def test_similarity_is_exact_whatever_the_ambient_precision():
+    q, k = rand(1, 40, 64), rand(1, 60, 64, seed=1)
+    expected = pyramid_ops.best_match(q, k, precision="grid")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(pyramid_ops.best_match(q, k, precision="grid"), expected)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert_same_bits(pyramid_ops.best_match(q, k, precision="grid"), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("precision", "gap"), [("grid", 2.0**-9), ("high", 2.0**-20)])
+@pytest.mark.parametrize("features", [8, 64, 1024])
+@pytest.mark.parametrize("kind", ["clusters", "mean", "frames"])
+def test_partners_equal_float64_where_similarities_differ(kind, features, precision, gap):
+    if kind == "frames":
+        frame = rand(1, 1, features).expand(2, 300, features)
+        x = frame + 0.05 * rand(2, 300, features, seed=1)
+    else:
+        x = clusters(2, 300, features, torch.float32) + (3 * rand(1, 1, features, seed=9) if kind == "mean" else 0)
+    q, k = x[:, ::2], x[:, 1::2]
+    similarity = cosine(q, k)
+    (best, second), index = similarity.topk(2).values.unbind(-1), similarity.argmax(-1)
+    match = pyramid_ops.best_match(q, k, precision=precision)
+    clear = best - second > gap
+    assert clear.any() or precision == "grid"
+    assert torch.equal(match.indices[clear], index[clear])
+    assert (match.similarity.double() - best).abs().max() < gap
+
+
+# Matching
+
+
+def test_ties_go_to_the_lower_key():
+    k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    match = pyramid_ops.best_match(torch.tensor([[5.0, 0.0], [0.0, 0.1], [0.0, 0.0]]), k)
+    assert match.indices.tolist() == [0, 1, 0]
+    assert match.similarity.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_rows_without_a_finite_norm_match_nothing():
+    x = torch.tensor([[1.0, 0.0], [NAN, 0.0], [INF, 1.0], [0.0, 0.0], [3e38, 3e38]])
+    match = pyramid_ops.best_match(x, x)
+    assert match.indices.tolist() == [0, -1, -1, 0, -1]
+    assert match.similarity.tolist() == [1.0, -INF, -INF, 0.0, -INF]
+    assert pyramid_ops.best_match(x[:1], x[1:3]).indices.tolist() == [-1]
+
+
+def test_segments_match_inside_themselves():
+    q, k = rand(50, 16), rand(70, 16, seed=1)
+    cu_q, cu_k = torch.tensor([0, 20, 20, 50], dtype=torch.int32), torch.tensor([0, 30, 60, 70], dtype=torch.int32)
+    match = pyramid_ops.best_match(q, k, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=30, max_seqlen_k=30)
+    for s in (0, 2):
+        rows = slice(int(cu_q[s]), int(cu_q[s + 1]))
+        alone = pyramid_ops.best_match(q[rows], k[int(cu_k[s]) : int(cu_k[s + 1])])
+        assert_same_bits([x[rows] for x in match], list(alone))
+
+
+def test_masked_keys_are_not_matched():
+    q, k = rand(2, 9, 16), rand(2, 30, 16, seed=1)
+    mask = torch.arange(30).expand(2, 30) >= 20
+    match = pyramid_ops.best_match(q, k, key_mask=mask)
+    assert_same_bits(match.indices, pyramid_ops.best_match(q, k[:, 20:]).indices + 20)
+
+
+# ToMe, by its published rules in float64
+
+
+def tome(metric, r, class_token=False, distill_token=False):
+    """(even tokens merged, the odd tokens they merge into, even tokens left, similarities), all original indices."""
+    scores = cosine(metric[:, ::2], metric[:, 1::2])
+    if class_token:
+        scores[:, 0] = -INF
+    if distill_token:
+        scores[:, :, 0] = -INF
+    best, partner = scores.max(-1)
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    left = order[:, r:].sort(-1).values if class_token else order[:, r:]
+    merged = order[:, :r]
+    return 2 * merged, 2 * partner.gather(1, merged) + 1, 2 * left, best.gather(1, merged)
+
+
+def tome_merge(x, plan, reduce, distill_token=False):
+    merged, into, left, _ = plan
+    width = x.shape[2]
+
+    def rows(index):
+        return x.gather(1, index[..., None].expand(-1, -1, width))
+
+    target = x[:, 1::2].scatter_reduce(1, (into // 2)[..., None].expand(-1, -1, width), rows(merged), reduce)
+    left = rows(left)
+    if distill_token:
+        return torch.cat((left[:, :1], target[:, :1], left[:, 1:], target[:, 1:]), 1)
+    return torch.cat((left, target), 1)
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 7, 64, 197])
+@pytest.mark.parametrize(("class_token", "distill_token"), [(False, False), (True, False), (True, True)])
+def test_plan_and_merge_follow_tome(tokens, class_token, distill_token):
+    x = rand(3, tokens, 24, seed=tokens)
+    protected = class_token + distill_token
+    for r in {0, 1, (tokens - protected) // 4, (tokens - protected) // 2}:
+        r = max(0, min(r, (tokens - protected) // 2))
+        plan = pyramid_ops.tome_matching(x, r, class_token=class_token, distill_token=distill_token)
+        expected = tome(x, r, class_token, distill_token)
+        for name, tensor in zip(("sources", "destinations", "unmerged"), expected, strict=False):
+            assert torch.equal(getattr(plan, name), tensor), name
+        assert torch.allclose(plan.similarities.double(), expected[3], atol=2e-6)
+        for mode, reduce in (("mean", "mean"), ("sum", "sum"), ("amax", "amax")):
+            merged, sizes = pyramid_ops.merge_tokens(x, plan, mode=mode)
+            assert torch.allclose(merged.double(), tome_merge(x.double(), expected, reduce, distill_token), atol=1e-5)
+            assert torch.equal(sizes.sum(1), torch.full((3,), float(tokens)))
+        ones = torch.ones(3, tokens, 1)
+        assert torch.equal(sizes[..., None], tome_merge(ones, expected, "sum", distill_token))
+
+
+def test_class_and_distillation_tokens_stay_in_front():
+    x = rand(2, 20, 8)
+    plan = pyramid_ops.tome_matching(x, 9, class_token=True, distill_token=True)
+    merged, sizes = pyramid_ops.merge_tokens(x, plan)
+    assert_same_bits(merged[:, :2], x[:, :2])
+    assert (sizes[:, :2] == 1).all()
+    assert pyramid_ops.merge_indices(plan)[:, :2].tolist() == [[0, 1], [0, 1]]
+
+
+def test_r_is_capped_and_small_inputs_work():
+    for tokens, r, left in ((1, 5, 1), (2, 5, 1), (3, 5, 2), (0, 1, 0), (5, 0, 5)):
+        x = rand(2, tokens, 4)
+        plan = pyramid_ops.tome_matching(x, r)
+        merged, sizes = pyramid_ops.merge_tokens(x, plan)
+        assert merged.shape == (2, left, 4)
+        assert sizes.shape == (2, left)
+        assert pyramid_ops.unmerge_tokens(merged, plan).shape == x.shape
+
+
+def test_original_order_keeps_the_order_of_tokens():
+    x = rand(2, 33, 8)
+    plan = pyramid_ops.tome_matching(x, 11)
+    tome_order, _ = pyramid_ops.merge_tokens(x, plan)
+    merged, _ = pyramid_ops.merge_tokens(x, plan, order="original")
+    for b in range(2):
+        kept = [i for i in range(33) if i not in plan.sources[b].tolist()]
+        rows = pyramid_ops.merge_indices(plan)[b]
+        assert_same_bits(merged[b], tome_order[b, rows[kept]])
+        assert pyramid_ops.merge_indices(plan, order="original")[b, kept].tolist() == list(range(22))
+    assert_same_bits(
+        pyramid_ops.unmerge_tokens(merged, plan, order="original"), pyramid_ops.unmerge_tokens(tome_order, plan)
+    )
+
+
+def test_unmerge_gives_each_token_its_group():
+    x = rand(2, 40, 8)
+    plan = pyramid_ops.tome_matching(x, 15)
+    merged, sizes = pyramid_ops.merge_tokens(x, plan)
+    rows = pyramid_ops.merge_indices(plan)
+    assert_same_bits(pyramid_ops.unmerge_tokens(merged, plan), merged.gather(1, rows[..., None].expand(-1, -1, 8)))
+    counts = torch.stack([rows[b].bincount(minlength=25) for b in range(2)])
+    assert torch.equal(counts.float(), sizes)
+
+
+def test_all_zero_tokens_have_similarity_zero_and_merge_last():
+    x = rand(1, 12, 4).abs()
+    x[0, 4] = 0
+    plan = pyramid_ops.tome_matching(x, 6)
+    assert plan.sources[0, -1] == 4
+    assert plan.similarities[0, -1] == 0
+
+
+def test_tokens_that_are_not_finite_merge_with_nothing_and_spread_no_nan():
+    x = rand(1, 12, 4)
+    x[0, 2, 0], x[0, 5, 1] = NAN, INF
+    plan = pyramid_ops.tome_matching(x, 5)
+    assert 2 not in plan.sources[0].tolist()
+    assert 5 not in plan.destinations[0].tolist()
+    merged, _ = pyramid_ops.merge_tokens(x, plan, order="original")
+    assert merged.isfinite().all(-1).sum() == 5
+    plan = pyramid_ops.tome_matching(x, 6)  # one source too many: token 2 is dropped
+    assert plan.sources[0, -1] == 2
+    assert plan.destinations[0, -1] == -1
+    merged, sizes = pyramid_ops.merge_tokens(x, plan)
+    assert merged.isnan().sum() == 0
+    assert sizes.sum() == 11
+    assert pyramid_ops.merge_indices(plan)[0, 2] == -1
+    assert pyramid_ops.merge_indices(plan, order="original")[0, 2] == -1
+    assert (pyramid_ops.unmerge_tokens(merged, plan)[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize(("class_token", "distill_token"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("order", ["tome", "original"])
+def test_packed_tokens_equal_their_segments_alone(order, class_token, distill_token):
+    lengths = [17, 0, 40, 1, 2, 3, 64]
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    x = rand(int(starts[-1]) + 5, 12)  # five rows in no segment
+    sizes = rand(len(x), seed=3).abs() + 1
+    flags = {"class_token": class_token, "distill_token": distill_token}
+    plan = pyramid_ops.tome_matching(x, 9, cu_seqlens=starts.to(torch.int32), max_seqlen=64, **flags)
+    merged, totals = pyramid_ops.merge_tokens(x, plan, sizes, order=order)
+    rows = pyramid_ops.merge_indices(plan, order=order)
+    back = pyramid_ops.unmerge_tokens(merged, plan, order=order)
+    used = dict.fromkeys(("sources", "destinations", "unmerged", "similarities"), 0)
+    for s, length in enumerate(lengths):
+        here = slice(int(starts[s]), int(starts[s + 1]))
+        out = slice(int(plan.cu_seqlens[s]), int(plan.cu_seqlens[s + 1]))
+        alone = pyramid_ops.tome_matching(x[None, here], 9, **flags)
+        expected, expected_sizes = pyramid_ops.merge_tokens(x[None, here], alone, sizes[None, here], order=order)
+        assert_same_bits(merged[out], expected[0], f"segment {s}")
+        assert_same_bits(totals[out], expected_sizes[0])
+        expected_rows = pyramid_ops.merge_indices(alone, order=order)[0]
+        assert torch.equal(rows[here], expected_rows + out.start)
+        assert_same_bits(back[here], pyramid_ops.unmerge_tokens(expected, alone, order=order)[0])
+        for name in used:
+            part = getattr(alone, name)[0]
+            shift = 0 if name == "similarities" else here.start
+            assert torch.equal(getattr(plan, name)[used[name] : used[name] + len(part)], part + shift), name
+            used[name] += len(part)
+        assert length == len(x[here])
+    last = int(plan.cu_seqlens[-1])
+    assert (rows[-5:] == -1).all()
+    assert (merged[last:] == 0).all()
+    assert (plan.sources[used["sources"] :] == -1).all()
+
+
+# Means
+
+
+def test_weighted_mean_against_float64():
+    x, sizes = rand(2, 300, 16), torch.rand(2, 300, generator=torch.Generator().manual_seed(1)) + 0.5
+    plan = pyramid_ops.tome_matching(x, 140)
+    merged, totals = pyramid_ops.merge_tokens(x, plan, sizes)
+    rows = pyramid_ops.merge_indices(plan)
+    total = torch.zeros(2, 160, dtype=torch.float64).scatter_add(1, rows, sizes.double())
+    weighted = (x * sizes[..., None]).double()
+    mean = torch.zeros(2, 160, 16, dtype=torch.float64).scatter_add(1, rows[..., None].expand_as(x), weighted)
+    assert torch.allclose(merged.double(), mean / total[..., None], atol=1e-5)
+    assert torch.allclose(totals.double(), total, rtol=1e-6)
+
+
+def test_additions_follow_the_written_order():
+    """A destination with 70 sources: chunks of 32, 32 and 6, each on its own from +0."""
+    x = rand(1, 142, 1) * 10 ** rand(1, 142, 1, seed=1)
+    plan = pyramid_ops.tome_matching(torch.ones(1, 142, 4), 70)
+    assert plan.destinations.unique().tolist() == [1]
+    merged, _ = pyramid_ops.merge_tokens(x, plan, mode="sum")
+    sources = plan.sources[0].sort().values.tolist()
+    total = x[0, 1, 0]
+    for start in range(0, 70, 32):
+        chunk = torch.tensor(0.0)
+        for token in sources[start : start + 32]:
+            chunk = chunk + x[0, token, 0]
+        total = total + chunk
+    assert_same_bits(merged[0, 1, 0], total)
+
+
+def test_a_lone_token_is_unchanged():
+    x = rand(1, 9, 5)
+    x[0, 8, 0] = -0.0
+    merged, _ = pyramid_ops.merge_tokens(x, pyramid_ops.tome_matching(x, 2), torch.full((1, 9), 3.0), order="original")
+    plan = pyramid_ops.tome_matching(x, 2)
+    rows = pyramid_ops.merge_indices(plan, order="original")[0]
+    alone = [i for i in range(9) if (rows == rows[i]).sum() == 1]
+    assert_same_bits(merged[0, rows[alone]], x[0, alone])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_assign_mean(dtype):
+    x = rand(2, 500, 12, dtype=dtype)
+    assignment = torch.randint(-1, 9, (2, 500), generator=torch.Generator().manual_seed(2))
+    assignment[0, :200] = 3
+    assignment[assignment == 5] = 6
+    weights = torch.rand(2, 500, generator=torch.Generator().manual_seed(3))
+    for w in (None, weights):
+        means, totals = pyramid_ops.assign_mean(x, assignment, 8, weights=w)
+        used = torch.ones(2, 500) if w is None else w
+        for b in range(2):
+            for c in range(8):
+                here = assignment[b] == c
+                total = used[b, here].double().sum()
+                assert abs(totals[b, c] - total) < 1e-4
+                mean = (x[b, here].double() * used[b, here, None].double()).sum(0) / total if c != 5 else x[b, 0] * 0
+                assert torch.allclose(
+                    means[b, c].double(), mean.double(), atol=1e-2 if dtype != torch.float32 else 1e-6
+                )
+
+
+def test_empty_clusters_are_zero():
+    means, totals = pyramid_ops.assign_mean(rand(4, 3), torch.tensor([0, 9, -1, 0]), 3)
+    assert (means[1:] == 0).all()
+    assert totals.tolist() == [2.0, 0.0, 0.0]
+    assert (
+        pyramid_ops.assign_mean(rand(2, 0, 3), torch.zeros(2, 0, dtype=torch.int64), 2).tokens.tolist()
+        == [[[0.0] * 3] * 2] * 2
+    )
+
+
+def test_vscan_merging_is_a_mean_over_kept_and_dropped():
+    """VScan: each dropped token joins its most similar kept token, (kept + sum) / (1 + n)."""
+    kept, dropped = rand(1, 10, 16), rand(1, 60, 16, seed=1)
+    match = pyramid_ops.best_match(dropped, kept)
+    assignment = torch.cat((torch.arange(10)[None], match.indices), 1)
+    means, totals = pyramid_ops.assign_mean(torch.cat((kept, dropped), 1), assignment, 10)
+    for i in range(10):
+        joined = dropped[0, cosine(dropped, kept)[0].argmax(-1) == i]
+        assert torch.allclose(means[0, i], (kept[0, i] + joined.sum(0)) / (1 + len(joined)), atol=1e-6)
+        assert totals[0, i] == 1 + len(joined)
+
+
+# Recipes
+
+
+def test_aim_merges_twice_without_sizes():
+    x = clusters(1, 64, 16, torch.float32)
+    once = x
+    for _ in range(2):
+        r = once.shape[1] // 2
+        expected = tome_merge(once.double(), tome(once, r), "mean")
+        once, _ = pyramid_ops.merge_tokens(once, pyramid_ops.tome_matching(once, r))
+        assert torch.allclose(once.double(), expected, atol=1e-6)
+    assert once.shape[1] == 16
+
+
+def test_proportional_attention_adds_log_sizes():
+    """Tokens that were equal count as often after merging as before."""
+    base = rand(1, 6, 16)
+    x = base.repeat_interleave(2, 1)
+    plan = pyramid_ops.tome_matching(x, 6)
+    merged, sizes = pyramid_ops.merge_tokens(x, plan)
+    query = rand(1, 5, 16, seed=2)
+    before = (query @ x.mT / 4).softmax(-1) @ x
+    after = (query @ merged.mT / 4 + sizes.log()[:, None]).softmax(-1) @ merged
+    assert sizes.max() == 2
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+# The names of ToMe and tomesd
+
+
+@pytest.mark.parametrize(("w", "h", "sx", "sy"), [(8, 6, 2, 2), (9, 7, 2, 3), (5, 5, 1, 2)])
+@pytest.mark.parametrize("no_rand", [True, False])
+def test_random2d_equals_tomesd(w, h, sx, sy, no_rand):
+    tomesd = pytest.importorskip("tomesd.merge")
+    metric, x = rand(2, w * h, 24), rand(2, w * h, 7, seed=1)
+    cells = (h // sy) * (w // sx)
+    for r in (3, w * h - cells, 10**6):
+        random = [torch.Generator().manual_seed(5) for _ in range(2)]
+        theirs = tomesd.bipartite_soft_matching_random2d(metric, w, h, sx, sy, r, no_rand, random[0])
+        ours = compat.bipartite_soft_matching_random2d(metric, w, h, sx, sy, r, no_rand, random[1])
+        for mode in ("mean", "sum", "amax"):
+            # Token by token: tomesd's order of destinations comes from an unstable sort.
+            expected, actual = (unmerge(merge(x, mode=mode)) for merge, unmerge in (theirs, ours))
+            assert torch.allclose(actual, expected, atol=1e-5), (r, mode)
+            assert ours[0](x, mode=mode).shape == theirs[0](x, mode=mode).shape
+
+
+def test_random2d_hash_needs_no_generator():
+    metric = rand(1, 400, 8)
+    first, again, other = (
+        compat.bipartite_soft_matching_random2d(metric, 20, 20, 2, 2, 100, seed=seed)[0].plan for seed in (1, 1, 2)
+    )
+    assert_same_bits(list(first[:5]), list(again[:5]))
+    assert not torch.equal(first.rows, other.rows)
+    places = compat._hash(3, 40_000, torch.device("cpu")) % 4
+    assert (places.bincount(minlength=4) - 10_000).abs().max() < 400
+    chosen = torch.full((10, 10), 3)
+    plan = compat.bipartite_soft_matching_random2d(metric, 20, 20, 2, 2, 300, choices=chosen)[0].plan
+    assert plan.destinations.remainder(40).min() > 20
+    assert (plan.destinations % 2 == 1).all()
+
+
+def test_kth_matching_follows_tome():
+    metric, x = rand(2, 23, 8), rand(2, 23, 5, seed=1)
+    for k in (2, 3, 5):
+        count = 23 // k * k
+        merge, unmerge = compat.kth_bipartite_soft_matching(metric, k)
+        groups = metric[:, :count].unflatten(1, (-1, k))
+        partner = cosine(groups[:, :, : k - 1].flatten(1, 2), groups[:, :, k - 1]).argmax(-1)
+        tokens = x[:, :count].unflatten(1, (-1, k))
+        source, target = tokens[:, :, : k - 1].flatten(1, 2), tokens[:, :, k - 1]
+        index = partner[..., None].expand(-1, -1, 5)
+        for mode in ("mean", "sum", "amax"):
+            expected = target.scatter_reduce(1, index, source, mode)
+            assert torch.allclose(merge(x, mode=mode), expected, atol=1e-6)
+        back = torch.cat((target.gather(1, index).unflatten(1, (-1, k - 1)), target[:, :, None]), 2).flatten(1, 2)
+        assert_same_bits(unmerge(target), back)
+        x2, size = compat.merge_wavg(merge, x)
+        assert size.sum() == 2 * count
+        assert x2.shape == target.shape
+
+
+def test_wavg_and_source_follow_tome():
+    metric, x = rand(2, 17, 8), rand(2, 17, 5, seed=1)
+    size = torch.randint(1, 5, (2, 17, 1), generator=torch.Generator().manual_seed(0)).float()
+    merge, unmerge = compat.bipartite_soft_matching(metric, 6, class_token=True)
+    plan = tome(metric, 6, class_token=True)
+    sizes = tome_merge(size, plan, "sum")
+    expected = tome_merge(x * size, plan, "sum") / sizes
+    merged, new_size = compat.merge_wavg(merge, x, size)
+    assert torch.equal(new_size, sizes)
+    assert torch.allclose(merged, expected, atol=1e-6)
+    source = compat.merge_source(merge, x)
+    assert torch.equal(source, tome_merge(torch.eye(17).expand(2, 17, 17).contiguous(), plan, "amax"))
+    assert torch.equal(source.argmax(1), pyramid_ops.merge_indices(merge.plan))
+    again = compat.merge_source(compat.bipartite_soft_matching(merged, 3)[0], merged, source)
+    assert torch.equal(again.sum(1), torch.ones(2, 17))
+    assert unmerge(merged).shape == x.shape
+    nothing, _ = compat.bipartite_soft_matching(metric, 0)
+    assert nothing(x, mode="sum") is x
+    assert compat.merge_wavg(nothing, x)[1].shape == (2, 17, 1)
+
+
+# Memory, gradients, errors
+
+
+@pytest.mark.slow
+def test_memory_grows_with_tokens_not_their_square():
+    x = rand(1, 16384, 64, dtype=torch.bfloat16)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        plan = pyramid_ops.tome_matching(x, 4096)
+        pyramid_ops.merge_tokens(x, plan)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert peak < 32 << 20  # the similarity matrix alone would be 256 MB
+
+
+BAD = [
+    (lambda: pyramid_ops.best_match(rand(3, 4), rand(3, 5)), ValueError, "best_match: keys: expected the batch size"),
+    (lambda: pyramid_ops.best_match(rand(2, 3, 4), rand(3, 4)), ValueError, "best_match: keys: expected"),
+    (lambda: pyramid_ops.best_match([1], rand(3, 4)), TypeError, "best_match: queries: expected a tensor"),
+    (lambda: pyramid_ops.best_match(rand(3, 4).double(), rand(3, 4)), TypeError, "best_match: queries: expected dtype"),
+    (
+        lambda: pyramid_ops.best_match(rand(3, 4), rand(3, 4), precision="low"),
+        ValueError,
+        "best_match: precision: expected one of 'grid', 'high', got 'low'",
+    ),
+    (
+        lambda: pyramid_ops.best_match(rand(3, 4), rand(3, 4), key_mask=torch.ones(3)),
+        TypeError,
+        "best_match: key_mask: expected dtype bool",
+    ),
+    (
+        lambda: pyramid_ops.best_match(rand(3, 4), rand(3, 4), key_mask=torch.ones(4, dtype=torch.bool)),
+        ValueError,
+        r"best_match: key_mask: expected \[3\]",
+    ),
+    (
+        lambda: pyramid_ops.best_match(rand(3, 4), rand(3, 4), cu_seqlens_q=torch.zeros(2, dtype=torch.int32)),
+        ValueError,
+        "best_match: cu_seqlens_k: expected with the other offsets",
+    ),
+    (
+        lambda: pyramid_ops.best_match(rand(3, 4), rand(3, 4), max_seqlen_q=3),
+        ValueError,
+        "best_match: max_seqlen_q: expected only with",
+    ),
+    (lambda: pyramid_ops.tome_matching(rand(2, 8, 4), -1), ValueError, "tome_matching: r: expected at least 0, got -1"),
+    (lambda: pyramid_ops.tome_matching(rand(2, 8, 4), 1.5), TypeError, "tome_matching: r: expected an integer"),
+    (lambda: pyramid_ops.tome_matching(rand(8, 4), 1), ValueError, "tome_matching: cu_seqlens: expected offsets"),
+    (
+        lambda: pyramid_ops.tome_matching(rand(2, 8, 4), 1, class_token=1),
+        TypeError,
+        "tome_matching: class_token: expected a bool",
+    ),
+    (
+        lambda: pyramid_ops.tome_matching(rand(8, 4), 1, cu_seqlens=torch.zeros(2, dtype=torch.int64)),
+        TypeError,
+        "tome_matching: cu_seqlens: expected dtype int32",
+    ),
+    (
+        lambda: pyramid_ops.tome_matching(rand(2, 8, 4), 1, cu_seqlens=torch.zeros(2, dtype=torch.int32)),
+        ValueError,
+        "tome_matching: cu_seqlens: expected only with packed",
+    ),
+    (lambda: pyramid_ops.merge_tokens(rand(2, 8, 4), (1, 2)), TypeError, "merge_tokens: plan: expected a MergePlan"),
+    (lambda: pyramid_ops.merge_tokens(rand(2, 9, 4), plan()), ValueError, r"merge_tokens: x: expected \[2, 8, 'D'\]"),
+    (
+        lambda: pyramid_ops.merge_tokens(rand(2, 8, 4), plan(), torch.ones(2, 9)),
+        ValueError,
+        r"merge_tokens: sizes: expected \[2, 8\]",
+    ),
+    (
+        lambda: pyramid_ops.merge_tokens(rand(2, 8, 4), plan(), mode="max"),
+        ValueError,
+        "merge_tokens: mode: expected one of 'mean', 'sum', 'amax', got 'max'",
+    ),
+    (
+        lambda: pyramid_ops.merge_tokens(rand(2, 8, 4), plan(), order="index"),
+        ValueError,
+        "merge_tokens: order: expected one of 'tome', 'original'",
+    ),
+    (lambda: pyramid_ops.unmerge_tokens(rand(2, 8, 4), plan()), ValueError, r"unmerge_tokens: merged: expected \[2, 6"),
+    (
+        lambda: pyramid_ops.assign_mean(rand(4, 2), torch.zeros(4), 2),
+        TypeError,
+        "assign_mean: assignment: expected dtype int64",
+    ),
+    (
+        lambda: pyramid_ops.assign_mean(rand(4, 2), torch.zeros(3, dtype=torch.int64), 2),
+        ValueError,
+        r"assign_mean: assignment: expected \[4\]",
+    ),
+    (
+        lambda: pyramid_ops.assign_mean(rand(4, 2), torch.zeros(4, dtype=torch.int64), -1),
+        ValueError,
+        "assign_mean: num_clusters: expected at least 0, got -1",
+    ),
+    (
+        lambda: pyramid_ops.tome_matching(rand(2, 8, 4).requires_grad_(), 1),
+        ValueError,
+        "tome_matching: metric: expected no gradient",
+    ),
+    (
+        lambda: compat.bipartite_soft_matching_random2d(rand(2, 8, 4), 3, 3, 2, 2, 1),
+        ValueError,
+        "bipartite_soft_matching_random2d: metric: expected 3 · 3 tokens",
+    ),
+]
+
+
+def plan() -> MergePlan:
+    return pyramid_ops.tome_matching(rand(2, 8, 4), 2)
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
