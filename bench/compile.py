@@ -130,6 +130,14 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         select = functools.partial(ops.select_topk_levels, levels, 273)
         yield "select_topk_levels, 273 of 5440, D = 1024", dtype, select
         yield "select_topk_levels, union", dtype, functools.partial(select, level_weights=None)
+        for features in (64, 1024):
+            x = torch.empty(2, 4096, features, dtype=dtype)
+            for precision in ("grid", "high"):
+                match = functools.partial(ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
+                yield f"best_match, {precision}, 2048 × 2048, D = {features}", dtype, match
+        x = torch.empty(2, 4096, 1024, dtype=dtype)
+        clusters = torch.zeros(2, 4096, dtype=torch.int64)
+        yield "assign_mean, D = 1024", dtype, functools.partial(ops.assign_mean, x, clusters, 2048)
         indices = torch.empty(2, 273, 2, dtype=torch.int64)
         yield "gather_levels, D = 1024", dtype, functools.partial(ops.gather_levels, levels, indices)
     for dtype in (torch.float32, torch.bfloat16, torch.uint8):

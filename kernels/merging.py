@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, narrow, ordered_key, unit_rows, widen
+from .numerics import LAUNCH, narrow, ordered_key, target_arch, unit_rows, widen
 
 # Members of a group that one partial sum holds.
 CHUNK = 32
@@ -41,7 +41,7 @@ def _fixed_point(high, cross, low):
     return ((high * 4194304.0).to(tl.int32) << 8) + (cross >> 2) + (((rest << 10) + low + 2048) >> 12).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "mask_stride"])
 def _best_match_kernel(
     queries_ptr, keys_ptr, key_norms_ptr, key_mask_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, best_ptr, queries, keys,
     longest_q, longest_k, splits, mask_stride, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr,
@@ -106,7 +106,7 @@ def _best_match_kernel(
         tl.atomic_max(best_ptr + query_start + row, best, mask=row_mask, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count, BLOCK: tl.constexpr):
     query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = query < count
@@ -120,16 +120,13 @@ def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count
     tl.store(similarity_ptr + query, similarity, mask=mask)
 
 
-def match_config(features: int, limbs: int) -> dict:
-    """Tiles of the similarity; with two limbs narrower ones, for three accumulators."""
-    block_k = min(64, max(16, triton.next_power_of_2(features)))
-    return {
-        "BLOCK_M": 128,
-        "BLOCK_N": 128 if limbs == 1 else 32,
-        "BLOCK_K": block_k,
-        "num_warps": 8,
-        "num_stages": 4 - limbs,
-    }
+def match_config(features: int, limbs: int, arch: int | str) -> dict:
+    """Tiles of the similarity: the largest whose accumulators stay in registers."""
+    m, n, k, warps, stages = 128, 128, 64, 8, 3
+    if limbs == 2:
+        m, n, k, warps, stages = (128, 64, 32, 8, 2) if arch == 90 and features % 16 == 0 else (64, 32, 64, 4, 2)
+    k = min(k, max(16, triton.next_power_of_2(features)))
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
 def match_splits(programs: int, tiles: int) -> int:
@@ -156,7 +153,7 @@ def best_match(
     key_units, key_norms = unit_rows(keys, limbs, LOW_BITS)
     best = torch.full((batch, count), -(1 << 63), dtype=torch.int64, device=queries.device)
     segments = batch if cu_seqlens_q is None else len(cu_seqlens_q) - 1
-    config = match_config(features, limbs)
+    config = match_config(features, limbs, target_arch())
     programs = segments * triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     if programs and max_seqlen_k:
         splits = match_splits(programs, triton.cdiv(max_seqlen_k, config["BLOCK_N"]))
@@ -209,7 +206,7 @@ def _bounds(offsets_ptr, group, members):
     return begin.to(tl.int32), end.to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "members", "groups"])
 def _chunk_kernel(
     x_ptr, weights_ptr, members_ptr, group_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, stride_b, stride_n,
     weight_stride, count, members, groups, width, MODE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
@@ -230,8 +227,8 @@ def _chunk_kernel(
     inside = (group >= 0) & (group < groups)
     begin, end = _bounds(offsets_ptr, tl.where(inside, group, 0), members)
     starts = inside & (end - begin > CHUNK) & (position >= begin) & (position < end) & ((position - begin) % CHUNK == 0)
-    for slot in tl.static_range(2):
-        here = starts & ((position == begin) if slot == 1 else (position != begin))
+    for slot in range(2):
+        here = starts & ((position == begin).to(tl.int32) == slot)
         p = tl.min(tl.where(here, position, members))
         stop = tl.minimum(p + CHUNK, tl.max(tl.where(here, end, 0)))
         if p < stop:
@@ -247,7 +244,7 @@ def _chunk_kernel(
             tl.store(weight_sums_ptr + at, weight_total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "members", "groups"])
 def _merge_kernel(
     x_ptr, weights_ptr, first_ptr, members_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, out_ptr, totals_ptr, stride_b,
     stride_n, weight_stride, count, members, groups, width, MODE: tl.constexpr, CHUNK: tl.constexpr,

@@ -243,3 +243,8 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
 
 
 INTERPRETED = not isinstance(widen, triton.JITFunction)
+
+
+def target_arch() -> int | str:
+    """The architecture that launches are compiled for: 90 for sm_90, or a name such as gfx942."""
+    return 90 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch

@@ -1,5 +1,6 @@
 """The machine code of every shipped configuration, compiled ahead of time for GPUs that need not be there."""
 
+import functools
 import os
 import re
 
@@ -17,6 +18,7 @@ from bench import compile as aot
 def ones():
     """Sizes, strides and budgets equal to 1, which Triton turns into constants."""
     one = torch.empty(1, 1, 1)
+    plan = pyramid_ops.tome_matching(torch.ones(1, 70, 1), 34)
     levels = [torch.empty(2, size, 64) for size in (256, 1)]
     scores = [torch.empty(2, size, dtype=torch.float16) for size in (256, 1)]
     indices = torch.empty(1, 1, 2, dtype=torch.int64)
@@ -30,11 +32,51 @@ def ones():
     yield "gather_levels", lambda: pyramid_ops.gather_levels([one], indices)
     far = torch.empty(4).as_strided((1, 4, 1), (1 << 31, 1, 1))
     yield "select_topk_levels-far", lambda: pyramid_ops.select_topk_levels([one, far], budgets=[1, 2], saliency="norm")
+    many = torch.empty(1, 70, 1)
+    none = torch.zeros(1, 70, dtype=torch.int64)
+    offsets = torch.zeros(2, dtype=torch.int32)
+    mask = torch.ones(1, dtype=torch.bool)
+    packed = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets}
+    for precision in ("grid", "high"):
+        match = functools.partial(pyramid_ops.best_match, precision=precision)
+        yield f"best_match-{precision}", lambda f=match: f(one, one)
+        yield f"best_match-{precision}-1-key", lambda f=match: f(torch.empty(1, 300, 100), torch.empty(1, 1, 100))
+        yield f"best_match-{precision}-packed", lambda f=match: f(one[0], one[0], key_mask=mask, **packed)
+    for width in (1, 65):
+        yield f"assign_mean-{width}", lambda w=width: pyramid_ops.assign_mean(torch.empty(1, 1, w), none[:, :1], 1)
+    weights = torch.ones(1, 70)
+    yield "assign_mean-long", lambda: pyramid_ops.assign_mean(many, none, 1, weights=weights)
+    yield "merge_tokens-amax", lambda: pyramid_ops.merge_tokens(many, plan, weights, mode="amax")
     for shape in ((1, 1, 2, 2), (1, 1, 2, 64), (1, 3, 64, 2), (1, 3, 64, 48)):
         x = torch.empty(shape)
         for taps in ([1.0], [0.1] * 3, [0.1] * 11):
             case = f"blur_downsample-{shape[2]}-{shape[3]}-{len(taps)}"
             yield case, lambda x=x, taps=taps: pyramid_ops.blur_downsample(x, taps=taps, padding="reflect")
+
+
+TENSOR_CORE = {"sm_80": r"mma\.sync", "sm_90": r"wgmma\.mma_async", "sm_100": r"tcgen05\.mma"}
+
+
+def clean_accumulators(ttir: str) -> bool:
+    """Whether every tt.dot adds to zero, or to itself around a loop that begins at zero."""
+    zeros = set(re.findall(r"(%\S+) = arith\.constant dense<0\.0+e\+00> : tensor<\S+xf32>", ttir))
+    dots = dict(re.findall(r"(%\S+) = tt\.dot %\S+, %\S+, (%\w+)", ttir))
+    carried = dict(
+        pair for loop in re.findall(r"iter_args\((.*?)\)", ttir) for pair in re.findall(r"(%\w+) = (%\w+)", loop)
+    )
+    yielded = {name for line in re.findall(r"scf\.yield (.*?) :", ttir) for name in line.split(", ")}
+    return all(
+        accumulator in zeros or (carried.get(accumulator) in zeros and result in yielded)
+        for result, accumulator in dots.items()
+    )
+
+
+def test_accumulator_check_finds_an_added_value():
+    loop = "%c = arith.constant dense<0.000000e+00> : tensor<4x4xf32>\n%r = scf.for iter_args(%a = %c)\n"
+    assert clean_accumulators(loop + "%d = tt.dot %x, %y, %a\nscf.yield %d : f32")
+    assert not clean_accumulators(loop + "%d = tt.dot %x, %y, %other\nscf.yield %d : f32")
+    assert not clean_accumulators(loop.replace("= %c)", "= %o)") + "%d = tt.dot %x, %y, %a\nscf.yield %d : f32")
+    assert not clean_accumulators(loop + "%d = tt.dot %x, %y, %a\n%e = arith.addf %d, %z\nscf.yield %e : f32")
 
 
 SHIPPED = [
@@ -57,10 +99,14 @@ def test_nvidia_code(target, dtype, call, wide):
         assert code["shared"] <= aot.SHARED_LIMIT[target], code
         assert not re.search(r"\bfma\.rn", ptx), f"{kernel_name}: fused multiply and add"
         assert not re.search(r"\b(div|sqrt|ex2)\.(approx|full)|\.ftz\.f32", ptx), f"{kernel_name}: inexact arithmetic"
-        assert "tt.dot" not in kernel.asm["ttir"]
+        assert clean_accumulators(kernel.asm["ttir"]), f"{kernel_name}: a product that starts from another value"
+        if kernel_name == "_best_match_kernel":
+            assert re.search(TENSOR_CORE[target], ptx), f"{kernel_name}: no tensor cores"
+        else:
+            assert "tt.dot" not in kernel.asm["ttir"]
         if wide:
-            widest = "LDG.E.64" if dtype == torch.uint8 else "LDG.E.128"
-            assert any(load.startswith(widest) for load in code["loads"]), code
+            widest = ".64" if dtype == torch.uint8 else ".128"
+            assert any(load.endswith(widest) for load in code["loads"]), code
 
 
 @pytest.mark.parametrize(("dtype", "call", "wide"), SHIPPED + ONES)

@@ -18,7 +18,7 @@ def to(device, value):
     if isinstance(value, torch.Tensor):
         storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device, copy=True)
         return storage.as_strided(value.shape, value.stride(), value.storage_offset())
-    return [to(device, x) for x in value] if isinstance(value, list) else value
+    return [to(device, x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 def generated():
@@ -50,7 +50,7 @@ def test_row_tiles_do_not_change_bits(monkeypatch, device, warps, load_bytes, fe
         tiles = functools.partial(numerics.row_tiles, warps=warps, load_bytes=load_bytes)
         monkeypatch.setattr(module, "row_tiles", tiles)
     x = cases.special_rows(features, torch.bfloat16, seed=features)
-    for op, args in (("token_variance", (1,)), ("token_norm", ()), ("unit_rows", (2,))):
+    for op, args in (("token_variance", (1,)), ("token_norm", ()), ("unit_rows", (2, 7))):
         assert_same_bits(OPS[op].kernel(x.to(device), *args), OPS[op].reference(x, *args), op)
 
 
@@ -84,6 +84,32 @@ def test_selection_tiles_do_not_change_bits(monkeypatch, device, block, rows):
         assert_same_bits(actual, expected, str(budgets))
 
 
+@pytest.mark.parametrize("limbs", [1, 2])
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "block_k", "splits"), [(16, 16, 16, 1), (64, 32, 64, 3), (16, 128, 32, 2)]
+)
+def test_matching_tiles_do_not_change_bits(monkeypatch, device, limbs, block_m, block_n, block_k, splits):
+    from pyramid_ops.kernels import merging
+
+    tiles = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 1}
+    monkeypatch.setattr(merging, "match_config", lambda *_: tiles)
+    monkeypatch.setattr(merging, "match_splits", lambda *_: splits)
+    q, k = cases.special_rows(100, torch.float32, 1), cases.special_rows(100, torch.float32, 2).repeat(1, 17, 1)
+    args = (None, None, None, 9, 153, limbs)
+    expected = OPS["best_match"].reference(q, k, *args)
+    assert_same_bits(OPS["best_match"].kernel(q.to(device), k.to(device), *args), expected)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_merging_tiles_do_not_change_bits(monkeypatch, device, block):
+    from pyramid_ops.kernels import merging
+
+    monkeypatch.setattr(merging, "merge_config", lambda *_: {"BLOCK": block, "num_warps": 1})
+    for param in list(cases.merge_tokens())[1:12:5]:
+        args = param.values[0]
+        assert_same_bits(OPS["merge_tokens"].kernel(*to(device, args)), OPS["merge_tokens"].reference(*args), param.id)
+
+
 def test_a_sample_alone_equals_the_sample_in_a_batch(device):
     made = to(device, cases.levels((60, 20, 5), 96, torch.bfloat16, batch=3))
     images = cases.special_image((3, 2, 20, 22), torch.float32).to(device)
@@ -95,6 +121,13 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(device):
             assert_same_bits(alone, (tokens[b : b + 1], indices[b : b + 1]))
             alone = pyramid_ops.gaussian_pyramid(images[b : b + 1], 3)
             assert_same_bits(alone, [level[b : b + 1] for level in pyramid])
+        match = pyramid_ops.best_match(made[0], made[1])
+        means, totals = pyramid_ops.assign_mean(made[0], match.indices % 3, 3)
+        for b in range(3):
+            alone = pyramid_ops.best_match(made[0][b : b + 1], made[1][b : b + 1])
+            assert_same_bits(list(alone), [x[b : b + 1] for x in match])
+            alone = pyramid_ops.assign_mean(made[0][b : b + 1], match.indices[b : b + 1] % 3, 3)
+            assert_same_bits(list(alone), [means[b : b + 1], totals[b : b + 1]])
 
 
 @pytest.mark.slow

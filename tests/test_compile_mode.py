@@ -29,7 +29,16 @@ def pipeline(image):
     positions = pyramid_ops.gather_levels(pyramid_ops.patch_positions(levels, 4), selection.indices)
     variance = pyramid_ops.token_variance(tokens[0])
     units, norms = pyramid_ops.unit_rows(tokens[1], limbs=2)
-    return [*levels[1:], *selection, *union, positions, variance, units, norms]
+    plan = pyramid_ops.tome_matching(tokens[0], 30, class_token=True)
+    merged, sizes = pyramid_ops.merge_tokens(tokens[0], plan, order="original")
+    back = pyramid_ops.unmerge_tokens(merged, plan, order="original")
+    match = pyramid_ops.best_match(tokens[0], tokens[1], precision="grid")
+    clusters, _ = pyramid_ops.assign_mean(tokens[0], match.indices, tokens[1].shape[1])
+    offsets = torch.tensor([0, 10, 40], dtype=torch.int32)
+    packed = pyramid_ops.tome_matching(tokens[0][0], 5, cu_seqlens=offsets)
+    packed_tokens, _ = pyramid_ops.merge_tokens(tokens[0][0], packed)
+    merging = [*plan[:5], merged, sizes, back, *match, clusters, packed.rows, packed.cu_seqlens, packed_tokens]
+    return [*merging, *levels[1:], *selection, *union, positions, variance, units, norms]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -24,7 +24,19 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
     tokens, indices = pyramid_ops.select_topk_levels(levels, budgets=[40, 20, 9, 1])
     union = pyramid_ops.select_topk_levels(levels, 70, None, saliency="norm")
     scores = pyramid_ops.token_variance(levels[0])
+    plan = pyramid_ops.tome_matching(levels[0], 200)
+    merged, sizes = pyramid_ops.merge_tokens(levels[0], plan)
+    match = pyramid_ops.best_match(levels[0], levels[1], precision="high")
+    offsets = torch.arange(0, 501, 100, dtype=torch.int32, device=images.device)
+    packed = pyramid_ops.tome_matching(levels[0][0], 30, cu_seqlens=offsets)
     return [
+        *plan[:5],
+        merged,
+        sizes,
+        pyramid_ops.unmerge_tokens(merged, plan),
+        *match,
+        *pyramid_ops.assign_mean(levels[0], match.indices, 120),
+        *pyramid_ops.merge_tokens(levels[0][0], packed, mode="amax", order="original"),
         *pyramid_ops.gaussian_pyramid(images, 4)[1:],
         tokens,
         indices,
