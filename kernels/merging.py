@@ -106,7 +106,7 @@ def _best_match_kernel(
         tl.atomic_max(best_ptr + query_start + row, best, mask=row_mask, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count, BLOCK: tl.constexpr):
     query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = query < count
@@ -263,41 +263,44 @@ def _merge_kernel(
     begin, end = _bounds(offsets_ptr + sample * (groups + 1), row % groups, members)
     first = tl.load(first_ptr + row)
     has_first = (first >= 0) & (first < count)
-    value, weight = _term(x_ptr, weights_ptr, first, stride_n, count, column, mask, MODE)
-    total = _combine(_start(MODE, BLOCK), value, MODE)
-    weight_total = 0.0 + weight
-    if end - begin > CHUNK:
-        windows = tl.cdiv(members, CHUNK)
-        for p in range(begin, end, CHUNK):
-            at = (sample * windows + p // CHUNK) * 2 + (p == begin).to(tl.int32)
-            value = tl.load(sums_ptr + at * width + column, mask=mask, other=0.0)
-            total = _combine(total, value, MODE)
-            weight_total += tl.load(weight_sums_ptr + at)
-    else:
-        chunk = _start(MODE, BLOCK)
-        weight_chunk = 0.0
-        for i in range(begin, end):
-            token = tl.load(members_ptr + i)
-            value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, mask, MODE)
-            chunk = _combine(chunk, value, MODE)
-            weight_chunk += weight
-        total = _combine(total, chunk, MODE)
-        weight_total += weight_chunk
+    lone = False
     if MODE == "mean":
-        divisor = tl.zeros((BLOCK,), tl.float32) + weight_total
-        total = tl.where(divisor == 0.0, 0.0, tl.div_rn(total, divisor))
-    if MODE == "amax":
-        total = tl.where(has_first | (end > begin), total, 0.0)
-    result = narrow(total, out_ptr.dtype.element_ty)
-    if MODE == "mean":
-        lone = first
+        token = first
         if has_first == 0:
-            lone = tl.load(members_ptr + begin, mask=end > begin, other=-1)
-        alone = (has_first.to(tl.int32) + end - begin == 1) & (lone >= 0) & (lone < count) & (weight_total != 0.0)
-        raw = tl.load(x_ptr + tl.where(alone, lone, 0) * stride_n + column, mask=mask, other=0)
-        result = tl.where(alone, raw, result)
-    tl.store(out_ptr + row * width + column, result, mask=mask)
-    tl.store(totals_ptr + row, weight_total)
+            token = tl.load(members_ptr + begin, mask=end > begin, other=-1)
+        value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, mask, "sum")
+        lone = (has_first.to(tl.int32) + end - begin == 1) & (token >= 0) & (token < count) & (weight != 0.0)
+    if lone:
+        tl.store(out_ptr + row * width + column, tl.load(x_ptr + token * stride_n + column, mask=mask), mask=mask)
+        tl.store(totals_ptr + row, weight)
+    else:
+        value, weight = _term(x_ptr, weights_ptr, first, stride_n, count, column, mask, MODE)
+        total = _combine(_start(MODE, BLOCK), value, MODE)
+        weight_total = 0.0 + weight
+        if end - begin > CHUNK:
+            windows = tl.cdiv(members, CHUNK)
+            for p in range(begin, end, CHUNK):
+                at = (sample * windows + p // CHUNK) * 2 + (p == begin).to(tl.int32)
+                value = tl.load(sums_ptr + at * width + column, mask=mask, other=0.0)
+                total = _combine(total, value, MODE)
+                weight_total += tl.load(weight_sums_ptr + at)
+        else:
+            chunk = _start(MODE, BLOCK)
+            weight_chunk = 0.0
+            for i in range(begin, end):
+                token = tl.load(members_ptr + i)
+                value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, mask, MODE)
+                chunk = _combine(chunk, value, MODE)
+                weight_chunk += weight
+            total = _combine(total, chunk, MODE)
+            weight_total += weight_chunk
+        if MODE == "mean":
+            divisor = tl.zeros((BLOCK,), tl.float32) + weight_total
+            total = tl.where(divisor == 0.0, 0.0, tl.div_rn(total, divisor))
+        if MODE == "amax":
+            total = tl.where(has_first | (end > begin), total, 0.0)
+        tl.store(out_ptr + row * width + column, narrow(total, out_ptr.dtype.element_ty), mask=mask)
+        tl.store(totals_ptr + row, weight_total)
 
 
 def merge_config(x: Tensor) -> dict:

@@ -87,18 +87,17 @@ def merge_tokens(
         sizes = (bounds[1:] - bounds[:-1]).clamp(min=0)
         groups = _Groups(first[b], members[b], bounds[:-1], sizes, count)
         totals[b] = groups.fold(ones if weight is None else weight[:, None], None, "sum")[:, 0]
-        if mode == "amax":
-            result = groups.fold(x[b], None, "amax")
-            out[b] = torch.where(groups.used[:, None], narrow(result, x.dtype), out[b])
-            continue
-        result = groups.fold(x[b], weight, "sum")
+        folded = groups.used
         if mode == "mean":
-            empty = totals[b] == 0
-            result = torch.where(empty[:, None], 0.0, result / totals[b][:, None])
-        out[b] = narrow(result, x.dtype)
-        if mode == "mean":
-            lone = (groups.lone & ~empty).nonzero()[:, 0]
+            lone = (groups.lone & (totals[b] != 0)).nonzero()[:, 0]
             out[b, lone] = x[b, groups.any_row[lone]]
+            folded = ~groups.lone & (totals[b] != 0)
+        some = folded.nonzero()[:, 0]
+        groups = _Groups(first[b, some], members[b], bounds[some], sizes[some], count)
+        result = groups.fold(x[b], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum")
+        if mode == "mean":
+            result = result / totals[b, some, None]
+        out[b, some] = narrow(result, x.dtype)
     return out, totals
 
 
