@@ -1,4 +1,4 @@
-"""`pyramid-ops`: token selection on a picture, and a picture of it."""
+"""`pyramid-ops`: token selection and merging on a picture, and a picture of it."""
 
 import argparse
 import importlib
@@ -18,13 +18,18 @@ from torch import Tensor
 
 from . import (
     allocate_budgets,
+    assign_mean,
     gather_levels,
     gaussian_pyramid,
+    merge_indices,
+    merge_tokens,
     patch_positions,
     patchify,
     select_topk_levels,
     token_norm,
+    tome_matching,
 )
+from .numerics import MAX_FEATURES
 
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
@@ -48,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     select.add_argument("--levels", type=int, default=4, help="levels of the pyramid (default: %(default)s)")
     select.add_argument("--saliency", choices=("detail", "variance", "norm"), default="detail")
     select.add_argument("--out", default="selection.png", help="the figure (default: %(default)s)")
+    merge = commands.add_parser("merge", help="merge similar patches of a picture, as ToMe does")
+    merge.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
+    merge.add_argument("--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)")
+    merge.add_argument(
+        "--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares of patches to keep (default: .5 .25 .1)"
+    )
+    merge.add_argument("--out", default="merging.png", help="the figure (default: %(default)s)")
     arguments = parser.parse_args(argv)
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here
     for stream in (sys.stdout, sys.stderr):
@@ -59,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 importlib.import_module(module)
             except ImportError as error:
                 raise UsageError(f"needs {module}: install the extra with pip install 'pyramid_ops[demo]'") from error
-        run_select(arguments)
+        {"select": run_select, "merge": run_merge}[arguments.command](arguments)
     except UsageError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
@@ -74,11 +86,7 @@ def run_select(arguments: argparse.Namespace) -> None:
     ):
         if value < 1:
             raise UsageError(f"--{name}: expected at least 1, got {value}")
-    out = pathlib.Path(arguments.out)
-    if not out.suffix or out.is_dir():
-        raise UsageError(f"--out: expected a file name such as selection.png, got {arguments.out!r}")
-    if arguments.image is not None and out.resolve() == pathlib.Path(arguments.image).resolve():
-        raise UsageError(f"--out: expected another file than IMAGE, got {arguments.out!r}")
+    check_out(arguments)
     patch, count = arguments.patch_size, arguments.levels
     image, source, cropped = load(arguments.image, patch, count)
     started = time.perf_counter()
@@ -104,6 +112,100 @@ def run_select(arguments: argparse.Namespace) -> None:
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"--out: cannot write {arguments.out}: {_reason(error)}") from error
     table(arguments, source, cropped, image, sizes, budgets, milliseconds, measured)
+
+
+def check_out(arguments) -> None:
+    out = pathlib.Path(arguments.out)
+    if not out.suffix or out.is_dir():
+        usual = {"select": "selection.png", "merge": "merging.png"}[arguments.command]
+        raise UsageError(f"--out: expected a file name such as {usual}, got {arguments.out!r}")
+    if arguments.image is not None and out.resolve() == pathlib.Path(arguments.image).resolve():
+        raise UsageError(f"--out: expected another file than IMAGE, got {arguments.out!r}")
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    if arguments.patch_size < 1:
+        raise UsageError(f"--patch-size: expected at least 1, got {arguments.patch_size}")
+    for share in arguments.keep:
+        if not 0 < share <= 1:
+            raise UsageError(f"--keep: expected shares above 0, at most 1, got {share:g}")
+    check_out(arguments)
+    patch = arguments.patch_size
+    image, source, cropped = load(arguments.image, patch, 1)
+    pixels = patchify(image, patch)
+    if pixels.shape[2] > MAX_FEATURES:
+        raise UsageError(f"--patch-size: expected at most {int((MAX_FEATURES / 3) ** 0.5)}, got {patch}")
+    results = []
+    for share in sorted(arguments.keep, reverse=True):
+        started = time.perf_counter()
+        group = merge_to(pixels - pixels.mean((0, 1)), max(1, round(share * pixels.shape[1])))
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        groups = int(group.max()) + 1
+        colours, sizes = assign_mean(pixels.unflatten(2, (3, -1)).mean(3), group, groups)
+        results.append((groups, int(sizes.max()), milliseconds, group[0], colours[0]))
+    try:
+        draw_merged(arguments, image, source, results)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"--out: cannot write {arguments.out}: {_reason(error)}") from error
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{source}: {image.shape[2]}×{image.shape[3]}{cropped}, {pixels.shape[1]} patches of {patch}×{patch}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("tokens left", "largest group", "time, ms")
+    for groups, largest, milliseconds, _, _ in results:
+        table.add_row(str(groups), str(largest), f"{milliseconds:.1f}")
+    console.print(table)
+    console.print(f"figure: {arguments.out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def merge_to(metric: Tensor, left: int) -> Tensor:
+    """The group `[1, N]` of each token after merging, at most half of the tokens at a time, until `left` are left."""
+    group = torch.arange(metric.shape[1])[None]
+    sizes = None
+    while metric.shape[1] > left:
+        plan = tome_matching(metric, metric.shape[1] - left)
+        group = merge_indices(plan, order="original").gather(1, group)
+        metric, sizes = merge_tokens(metric, plan, sizes, order="original")
+    return group
+
+
+def draw_merged(arguments, image, source, results) -> None:
+    from matplotlib import pyplot
+
+    patch = arguments.patch_size
+    rows, across = image.shape[2] // patch, image.shape[3] // patch
+    aspect = min(max(image.shape[2] / image.shape[3], 0.5), 2.0)
+    count = len(results) + 1
+    figure, axes = pyplot.subplots(1, count, figsize=(4 * count, 4 * aspect + 0.9), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    axes[0, 0].imshow(image[0].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+    axes[0, 0].set_title(
+        f"{source.replace('$', chr(92) + '$')}\n{rows * across} patches of {patch}×{patch}", fontsize=10
+    )
+    for axis, (groups, largest, _, group, colours) in zip(axes[0, 1:], results, strict=True):
+        picture = colours[group].view(rows, across, 3).clamp(0, 1).numpy()
+        axis.imshow(picture, interpolation="nearest", extent=(0, across, rows, 0))
+        grid = group.view(rows, across)
+        y, x = (grid[:, 1:] != grid[:, :-1]).nonzero(as_tuple=True)
+        axis.vlines(x + 1, y, y + 1, colors="black", linewidth=0.5)
+        y, x = (grid[1:] != grid[:-1]).nonzero(as_tuple=True)
+        axis.hlines(y + 1, x, x + 1, colors="black", linewidth=0.5)
+        axis.set_title(f"{groups} tokens left\nlargest group: {largest} patches", fontsize=10)
+    figure.suptitle(
+        "Patches that ToMe's matching merged, each group in its mean colour. Matched: the pixels of the patches less the "
+        "mean patch, not a trained encoder.",
+        fontsize=10,
+        wrap=True,
+    )
+    figure.savefig(arguments.out, dpi=110)
+    pyplot.close(figure)
 
 
 def load(path: str | None, patch: int, levels: int) -> tuple[Tensor, str, str]:

@@ -126,3 +126,43 @@ def test_uniform_and_random_choices_have_the_asked_size_and_no_repeats():
             pairs = {tuple(pair) for pair in chosen[0].tolist()}
             assert len(pairs) == sum(budgets)
             assert all(0 <= index < sizes[level] for level, index in pairs)
+
+
+def test_merge_draws_the_default_photo(tmp_path, capsys):
+    out = tmp_path / "merging.png"
+    assert cli.main(["merge", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for text in ("1024 patches", "512", "256", "102"):
+        assert text in printed
+    with Image.open(out) as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 500
+
+
+def test_merge_own_photo(photo, tmp_path, capsys):
+    out = tmp_path / "out.pdf"
+    assert cli.main(["merge", str(photo), "--patch-size", "10", "--keep", "1", "0.001", "--out", str(out)]) == 0
+    assert "150 patches of 10×10" in capsys.readouterr().out
+    assert out.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep", "0"], "--keep: expected shares above 0, at most 1, got 0"),
+        (["--keep", "nan"], "--keep: expected shares above 0"),
+        (["--patch-size", "0"], "--patch-size: expected at least 1, got 0"),
+        (["--patch-size", "99"], "--patch-size: expected at most 73, got 99"),
+        (["--patch-size", "101"], "IMAGE: expected at least one patch"),
+        (["--out", "figure"], "--out: expected a file name such as merging.png"),
+    ],
+)
+def test_merge_explains_bad_input(photo, capsys, options, message):
+    assert cli.main(["merge", str(photo), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_merged_groups_cover_all_tokens():
+    metric = torch.randn(1, 61, 8, generator=torch.Generator().manual_seed(0))
+    for left in (61, 30, 7, 1):
+        group = cli.merge_to(metric, left)
+        assert group.unique().tolist() == list(range(left))
