@@ -122,9 +122,11 @@ def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count
 
 def match_config(features: int, limbs: int, arch: int | str) -> dict:
     """Tiles of the similarity: the largest whose accumulators stay in registers."""
-    m, n, k, warps, stages = 128, 128, 64, 8, 3
+    m, n, k, warps, stages = 128, 128 if features % 16 == 0 else 64, 64, 8, 3
     if limbs == 2:
-        m, n, k, warps, stages = (128, 64, 32, 8, 2) if arch == 90 and features % 16 == 0 else (64, 32, 64, 4, 2)
+        m, n, k, warps, stages = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
+        if arch == 90 and features % 16 == 0:
+            m, n, k, warps, stages = 128, 64, 32, 8, 2
     k = min(k, max(16, triton.next_power_of_2(features)))
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
@@ -264,11 +266,11 @@ def _merge_kernel(
     first = tl.load(first_ptr + row)
     has_first = (first >= 0) & (first < count)
     lone = False
+    token = first
+    if has_first == 0:
+        token = tl.load(members_ptr + begin, mask=end > begin, other=-1)
+    value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, mask, MODE)
     if MODE == "mean":
-        token = first
-        if has_first == 0:
-            token = tl.load(members_ptr + begin, mask=end > begin, other=-1)
-        value, weight = _term(x_ptr, weights_ptr, token, stride_n, count, column, mask, "sum")
         lone = (has_first.to(tl.int32) + end - begin == 1) & (token >= 0) & (token < count) & (weight != 0.0)
     if lone:
         tl.store(out_ptr + row * width + column, tl.load(x_ptr + token * stride_n + column, mask=mask), mask=mask)

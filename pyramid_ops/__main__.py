@@ -199,8 +199,8 @@ def draw_merged(arguments, image, source, results) -> None:
         axis.hlines(y + 1, x, x + 1, colors="black", linewidth=0.5)
         axis.set_title(f"{groups} tokens left\nlargest group: {largest} patches", fontsize=10)
     figure.suptitle(
-        "Patches that ToMe's matching merged, each group in its mean colour. Matched: the pixels of the patches less the "
-        "mean patch, not a trained encoder.",
+        "Patches that ToMe's matching merged, each group in its mean colour. Matched: the pixels of the patches less "
+        "the mean patch, not a trained encoder.",
         fontsize=10,
         wrap=True,
     )
