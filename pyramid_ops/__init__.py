@@ -7,6 +7,7 @@ as its specification in :mod:`pyramid_ops.reference`.
 from ._dispatch import use_backend
 from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
+from .regions import broadcast_regions, patch_entropy, region_variance
 from .scoring import token_norm, token_variance
 from .selection import LevelSelection, allocate_budgets, gather_levels, select_topk_levels
 
@@ -16,10 +17,13 @@ __all__ = [
     "LevelSelection",
     "allocate_budgets",
     "blur_downsample",
+    "broadcast_regions",
     "gather_levels",
     "gaussian_pyramid",
+    "patch_entropy",
     "patch_positions",
     "patchify",
+    "region_variance",
     "select_topk_levels",
     "token_norm",
     "token_variance",

@@ -208,9 +208,85 @@ def gather_levels() -> Iterator:
     yield pytest.param((shared, indices.transpose(0, 1).contiguous().transpose(0, 1)), id="strided-indices", marks=[])
 
 
+def region_variance() -> Iterator:
+    for features in (1, 2, 3, 64, 65, 257, 768, 1024, 1537):
+        for dtype in FEATURES:
+            x = special_rows(features, dtype)
+            for grid in ((3, 3, 1, 1), (3, 3, 3, 3), (9, 1, 4, 1), (1, 9, 1, 2)):
+                if grid == (3, 3, 3, 3) or dtype == torch.float32 or features == 65:
+                    case = f"{features}-{name(dtype)}-{'x'.join(map(str, grid))}"
+                    yield pytest.param((x, [], *grid), id=case, marks=[])
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (1, 2, 255, 256, 257, 513, 1000):
+        x = torch.randn(1, tokens, 5, generator=generator) + 10 * torch.randn(1, tokens, 1, generator=generator)
+        yield pytest.param((x, [], 1, tokens, 1, 1), id=f"{tokens}-tokens", marks=[])
+        x[:, tokens // 2 :] = x[:, :1, :1]
+        yield pytest.param((x, [], tokens, 1, min(2, tokens), 1), id=f"{tokens}-half-constant", marks=[])
+    x = torch.randn(2, 77, 24, generator=generator) + 1e4
+    for k, lengths in enumerate(([0, 77], [1, 40], [-3, 1 << 30], [2, 76])):
+        counts = torch.tensor(lengths, dtype=(torch.int32, torch.int64)[k % 2])
+        yield pytest.param((x, [counts], 1, 77, 1, 1), id=f"lengths-{k}", marks=[])
+        yield pytest.param((x, [counts], 7, 11, 2, 3), id=f"lengths-{k}-regions", marks=[])
+    yield pytest.param((x.transpose(0, 1)[:12], [], 1, 2, 1, 1), id="batch-stride", marks=[])
+    yield pytest.param((x[:, 1:65, 3:], [], 8, 8, 4, 4), id="unaligned", marks=[])
+    yield pytest.param((x[:0, :64], [], 8, 8, 4, 4), id="no-samples", marks=[])
+    yield pytest.param((x[:1, :1].expand(3, 64, 24), [], 8, 8, 3, 5), id="expanded", marks=[])
+    yield pytest.param((torch.full((1, 64, 24), -0.1), [], 8, 8, 3, 5), id="constant", marks=[])
+
+
+def broadcast_regions() -> Iterator:
+    generator = torch.Generator().manual_seed(0)
+    for grid in ((1, 1, 1, 1), (4, 4, 4, 4), (7, 9, 3, 4), (5, 300, 2, 7), (64, 1, 63, 1), (33, 32, 1, 1)):
+        for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+            scores = torch.randint(0, 99, (2, grid[2] * grid[3]), generator=generator).to(dtype)
+            case = f"{'x'.join(map(str, grid))}-{name(dtype)}"
+            yield pytest.param((scores, *grid), id=case, marks=[])
+    scores = torch.randint(0, 99, (6, 12), generator=generator)
+    yield pytest.param((scores.T[:, :4], 5, 6, 2, 2), id="transposed", marks=[])
+    yield pytest.param((scores[:1].expand(3, 12), 5, 6, 3, 4), id="expanded", marks=[])
+    yield pytest.param((scores[:0], 5, 6, 3, 4), id="no-samples", marks=[])
+
+
+def special_pixels(shape: tuple, dtype: torch.dtype) -> Tensor:
+    """Uniform, with values at and beside the edges of bins; floats outside [0, 1] and NaN too."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    x = torch.rand(shape, generator=generator)
+    flat = x.view(-1)
+    flat[::3] = torch.randint(0, 257, flat[::3].shape, generator=generator) / 256
+    edges = [0.0, -0.0, 1.0, 1 - 2**-24, 0.5, 0.5 - 2**-25, -1.0, 3e38, -3e38, torch.inf, -torch.inf, 1e-42]
+    flat[: len(edges)] = torch.tensor(edges)[: len(flat)]
+    if len(flat) > 300:
+        flat[-1], flat[len(flat) // 2] = torch.nan, -torch.nan
+    return x.to(dtype)
+
+
+def patch_entropy() -> Iterator:
+    for dtype in FEATURES:
+        for shape, patch in (((1, 1, 1, 1), 1), ((2, 3, 8, 4), 4), ((1, 2, 14, 28), 7), ((1, 3, 32, 16), 16)):
+            for bins in (2, 31, 32, 33, 256, 1000):
+                image = special_pixels(shape, dtype)
+                case = f"{'x'.join(map(str, shape))}-{patch}-{bins}-{name(dtype)}"
+                yield pytest.param((image, patch, bins), id=case, marks=[])
+        yield pytest.param((special_pixels((1, 1, 60, 60), dtype), 60, 256), id=f"large-{name(dtype)}", marks=[])
+        yield pytest.param(
+            (special_pixels((1, 1, 6, 6), dtype)[..., 1:5, 2:], 2, 256), id=f"crop-{name(dtype)}", marks=[]
+        )
+    x = special_pixels((2, 3, 8, 8), torch.float32)
+    yield pytest.param((x.transpose(0, 1), 4, 256), id="channels-swapped", marks=[])
+    yield pytest.param((x[:1, :1].expand(2, 2, 8, 8), 4, 256), id="expanded", marks=[])
+    yield pytest.param((x[:0], 4, 256), id="no-images", marks=[])
+    yield pytest.param((x[..., :0], 4, 256), id="no-patches", marks=[])
+    yield pytest.param((torch.full((1, 3, 4, 4), 0.3), 4, 256), id="constant", marks=[])
+
+
 CASES = {
     "blur_downsample": blur_downsample,
+    "broadcast_regions": broadcast_regions,
     "gather_levels": gather_levels,
+    "patch_entropy": patch_entropy,
+    "region_variance": region_variance,
     "select_topk_levels": select_topk_levels,
     "token_norm": token_norm,
     "token_variance": token_variance,

@@ -84,6 +84,30 @@ def test_selection_tiles_do_not_change_bits(monkeypatch, device, block, rows):
         assert_same_bits(actual, expected, str(budgets))
 
 
+@pytest.mark.parametrize("regions", [1, 2, 8])
+def test_region_tiles_do_not_change_bits(monkeypatch, device, regions):
+    from pyramid_ops.kernels import regions as kernels
+
+    monkeypatch.setattr(kernels, "combine_config", lambda: {"TILES": regions, "num_warps": regions})
+    x = torch.randn(2, 600, 3, generator=torch.Generator().manual_seed(0)) + 100
+    lengths = torch.tensor([600, 301])
+    for grid in ((20, 30, 1, 3), (600, 1, 2, 1)):
+        expected = OPS["region_variance"].reference(x, [lengths], *grid)
+        assert_same_bits(OPS["region_variance"].kernel(x.to(device), [lengths.to(device)], *grid), expected, str(grid))
+
+
+@pytest.mark.parametrize("block", [32, 256, 2048])
+@pytest.mark.parametrize("warps", [1, 8])
+def test_histogram_tiles_do_not_change_bits(monkeypatch, device, block, warps):
+    from pyramid_ops.kernels import regions as kernels
+
+    monkeypatch.setattr(kernels, "entropy_config", lambda values: {"BLOCK": block, "num_warps": warps})
+    for dtype, bins in ((torch.uint8, 256), (torch.float32, 100)):
+        x = cases.special_pixels((1, 3, 36, 18), dtype)
+        expected = OPS["patch_entropy"].reference(x, 18, bins)
+        assert_same_bits(OPS["patch_entropy"].kernel(x.to(device), 18, bins), expected, str(dtype))
+
+
 def test_a_sample_alone_equals_the_sample_in_a_batch(device):
     made = to(device, cases.levels((60, 20, 5), 96, torch.bfloat16, batch=3))
     images = cases.special_image((3, 2, 20, 22), torch.float32).to(device)
@@ -95,6 +119,10 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(device):
             assert_same_bits(alone, (tokens[b : b + 1], indices[b : b + 1]))
             alone = pyramid_ops.gaussian_pyramid(images[b : b + 1], 3)
             assert_same_bits(alone, [level[b : b + 1] for level in pyramid])
+            alone = pyramid_ops.region_variance(made[0][b : b + 1], (6, 10), (2, 3))
+            assert_same_bits(alone, pyramid_ops.region_variance(made[0], (6, 10), (2, 3))[b : b + 1])
+            alone = pyramid_ops.patch_entropy(images[b : b + 1, :, :, :20], 10)
+            assert_same_bits(alone, pyramid_ops.patch_entropy(images[..., :20], 10)[b : b + 1])
 
 
 @pytest.mark.slow
