@@ -5,17 +5,21 @@ as its specification in :mod:`pyramid_ops.reference`.
 """
 
 from ._dispatch import use_backend
+from .budgets import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch
 from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
 from .regions import broadcast_regions, patch_entropy, region_variance
 from .scoring import token_norm, token_variance
-from .selection import LevelSelection, allocate_budgets, gather_levels, select_topk_levels
+from .selection import LevelSelection, gather_levels, select_topk_levels
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LevelSelection",
+    "adaptive_budgets",
+    "adaptive_weights",
     "allocate_budgets",
+    "allocate_budgets_batch",
     "blur_downsample",
     "broadcast_regions",
     "gather_levels",

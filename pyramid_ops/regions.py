@@ -93,17 +93,16 @@ def region_variance(
     height, width, rows, columns = _regions(op, grid, regions)
     if height * width != x.shape[1]:
         raise ValueError(f"{op}: grid: expected H·W = {x.shape[1]}, the number of tokens, got {height}×{width}")
-    return _region_variance(x, _lengths(op, "lengths", lengths, x), height, width, rows, columns)
+    counts = [] if lengths is None else int_vector(op, "lengths", lengths, x)
+    return _region_variance(x, counts, height, width, rows, columns)
 
 
-def _lengths(op: str, name: str, lengths: Optional[Tensor], x: Tensor) -> list[Tensor]:
-    """An optional int tensor `[B]` beside `x` as a list of none or one contiguous tensor."""
-    if lengths is None:
-        return []
-    check.tensor(op, name, lengths, "B", dtypes=(torch.int32, torch.int64))
-    if lengths.shape[0] != x.shape[0] or lengths.device != x.device:
-        raise ValueError(f"{op}: {name}: expected [{x.shape[0]}] on {x.device}, got {check.describe(lengths)}")
-    return [lengths.contiguous()]
+def int_vector(op: str, name: str, values: Tensor, x: Tensor) -> list[Tensor]:
+    """A checked int tensor `[B]` beside `x`, contiguous, as the list of one that an op takes for an optional tensor."""
+    check.tensor(op, name, values, "B", dtypes=(torch.int32, torch.int64))
+    if values.shape[0] != x.shape[0] or values.device != x.device:
+        raise ValueError(f"{op}: {name}: expected [{x.shape[0]}] on {x.device}, got {check.describe(values)}")
+    return [values.resolve_neg().contiguous()]
 
 
 def _regions(op: str, grid: Any, regions: Any) -> tuple[int, int, int, int]:

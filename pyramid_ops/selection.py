@@ -1,4 +1,4 @@
-"""Choosing tokens: budgets over levels, top-k in each level, and the gather that follows."""
+"""Choosing tokens: top-k in each level, the gather that follows, and both one level at a time."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _checks as check
 from ._dispatch import Op
+from .budgets import allocate, token_total
 from .numerics import feature_rows
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,78 +36,6 @@ _gather_levels = Op(
     "gather_levels",
     lambda levels, indices: levels[0].new_empty(*indices.shape[:2], levels[0].shape[2]),
 )
-
-
-def allocate_budgets(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """Split a number of tokens over levels.
-
-    Level k gets ``int(total * weights[k])`` tokens, never more than are left, and level 0 what that leaves over. What a
-    level cannot take, having fewer tokens, goes to the other levels: finest first, each filled before the next. So the
-    sum is always `total`.
-
-    Parameters
-    ----------
-    total : int
-        Tokens to keep, at most ``sum(sizes)``.
-    weights : sequence of float
-        One for each level, non-negative, with sum 1 within 1e-6.
-    sizes : sequence of int
-        Tokens that each level holds.
-
-    Returns
-    -------
-    list of int
-        One budget for each level.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a wrong type or number of weights, weights that are negative, NaN or do not sum to 1, or a total above the
-        number of tokens.
-
-    Examples
-    --------
-    >>> import pyramid_ops
-    >>> pyramid_ops.allocate_budgets(273, (0.4, 0.3, 0.2, 0.1), (4096, 1024, 256, 64))
-    [111, 81, 54, 27]
-    >>> pyramid_ops.allocate_budgets(80, (0.4, 0.3, 0.2, 0.1), (64, 16, 4, 1))
-    [59, 16, 4, 1]
-    """
-    return _allocate("allocate_budgets", "total", "weights", total, weights, sizes)
-
-
-def _allocate(op: str, total_name: str, weights_name: str, total: int, weights: Sequence[float], sizes: Sequence[int]):
-    sizes = [check.integer(op, f"sizes[{k}]", size, 0) for k, size in enumerate(check.sequence(op, "sizes", sizes))]
-    total = _total(op, total_name, total, sizes)
-    weights = check.sequence(op, weights_name, weights)
-    weights = [check.number(op, f"{weights_name}[{k}]", weight) for k, weight in enumerate(weights)]
-    if len(weights) != len(sizes):
-        raise ValueError(f"{op}: {weights_name}: expected one for each of {len(sizes)} levels, got {len(weights)}")
-    for k, weight in enumerate(weights):
-        if weight < 0:
-            raise ValueError(f"{op}: {weights_name}[{k}]: expected a non-negative number, got {weight}")
-    if abs(math.fsum(weights) - 1) > 1e-6:
-        raise ValueError(f"{op}: {weights_name}: expected a sum of 1 within 1e-6, got {math.fsum(weights)}")
-    budgets = [0] * len(sizes)
-    left = total
-    for k in range(len(sizes) - 1, 0, -1):
-        budgets[k] = min(int(total * weights[k]), left)
-        left -= budgets[k]
-    budgets[0] = left
-    surplus = sum(max(budget - size, 0) for budget, size in zip(budgets, sizes, strict=True))
-    budgets = [min(budget, size) for budget, size in zip(budgets, sizes, strict=True)]
-    for k, size in enumerate(sizes):
-        extra = min(size - budgets[k], surplus)
-        budgets[k] += extra
-        surplus -= extra
-    return budgets
-
-
-def _total(op: str, name: str, total: int, sizes: Sequence[int]) -> int:
-    total = check.integer(op, name, total, 0)
-    if total > sum(sizes):
-        raise ValueError(f"{op}: {name}: expected at most {sum(sizes)}, the tokens of the levels, got {total}")
-    return total
 
 
 def select_topk_levels(
@@ -179,9 +108,9 @@ def select_topk_levels(
     if budgets is not None:
         budgets = _check_budgets(op, budgets, sizes)
     elif level_weights is None:
-        budgets = [_total(op, "target_tokens", target_tokens, sizes)]
+        budgets = [token_total(op, "target_tokens", target_tokens, sizes)]
     else:
-        budgets = _allocate(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
+        budgets = allocate(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
     return LevelSelection(*_select_topk_levels(levels, scores, saliency, budgets, order == "index"))
 
 

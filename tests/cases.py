@@ -281,7 +281,65 @@ def patch_entropy() -> Iterator:
     yield pytest.param((torch.full((1, 3, 4, 4), 0.3), 4, 256), id="constant", marks=[])
 
 
+def special_weights(batch: int, levels: int, seed: int) -> Tensor:
+    """Weights of all magnitudes, ties, zeros, and rows with what is no weight."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(batch, levels, generator=generator)
+    special = [0.0, -0.0, torch.nan, -torch.nan, torch.inf, -torch.inf, -1.0, 1e-45, 1e-39, 1e-38, 3e38, 1.0, 2.0**-30]
+    values = torch.tensor(special)[torch.randint(0, len(special), (batch, levels), generator=generator)]
+    x = torch.where(torch.rand(batch, levels, generator=generator) < 0.2, values, x)
+    x[1::5] = values[1::5]
+    x[2::5] = x[2::5, :1]
+    x[3::5] *= 2.0 ** -(torch.arange(levels) * 7)
+    x[4::5] = torch.tensor(special[:7])[torch.arange(levels) % 7]
+    return x
+
+
+def allocate_budgets_batch() -> Iterator:
+    largest = (1 << 31) - 1
+    for levels in (1, 2, 3, 4, 5, 8, 13, 64):
+        generator = torch.Generator().manual_seed(levels)
+        weights = special_weights(40, levels, levels)
+        size = [(1 << 12) >> (2 * k % 14) for k in range(levels)]
+        totals = torch.randint(-9, 2 * sum(size), (40,), generator=generator)
+        sizes = torch.randint(-9, 300, (40, levels), generator=generator)
+        free = [0] * levels, [largest] * levels
+        bounds = [3 + k % 2 for k in range(levels)], [40 + 7 * k for k in range(levels)]
+        for k, (low, high) in enumerate((free, bounds)):
+            for total in (0, 1, 5, 273):
+                args = (weights, [], total, [], size, low, high)
+                yield pytest.param(args, id=f"{levels}-{total}-bounds{k}", marks=[])
+            args = (weights, [totals], 0, [sizes.to(torch.int32)], [0] * levels, low, high)
+            yield pytest.param(args, id=f"{levels}-tensors-bounds{k}", marks=[])
+        args = (weights, [], largest, [], [largest] * levels, *free)
+        yield pytest.param(args, id=f"{levels}-largest", marks=[])
+        extremes = torch.tensor([-(1 << 62), (1 << 62), 5, largest])
+        huge = extremes[torch.randint(0, 4, (40, levels), generator=generator)]
+        args = (weights, [huge[:, 0].contiguous()], 0, [huge], [0] * levels, *free)
+        yield pytest.param(args, id=f"{levels}-extreme-tensors", marks=[])
+    for batch in (0, 1, 65):
+        args = (special_weights(batch, 4, batch), [], 273, [], [4096, 1024, 256, 64], [0] * 4, [largest] * 4)
+        yield pytest.param(args, id=f"batch-{batch}", marks=[])
+    args = (special_weights(4, 9, 0).T, [], 20, [], [9, 9, 9, 9], [0] * 4, [largest] * 4)
+    yield pytest.param(args, id="transposed", marks=[])
+
+
+def adaptive_weights() -> Iterator:
+    rows = [0.15, 0.2, 0.35, 0.3, 0.25, 0.3, 0.25, 0.2, 0.35, 0.3, 0.2, 0.15]
+    limits = [-0.8472978603872036, 0.8472978603872034]
+    special = [0.0, 0.0747298, 0.07472979, -1.0, 1e-3, 1.0, torch.inf, torch.nan, -torch.inf, -0.0, 3e38]
+    variance = torch.tensor(special)
+    lengths = torch.arange(-1, len(special) - 1)
+    yield pytest.param((variance, [], 1, 0.1, 10.0, limits, rows), id="one-length", marks=[])
+    yield pytest.param((variance, [lengths], 1, 0.1, 10.0, limits, rows), id="lengths", marks=[])
+    yield pytest.param((variance, [lengths.int()], 1, -0.1, 3.0, [], rows[:5]), id="one-row", marks=[])
+    yield pytest.param((variance[:0], [], 3, 0.1, 10.0, limits, rows), id="no-samples", marks=[])
+    yield pytest.param((variance.repeat(9)[::2], [], 3, -0.4, 7.0, [-1.0, 0.0, 1.0], rows), id="strided", marks=[])
+
+
 CASES = {
+    "adaptive_weights": adaptive_weights,
+    "allocate_budgets_batch": allocate_budgets_batch,
     "blur_downsample": blur_downsample,
     "broadcast_regions": broadcast_regions,
     "gather_levels": gather_levels,

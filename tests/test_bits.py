@@ -108,6 +108,26 @@ def test_histogram_tiles_do_not_change_bits(monkeypatch, device, block, warps):
         assert_same_bits(OPS["patch_entropy"].kernel(x.to(device), 18, bins), expected, str(dtype))
 
 
+@pytest.mark.parametrize("samples", [1, 4, 128])
+def test_budget_tiles_do_not_change_bits(monkeypatch, device, samples):
+    from pyramid_ops.kernels import budgets
+
+    monkeypatch.setattr(budgets, "budget_config", lambda levels: {"SAMPLES": samples, "num_warps": 1})
+    for param in cases.allocate_budgets_batch():
+        if param.id.startswith("5-") or param.id == "batch-65":
+            args = param.values[0]
+            args = (
+                args[0][:12],
+                [total[:12] for total in args[1]],
+                args[2],
+                [size[:12] for size in args[3]],
+                *args[4:],
+            )
+            expected = OPS["allocate_budgets_batch"].reference(*args)
+            actual = OPS["allocate_budgets_batch"].kernel(*[to(device, arg) for arg in args])
+            assert_same_bits(actual, expected, param.id)
+
+
 def test_a_sample_alone_equals_the_sample_in_a_batch(device):
     made = to(device, cases.levels((60, 20, 5), 96, torch.bfloat16, batch=3))
     images = cases.special_image((3, 2, 20, 22), torch.float32).to(device)
