@@ -130,6 +130,9 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         select = functools.partial(ops.select_topk_levels, levels, 273)
         yield "select_topk_levels, 273 of 5440, D = 1024", dtype, select
         yield "select_topk_levels, union", dtype, functools.partial(select, level_weights=None)
+        for features in (64, 1024):
+            x = torch.empty(2, 4096, features, dtype=dtype)
+            yield f"region_variance, D = {features}", dtype, functools.partial(ops.region_variance, x, (64, 64))
         indices = torch.empty(2, 273, 2, dtype=torch.int64)
         yield "gather_levels, D = 1024", dtype, functools.partial(ops.gather_levels, levels, indices)
     for dtype in (torch.float32, torch.bfloat16, torch.uint8):
@@ -138,6 +141,21 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
             for downsample in ("mean", "decimate"):
                 step = functools.partial(ops.blur_downsample, x, padding=padding, downsample=downsample)
                 yield f"blur_downsample, 5 taps, {padding}, {downsample}", dtype, step
+        for patch, bins in ((16, 256), (14, 256), (64, 1024)):
+            cropped = x[:, :, : 1024 // patch * patch, : 1024 // patch * patch]
+            entropy = functools.partial(ops.patch_entropy, cropped, patch, bins=bins)
+            yield f"patch_entropy, {patch}×{patch}, {bins} bins", dtype, entropy
+    instruction = torch.empty(2, 77, 1024)
+    lengths = torch.empty(2, dtype=torch.int32)
+    adaptive = functools.partial(ops.adaptive_budgets, 273, instruction, (4096, 1024, 256, 64), lengths=lengths)
+    yield "adaptive_budgets, 4 levels", torch.float32, adaptive
+    for levels_of in (4, 64):
+        weights = torch.empty(64, levels_of)
+        allocate = functools.partial(ops.allocate_budgets_batch, 20, weights, [64] * levels_of)
+        yield f"allocate_budgets_batch, {levels_of} levels", torch.float32, allocate
+    for itemsize in (torch.uint8, torch.float32):
+        spread = functools.partial(ops.broadcast_regions, torch.empty(2, 16, dtype=itemsize), (64, 64))
+        yield "broadcast_regions, 4×4 to 64×64", itemsize, spread
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
 from .regions import broadcast_regions, patch_entropy, region_variance
 from .scoring import token_norm, token_variance
-from .selection import LevelSelection, gather_levels, select_topk_levels
+from .selection import LevelSelection, gather_levels, progressive_select, select_topk_levels
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "patch_entropy",
     "patch_positions",
     "patchify",
+    "progressive_select",
     "region_variance",
     "select_topk_levels",
     "token_norm",

@@ -118,16 +118,21 @@ def allocate(
     else:
         budgets = _largest_remainder(total, weights)
 
-    budgets = [min(max(budget, low), high) for budget, low, high in zip(budgets, least, most, strict=True)]
-    missing = total - sum(budgets)
-    for k in range(len(budgets)):
-        extra = min(max(missing, 0), most[k] - budgets[k])
+    missing = sum(max(budget - high, 0) for budget, high in zip(budgets, most, strict=True))
+    budgets = [min(budget, high) for budget, high in zip(budgets, most, strict=True)]
+    # Without minimums nothing is taken back; `torch.compile` would trace the comparisons of symbolic numbers for long.
+    if any(least):
+        missing -= sum(max(low - budget, 0) for budget, low in zip(budgets, least, strict=True))
+        budgets = [max(budget, low) for budget, low in zip(budgets, least, strict=True)]
+        for k in reversed(range(len(budgets))):
+            extra = min(max(-missing, 0), budgets[k] - least[k])
+            budgets[k] -= extra
+            missing += extra
+        missing = max(missing, 0)
+    for k, high in enumerate(most):
+        extra = min(high - budgets[k], missing)
         budgets[k] += extra
         missing -= extra
-    for k in reversed(range(len(budgets))):
-        extra = min(max(-missing, 0), budgets[k] - least[k])
-        budgets[k] -= extra
-        missing += extra
     return budgets
 
 
@@ -165,31 +170,37 @@ def _sizes(op: str, sizes: Sequence[int]) -> list[int]:
 
 def _bounds(
     op: str, minimum: Union[int, Sequence[int]], maximum: Union[int, Sequence[int], None], levels: int
-) -> tuple[list[int], list[int]]:
-    bounds = []
-    for name, bound in (("minimum", minimum), ("maximum", _MOST if maximum is None else maximum)):
-        if isinstance(bound, (list, tuple)):
-            values = [check.integer(op, f"{name}[{k}]", value, 0) for k, value in enumerate(bound)]
-        else:
-            values = [check.integer(op, name, bound, 0)] * levels
-        if len(values) != levels:
-            raise ValueError(f"{op}: {name}: expected one for each of {levels} levels, got {len(values)}")
-        bounds.append(values)
-    for k, (low, high) in enumerate(zip(*bounds, strict=True)):
+) -> tuple[list[int], Optional[list[int]]]:
+    least = _bound(op, "minimum", minimum, levels)
+    if maximum is None:
+        return least, None
+    most = _bound(op, "maximum", maximum, levels)
+    for k, (low, high) in enumerate(zip(least, most, strict=True)):
         if low > high:
             raise ValueError(f"{op}: minimum: expected at most the maximum {high} of level {k}, got {low}")
-    return bounds[0], bounds[1]
+    return least, most
+
+
+def _bound(op: str, name: str, bound: Union[int, Sequence[int]], levels: int) -> list[int]:
+    if not isinstance(bound, (list, tuple)):
+        return [check.integer(op, name, bound, 0)] * levels
+    if len(bound) != levels:
+        raise ValueError(f"{op}: {name}: expected one for each of {levels} levels, got {len(bound)}")
+    return [check.integer(op, f"{name}[{k}]", value, 0) for k, value in enumerate(bound)]
 
 
 def _feasible(
-    op: str, total_name: str, total: int, sizes: Sequence[int], least: Sequence[int], most: Sequence[int]
+    op: str, total_name: str, total: int, sizes: Sequence[int], least: Sequence[int], most: Optional[Sequence[int]]
 ) -> list[int]:
     """The upper bounds within the sizes, for which the total and the minimums are not too large."""
-    for k, (low, size) in enumerate(zip(least, sizes, strict=True)):
-        if low > size:
-            raise ValueError(f"{op}: minimum: expected at most the {size} tokens of level {k}, got {low}")
-    if sum(least) > total:
-        raise ValueError(f"{op}: minimum: expected a sum of at most {total}, the {total_name}, got {sum(least)}")
+    if any(least):
+        for k, (low, size) in enumerate(zip(least, sizes, strict=True)):
+            if low > size:
+                raise ValueError(f"{op}: minimum: expected at most the {size} tokens of level {k}, got {low}")
+        if sum(least) > total:
+            raise ValueError(f"{op}: minimum: expected a sum of at most {total}, the {total_name}, got {sum(least)}")
+    if most is None:
+        return list(sizes)
     most = [min(size, high) for size, high in zip(sizes, most, strict=True)]
     if total > sum(most):
         raise ValueError(f"{op}: {total_name}: expected at most {sum(most)}, the sum of the maximums, got {total}")
@@ -281,8 +292,9 @@ def _batch(
             raise ValueError(f"{op}: sizes: expected one for each of {levels} levels, got {len(size)}")
         if not totals:
             _feasible(op, "total", token_total(op, "total", total, size), size, least, most)
-    least, most, size = ([min(value, _MOST) for value in values] for values in (least, most, size))
-    return _allocate_budgets_batch(weights.resolve_neg(), totals, total, size_tensors, size, least, most)
+    ceiling = [_MOST] * levels if most is None else most
+    least, ceiling, size = ([min(value, _MOST) for value in values] for values in (least, ceiling, size))
+    return _allocate_budgets_batch(weights.resolve_neg(), totals, total, size_tensors, size, least, ceiling)
 
 
 _PTP_WEIGHTS = ((0.15, 0.20, 0.35, 0.30), (0.25, 0.30, 0.25, 0.20), (0.35, 0.30, 0.20, 0.15))
@@ -363,7 +375,7 @@ def _weights(
         check.number(op, f"thresholds[{k}]", value)
         for k, value in enumerate(check.sequence(op, "thresholds", thresholds))
     ]
-    if sorted(limits) != limits or not all(0 < limit < 1 for limit in limits):
+    if not all(low < high for low, high in zip([0.0, *limits], [*limits, 1.0], strict=True)):
         raise ValueError(f"{op}: thresholds: expected ascending numbers between 0 and 1, got {limits}")
     rows = [check.sequence(op, f"weights[{k}]", row) for k, row in enumerate(check.sequence(op, "weights", weights))]
     if len(rows) != len(limits) + 1 or not 1 <= len(rows[0]) <= _MAX_LEVELS or len({len(row) for row in rows}) > 1:
