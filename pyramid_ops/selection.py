@@ -285,9 +285,8 @@ def progressive_select(
                 f"{op}: budgets[{level}]: expected at most the {tokens.shape[1]} tokens of level {level}, got {budget}"
             )
         scores = saliency if isinstance(saliency, str) else _check_scores(op, [saliency(tokens)], [tokens])
-        # Index order, so that the union breaks ties by the index in the level.
-        stage_order = order if target_tokens is None else "index"
-        selected, place = select_topk_levels([tokens], saliency=scores, order=stage_order, budgets=[budget])
+        # In either order equal scores stand by index, so the union breaks ties as if no level had been cut.
+        selected, place = select_topk_levels([tokens], saliency=scores, order=order, budgets=[budget])
         if not isinstance(scores, str):
             kept_scores.append(gather_levels(scores, place))
         place[..., 0] = level

@@ -265,7 +265,7 @@ def special_pixels(shape: tuple, dtype: torch.dtype) -> Tensor:
 def patch_entropy() -> Iterator:
     for dtype in FEATURES:
         for shape, patch in (((1, 1, 1, 1), 1), ((2, 3, 8, 4), 4), ((1, 2, 14, 28), 7), ((1, 3, 32, 16), 16)):
-            for bins in (2, 31, 32, 33, 256, 1000):
+            for bins in (2, 33, 256, 1000):
                 image = special_pixels(shape, dtype)
                 case = f"{'x'.join(map(str, shape))}-{patch}-{bins}-{name(dtype)}"
                 yield pytest.param((image, patch, bins), id=case, marks=[])
@@ -306,7 +306,7 @@ def allocate_budgets_batch() -> Iterator:
         free = [0] * levels, [largest] * levels
         bounds = [3 + k % 2 for k in range(levels)], [40 + 7 * k for k in range(levels)]
         for k, (low, high) in enumerate((free, bounds)):
-            for total in (0, 1, 5, 273):
+            for total in (5, 273):
                 args = (weights, [], total, [], size, low, high)
                 yield pytest.param(args, id=f"{levels}-{total}-bounds{k}", marks=[])
             args = (weights, [totals], 0, [sizes.to(torch.int32)], [0] * levels, low, high)

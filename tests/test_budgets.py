@@ -57,6 +57,21 @@ def test_largest_remainder_is_exact_for_weights_on_the_grid(weights, total):
     assert allocate_budgets_batch(total, row, [1 << 30] * len(weights)).tolist() == [expected]
 
 
+def test_the_grid_of_the_weights():
+    """2^-29 of the largest weight of 1 is the last digit that counts, on the host and on the device."""
+    weights = [1.0, 2.0**-29, 2.0**-30, 3 * 2.0**-30]
+    expected = largest_remainder(1 << 30, [1 << 29, 1, 0, 1])
+    sizes = [1 << 30] * 4
+    assert allocate_budgets(1 << 30, weights, sizes, rule="largest_remainder") == expected
+    assert allocate_budgets_batch(1 << 30, torch.tensor([weights]), sizes).tolist() == [expected]
+
+
+def test_subnormal_weights():
+    weights = torch.tensor([[2.0**-126, 2.0**-127, 2.0**-128, 0.0]])
+    assert allocate_budgets_batch(700, weights, [900] * 4).tolist() == [[400, 200, 100, 0]]
+    assert allocate_budgets_batch(700, weights / 4, [900] * 4).tolist() == [[400, 200, 100, 0]]
+
+
 @st.composite
 def problems(draw):
     levels = draw(st.integers(1, 6))

@@ -81,6 +81,14 @@ def test_constant_regions_have_variance_zero(value, features, tokens):
     assert_same_bits(region_variance(x, (1, 2 * tokens), (1, 2)), torch.zeros(1, 2))
 
 
+@pytest.mark.parametrize("dtype", FEATURES)
+def test_largest_constant_regions_have_variance_zero(dtype):
+    largest = 255 if dtype == torch.uint8 else torch.finfo(dtype).max
+    for value in (largest, largest // 3 if dtype == torch.uint8 else -largest / 3):
+        x = torch.full((1, 600, 3), value, dtype=dtype)
+        assert_same_bits(region_variance(x, (20, 30), (1, 2)), torch.zeros(1, 2))
+
+
 def test_tokens_that_are_constant_but_differ():
     x = torch.tensor([1e6, 1e6 + 1, 1e6 + 3, 1e6])[None, :, None].expand(1, 4, 5)
     assert ulps(region_variance(x, (2, 2), (1, 1)), exact(x, (2, 2), (1, 1))).max() <= 1
