@@ -15,7 +15,7 @@ ROWS = ((0.15, 0.20, 0.35, 0.30), (0.25, 0.30, 0.25, 0.20), (0.35, 0.30, 0.20, 0
 def eager_largest_remainder(weights):
     quotas = 273 * weights / weights.sum(1, keepdim=True)
     budgets = quotas.floor()
-    rank = (budgets - quotas).argsort(1, stable=True).argsort(1)
+    rank = (budgets - quotas).argsort(stable=True, dim=1).argsort(dim=1)
     budgets = (budgets + (rank < 273 - budgets.sum(1, keepdim=True))).int()
     return budgets.clamp(max=torch.tensor(SIZES, device=weights.device))
 

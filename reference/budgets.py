@@ -44,16 +44,12 @@ def allocate_budgets_batch(
 
     budgets = torch.where(shares > least, shares, least)
     budgets = torch.where(budgets < most, budgets, most)
-    missing = wanted[:, 0] - budgets.sum(-1)
-    for k in range(weights.shape[1]):
-        extra = _between(missing, (most - budgets)[:, k])
-        budgets[:, k] += extra
-        missing = missing - extra
-    for floor in (least, torch.zeros_like(least)):
-        for k in range(weights.shape[1] - 1, -1, -1):
-            extra = _between(-missing, (budgets - floor)[:, k])
-            budgets[:, k] -= extra
-            missing = missing + extra
+    # What is missing fills the levels in order; what is too much is taken in descending order, minimums last.
+    missing, room = wanted - budgets.sum(-1)[:, None], most - budgets
+    budgets = budgets + _between(missing - (room.cumsum(-1) - room), room)
+    for spare_over in (least, 0):
+        excess, spare = budgets.sum(-1)[:, None] - wanted, budgets - spare_over
+        budgets = budgets - _between(excess - (spare.sum(-1)[:, None] - spare.cumsum(-1)), spare)
     return budgets.to(torch.int32)
 
 

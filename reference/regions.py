@@ -71,10 +71,9 @@ def _token_sum(x: Tensor) -> Tensor:
 
 def broadcast_regions(scores: Tensor, height: int, width: int, rows: int, columns: int) -> Tensor:
     """`[B, rows · columns]` → `[B, height · width]`: each token gets the entry of its region."""
-    token = torch.arange(height * width, device=scores.device)
-    row = ((token // width + 1) * rows - 1) // height
-    column = ((token % width + 1) * columns - 1) // width
-    return scores[:, row * columns + column]
+    row = ((torch.arange(height, device=scores.device) + 1) * rows - 1) // height
+    column = ((torch.arange(width, device=scores.device) + 1) * columns - 1) // width
+    return scores.unflatten(1, (rows, columns))[:, row][:, :, column].flatten(1)
 
 
 def patch_entropy(images: Tensor, patch_size: int, bins: int) -> Tensor:
@@ -83,15 +82,16 @@ def patch_entropy(images: Tensor, patch_size: int, bins: int) -> Tensor:
     down, across = height // patch_size, width // patch_size
     count = channels * patch_size * patch_size
     out = images.new_empty(batch, down, across, dtype=torch.float32)
-    column = torch.arange(width, device=images.device) // patch_size * (bins + 1)
+    word_dtype = torch.int32 if across * (bins + 1) < 1 << 31 else torch.int64
+    column = torch.arange(width, dtype=word_dtype, device=images.device) // patch_size * (bins + 1)
     step = max(1, CACHE_ELEMENTS // max(1, across * max(bins, count)))
     table = _bin_terms(torch.arange(count + 1, device=images.device), count) if count < across * bins else None
     for sample in range(batch):
         for first in range(0, down, step):
             rows = min(step, down - first)
             strip = images[sample, :, first * patch_size : (first + rows) * patch_size]
-            row = torch.arange(rows * patch_size, device=images.device) // patch_size * (across * (bins + 1))
-            words = _bin(strip, bins) + (row[:, None] + column)
+            row = torch.arange(rows * patch_size, dtype=word_dtype, device=images.device) // patch_size
+            words = _bin(strip, bins) + (row[:, None] * (across * (bins + 1)) + column)
             counts = words.flatten().bincount(minlength=rows * across * (bins + 1)).view(rows, across, bins + 1)
             terms = counts.new_zeros(rows, across, next_power_of_2(bins), dtype=torch.float32)
             terms[..., :bins] = _bin_terms(counts[..., :bins], count) if table is None else table[counts[..., :bins]]
@@ -104,11 +104,11 @@ def patch_entropy(images: Tensor, patch_size: int, bins: int) -> Tensor:
 def _bin(x: Tensor, bins: int) -> Tensor:
     """⌊x · bins⌋ within 0 … bins − 1, x · bins rounded to float32, uint8 as x / 256; NaN falls into bin `bins`."""
     if x.dtype == torch.uint8:
-        return (x.to(torch.int64) * bins) >> 8
+        return (x.to(torch.int32) * bins) >> 8
     y = widen(x) * bins
     inside = torch.where(y >= 1.0, y, 0.0)
     inside = torch.where(inside < bins, inside, bins - 1.0)
-    return torch.where(y == y, inside, bins).to(torch.int64)
+    return torch.where(y == y, inside, bins).to(torch.int32)
 
 
 def _bin_terms(counts: Tensor, total: int) -> Tensor:
