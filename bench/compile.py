@@ -135,6 +135,7 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
             for precision in ("grid", "high"):
                 match = functools.partial(ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
                 yield f"best_match, {precision}, 2048 × 2048, D = {features}", dtype, match
+            yield f"region_variance, D = {features}", dtype, functools.partial(ops.region_variance, x, (64, 64))
         x = torch.empty(2, 4096, 1024, dtype=dtype)
         clusters = torch.zeros(2, 4096, dtype=torch.int64)
         yield "assign_mean, D = 1024", dtype, functools.partial(ops.assign_mean, x, clusters, 2048)
@@ -146,6 +147,21 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
             for downsample in ("mean", "decimate"):
                 step = functools.partial(ops.blur_downsample, x, padding=padding, downsample=downsample)
                 yield f"blur_downsample, 5 taps, {padding}, {downsample}", dtype, step
+        for patch, bins in ((16, 256), (14, 256), (64, 1024)):
+            cropped = x[:, :, : 1024 // patch * patch, : 1024 // patch * patch]
+            entropy = functools.partial(ops.patch_entropy, cropped, patch, bins=bins)
+            yield f"patch_entropy, {patch}×{patch}, {bins} bins", dtype, entropy
+    instruction = torch.empty(2, 77, 1024)
+    lengths = torch.empty(2, dtype=torch.int32)
+    adaptive = functools.partial(ops.adaptive_budgets, 273, instruction, (4096, 1024, 256, 64), lengths=lengths)
+    yield "adaptive_budgets, 4 levels", torch.float32, adaptive
+    for levels_of in (4, 64):
+        weights = torch.empty(64, levels_of)
+        allocate = functools.partial(ops.allocate_budgets_batch, 20, weights, [64] * levels_of)
+        yield f"allocate_budgets_batch, {levels_of} levels", torch.float32, allocate
+    for itemsize in (torch.uint8, torch.float32):
+        spread = functools.partial(ops.broadcast_regions, torch.empty(2, 16, dtype=itemsize), (64, 64))
+        yield "broadcast_regions, 4×4 to 64×64", itemsize, spread
 
 
 def main() -> None:

@@ -37,13 +37,16 @@ def _minus(
 
 
 @triton.jit
-def _variance(
-    chunks, first, D: tl.constexpr, CORRECTION: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr,
-    TILES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+def moments(
+    chunks, first, D: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, TILES: tl.constexpr,
+    BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Variance, spread, of rows held in registers; `first` is their first feature, spread."""
-    first = first.to(tl.int32, bitcast=True)
-    pivot = expand(first, TILES, WIDTH, VECTOR)
+    """(mean, rest, Σ((x − mean) − rest)²), spread, of rows held in registers; `first` is their first feature, spread.
+
+    rest = Σ(x − mean) / D; where all features are one finite number: that number, 0 and 0.
+    """
+    bits = first.to(tl.int32, bitcast=True)
+    pivot = expand(bits, TILES, WIDTH, VECTOR)
     differs = tl.zeros((TILES, WIDTH), tl.int32)
     for c in tl.static_range(CHUNKS):
         differing = chunks[c].to(tl.int32, bitcast=True) ^ pivot
@@ -51,7 +54,7 @@ def _variance(
             differing = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, differing, 0)
         differs = differs | differing
     constant = row_reduce((differs,), "or", TILES, BLOCKS, WIDTH, VECTOR) == 0
-    constant = constant & ((first & 0x7FFFFFFF) < 0x7F800000)
+    constant = constant & ((bits & 0x7FFFFFFF) < 0x7F800000)
 
     size = tl.full((TILES, WIDTH // VECTOR), D, tl.float32)
     mean = tl.div_rn(row_sum(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR), size)
@@ -62,8 +65,7 @@ def _variance(
     for c in tl.static_range(CHUNKS):
         squares = squares + (deviations[c] * deviations[c],)
     result = row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
-    result = tl.div_rn(result, tl.full((TILES, WIDTH // VECTOR), D - CORRECTION, tl.float32))
-    return tl.where(constant, 0.0, result)
+    return tl.where(constant, first + 0.0, mean), tl.where(constant, 0.0, rest), tl.where(constant, 0.0, result)
 
 
 @triton.jit
@@ -115,7 +117,8 @@ def _score_kernel(
             score = tl.full((TILES, LANES), float("nan"), tl.float32)
         elif STATISTIC == "variance":
             chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
-            score = _variance(chunks, score, D, CORRECTION, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+            _, _, score = moments(chunks, score, D, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+            score = tl.div_rn(score, tl.full((TILES, LANES), D - CORRECTION, tl.float32))
     if AS_KEY:
         score = ordered_key(score)
     ptrs = out_ptr + (sample * total + out_start + token)[:, None]

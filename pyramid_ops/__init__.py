@@ -5,6 +5,7 @@ as its specification in :mod:`pyramid_ops.reference`.
 """
 
 from ._dispatch import use_backend
+from .budgets import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch
 from .merging import (
     BestMatch,
     MergedTokens,
@@ -18,8 +19,9 @@ from .merging import (
 )
 from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
+from .regions import broadcast_regions, patch_entropy, region_variance
 from .scoring import token_norm, token_variance
-from .selection import LevelSelection, allocate_budgets, gather_levels, select_topk_levels
+from .selection import LevelSelection, gather_levels, progressive_select, select_topk_levels
 
 __version__ = "0.1.0"
 
@@ -28,16 +30,23 @@ __all__ = [
     "LevelSelection",
     "MergePlan",
     "MergedTokens",
+    "adaptive_budgets",
+    "adaptive_weights",
     "allocate_budgets",
+    "allocate_budgets_batch",
     "assign_mean",
     "best_match",
     "blur_downsample",
+    "broadcast_regions",
     "gather_levels",
     "gaussian_pyramid",
     "merge_indices",
     "merge_tokens",
+    "patch_entropy",
     "patch_positions",
     "patchify",
+    "progressive_select",
+    "region_variance",
     "select_topk_levels",
     "token_norm",
     "token_variance",

@@ -1,7 +1,7 @@
-"""Choosing tokens: budgets over levels, top-k in each level, and the gather that follows."""
+"""Choosing tokens: top-k in each level, the gather that follows, and both one level at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional, Union
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from . import _checks as check
 from ._dispatch import Op
+from .budgets import allocate, token_total
 from .numerics import feature_rows
+from .pyramid import _can_halve, _options, _step, _taps
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,78 +37,6 @@ _gather_levels = Op(
     "gather_levels",
     lambda levels, indices: levels[0].new_empty(*indices.shape[:2], levels[0].shape[2]),
 )
-
-
-def allocate_budgets(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """Split a number of tokens over levels.
-
-    Level k gets ``int(total * weights[k])`` tokens, never more than are left, and level 0 what that leaves over. What a
-    level cannot take, having fewer tokens, goes to the other levels: finest first, each filled before the next. So the
-    sum is always `total`.
-
-    Parameters
-    ----------
-    total : int
-        Tokens to keep, at most ``sum(sizes)``.
-    weights : sequence of float
-        One for each level, non-negative, with sum 1 within 1e-6.
-    sizes : sequence of int
-        Tokens that each level holds.
-
-    Returns
-    -------
-    list of int
-        One budget for each level.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a wrong type or number of weights, weights that are negative, NaN or do not sum to 1, or a total above the
-        number of tokens.
-
-    Examples
-    --------
-    >>> import pyramid_ops
-    >>> pyramid_ops.allocate_budgets(273, (0.4, 0.3, 0.2, 0.1), (4096, 1024, 256, 64))
-    [111, 81, 54, 27]
-    >>> pyramid_ops.allocate_budgets(80, (0.4, 0.3, 0.2, 0.1), (64, 16, 4, 1))
-    [59, 16, 4, 1]
-    """
-    return _allocate("allocate_budgets", "total", "weights", total, weights, sizes)
-
-
-def _allocate(op: str, total_name: str, weights_name: str, total: int, weights: Sequence[float], sizes: Sequence[int]):
-    sizes = [check.integer(op, f"sizes[{k}]", size, 0) for k, size in enumerate(check.sequence(op, "sizes", sizes))]
-    total = _total(op, total_name, total, sizes)
-    weights = check.sequence(op, weights_name, weights)
-    weights = [check.number(op, f"{weights_name}[{k}]", weight) for k, weight in enumerate(weights)]
-    if len(weights) != len(sizes):
-        raise ValueError(f"{op}: {weights_name}: expected one for each of {len(sizes)} levels, got {len(weights)}")
-    for k, weight in enumerate(weights):
-        if weight < 0:
-            raise ValueError(f"{op}: {weights_name}[{k}]: expected a non-negative number, got {weight}")
-    if abs(math.fsum(weights) - 1) > 1e-6:
-        raise ValueError(f"{op}: {weights_name}: expected a sum of 1 within 1e-6, got {math.fsum(weights)}")
-    budgets = [0] * len(sizes)
-    left = total
-    for k in range(len(sizes) - 1, 0, -1):
-        budgets[k] = min(int(total * weights[k]), left)
-        left -= budgets[k]
-    budgets[0] = left
-    surplus = sum(max(budget - size, 0) for budget, size in zip(budgets, sizes, strict=True))
-    budgets = [min(budget, size) for budget, size in zip(budgets, sizes, strict=True)]
-    for k, size in enumerate(sizes):
-        extra = min(size - budgets[k], surplus)
-        budgets[k] += extra
-        surplus -= extra
-    return budgets
-
-
-def _total(op: str, name: str, total: int, sizes: Sequence[int]) -> int:
-    total = check.integer(op, name, total, 0)
-    if total > sum(sizes):
-        raise ValueError(f"{op}: {name}: expected at most {sum(sizes)}, the tokens of the levels, got {total}")
-    return total
 
 
 def select_topk_levels(
@@ -179,9 +109,9 @@ def select_topk_levels(
     if budgets is not None:
         budgets = _check_budgets(op, budgets, sizes)
     elif level_weights is None:
-        budgets = [_total(op, "target_tokens", target_tokens, sizes)]
+        budgets = [token_total(op, "target_tokens", target_tokens, sizes)]
     else:
-        budgets = _allocate(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
+        budgets = allocate(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
     return LevelSelection(*_select_topk_levels(levels, scores, saliency, budgets, order == "index"))
 
 
@@ -260,3 +190,129 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     rows = [check.rows(level.reshape(*level.shape[:2], math.prod(features))).view(bits) for level in levels]
     return _gather_levels(rows, indices).view(dtype).reshape(batch, indices.shape[1], *features)
+
+
+def progressive_select(
+    images: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    budgets: Sequence[int],
+    *,
+    target_tokens: Optional[int] = None,
+    saliency: Union[str, Callable[[Tensor], Tensor]] = "variance",
+    order: str = "saliency",
+    sigma: float = 1.0,
+    kernel_size: int = 5,
+    taps: Optional[Sequence[float]] = None,
+    padding: str = "zeros",
+    downsample: str = "mean",
+) -> LevelSelection:
+    """Build, encode and select one pyramid level at a time, so that only one level's tokens are held at once.
+
+    The same tokens and indices as :func:`gaussian_pyramid`, `encode` for each level and :func:`select_topk_levels`.
+
+    Parameters
+    ----------
+    images : Tensor
+        ``[B, C, H, W]`` as :func:`gaussian_pyramid` takes them; level 0.
+    encode : callable
+        Level images ``[B, C, H_k, W_k]`` to tokens ``[B, N_k, D]``; called once for each level, finest first.
+    budgets : sequence of int
+        Tokens to keep of each level, which gives the number of levels too.
+    target_tokens : int, optional
+        Keep the best of these over all levels by a final top-k over the union. Equal to
+        ``select_topk_levels(levels, target_tokens, None)`` where each budget is at least the smaller of `target_tokens`
+        and the size of its level; smaller budgets also bound what a level can hold.
+    saliency : "variance", "norm" or callable
+        As :func:`select_topk_levels`, or a function of the tokens of a level that returns scores ``[B, N_k]``.
+    order : "saliency" or "index"
+        As :func:`select_topk_levels`.
+    sigma, kernel_size, taps, padding, downsample
+        The filter, as :func:`gaussian_pyramid` takes it.
+
+    Returns
+    -------
+    LevelSelection
+        ``tokens`` ``[B, K, D]`` and ``indices`` int64 ``[B, K, 2]``, as :func:`select_topk_levels`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, tokens that do not match the images or level 0, a budget above the
+        size of its level, more levels than the images can be halved, or tokens that require grad.
+
+    Notes
+    -----
+    Held at a time: the images of a level, its tokens, and the selected tokens of the levels before, which are
+    sum(budgets) rows. With halved levels the finest holds three quarters of all tokens, so at most a quarter of them
+    is saved, and of what `encode` itself needs for more than one level at a time.
+
+    Examples
+    --------
+    >>> import functools, torch, pyramid_ops
+    >>> encode = functools.partial(pyramid_ops.patchify, patch_size=16)
+    >>> tokens, indices = pyramid_ops.progressive_select(torch.rand(1, 3, 128, 128), encode, (20, 8, 2))
+    >>> tokens.shape, indices[0, -1].tolist()[0]
+    (torch.Size([1, 30, 768]), 2)
+    """
+    op = "progressive_select"
+    check.tensor(op, "images", images, "B C H W")
+    budgets = [check.integer(op, f"budgets[{k}]", b, 0) for k, b in enumerate(check.sequence(op, "budgets", budgets))]
+    if not budgets:
+        raise ValueError(f"{op}: budgets: expected one for each level, got none")
+    if target_tokens is not None:
+        target_tokens = check.integer(op, "target_tokens", target_tokens, 0)
+        if target_tokens > sum(budgets):
+            raise ValueError(f"{op}: target_tokens: expected at most {sum(budgets)}, the budgets, got {target_tokens}")
+    if not callable(encode):
+        raise TypeError(f"{op}: encode: expected a function, got {check.describe(encode)}")
+    if not callable(saliency):
+        check.choice(op, "saliency", saliency, "variance", "norm")
+    check.choice(op, "order", order, "saliency", "index")
+    taps = _taps(op, sigma, kernel_size, taps)
+    _options(op, padding, downsample)
+
+    kept: list[Tensor] = []
+    places: list[Tensor] = []
+    kept_scores: list[Tensor] = []
+    for level, budget in enumerate(budgets):
+        if level:
+            if not _can_halve(images, downsample):
+                raise ValueError(f"{op}: budgets: expected at most {level} levels for the images, got {len(budgets)}")
+            images = _step(images, taps, padding, downsample)
+        tokens = _encoded(op, level, encode(images), images, kept)
+        if budget > tokens.shape[1]:
+            raise ValueError(
+                f"{op}: budgets[{level}]: expected at most the {tokens.shape[1]} tokens of level {level}, got {budget}"
+            )
+        scores = saliency if isinstance(saliency, str) else _check_scores(op, [saliency(tokens)], [tokens])
+        # In either order equal scores stand by index, so the union breaks ties as if no level had been cut.
+        selected, place = select_topk_levels([tokens], saliency=scores, order=order, budgets=[budget])
+        if not isinstance(scores, str):
+            kept_scores.append(gather_levels(scores, place))
+        place[..., 0] = level
+        kept.append(selected)
+        places.append(place)
+        del tokens, scores
+    if target_tokens is None:
+        return LevelSelection(torch.cat(kept, 1), torch.cat(places, 1))
+    # A token's score does not depend on the other tokens, so the kept tokens give the scores again, bit for bit.
+    final = saliency if isinstance(saliency, str) else kept_scores
+    tokens, place = select_topk_levels(kept, target_tokens, None, saliency=final, order=order)
+    return LevelSelection(tokens, gather_levels(places, place))
+
+
+def _encoded(op: str, level: int, tokens: Tensor, images: Tensor, kept: Sequence[Tensor]) -> Tensor:
+    name = f"encode(level {level})"
+    check.tensor(op, name, tokens, "B N D")
+    first = kept[0] if kept else tokens
+    if tokens.shape[0] != images.shape[0] or tokens.device != images.device:
+        raise ValueError(
+            f"{op}: {name}: expected the batch size {images.shape[0]} and device {images.device} of the images, got "
+            f"{check.describe(tokens)}"
+        )
+    if tokens.dtype != first.dtype or tokens.shape[2] != first.shape[2]:
+        raise ValueError(
+            f"{op}: {name}: expected the dtype and feature size of level 0 ({check.describe(first)}), got "
+            f"{check.describe(tokens)}"
+        )
+    return feature_rows(op, name, tokens)

@@ -1,5 +1,7 @@
 """A score per token from its own features."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,11 +9,24 @@ from .numerics import CACHE_ELEMENTS, lane_count, map_rows, row_sum, scaled_norm
 
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
-    """Σ((x − mean) − rest)² / (D − correction), where rest = Σ(x − mean) / D is what rounding took from the mean."""
+    """Σ((x − mean) − rest)² / (D − correction), see :func:`moments`."""
     count = features.shape[2]
     scores = features.new_empty(features.shape[:2], dtype=torch.float32)
     if count <= correction:
         return scores.fill_(torch.nan)
+    size = torch.full((), count - correction, dtype=torch.float32, device=features.device)
+    statistics = moments(features)
+    map_rows(lambda rows: (statistics(rows)[2] / size,), features, scores, elements=2 * CACHE_ELEMENTS)
+    return scores
+
+
+def moments(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """A function of blocks of rows of `features` (of at most 2 · CACHE_ELEMENTS elements, or one row).
+
+    It gives the mean, rest = Σ(x − mean) / D, which is what rounding took from the mean, and Σ((x − mean) − rest)²;
+    where all features are one finite number, that number, 0 and 0.
+    """
+    count = features.shape[2]
     size = torch.full((), count, dtype=torch.float32, device=features.device)
 
     # Allocated once: fresh pages cost more than the arithmetic on them.
@@ -19,7 +34,7 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
     all_lanes = features.new_empty(most, lane_count(count), dtype=torch.float32)
     all_deviations = features.new_empty(most, count, dtype=torch.float32)
 
-    def variance(rows: Tensor) -> tuple[Tensor]:
+    def statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lanes, deviations = all_lanes[: len(rows)], all_deviations[: len(rows)]
         x = rows if rows.dtype == torch.float32 else deviations.copy_(rows)
         mean = row_sum(x, lanes) / size
@@ -27,11 +42,15 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
         rest = row_sum(deviations, lanes) / size
         deviations -= rest[:, None]
         deviations *= deviations
-        result = row_sum(deviations, lanes) / (size - correction)
-        return (torch.where(_constant(rows), 0.0, result),)
+        squares = row_sum(deviations, lanes)
+        constant = _constant(rows)
+        return (
+            torch.where(constant, widen(rows[:, 0]) + 0.0, mean),
+            torch.where(constant, 0.0, rest),
+            torch.where(constant, 0.0, squares),
+        )
 
-    map_rows(variance, features, scores, elements=2 * CACHE_ELEMENTS)
-    return scores
+    return statistics
 
 
 def _constant(rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyramid_ops._dispatch import OPS
 from pyramid_ops.numerics import low_limb_bits
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -269,13 +270,136 @@ def merge_tokens() -> Iterator:
     yield pytest.param((x[:0], None, first[:0], members[:0], offsets[:0], "sum"), id="no-samples", marks=[])
 
 
-CASES = {
-    "best_match": best_match,
-    "blur_downsample": blur_downsample,
-    "gather_levels": gather_levels,
-    "merge_tokens": merge_tokens,
-    "select_topk_levels": select_topk_levels,
-    "token_norm": token_norm,
-    "token_variance": token_variance,
-    "unit_rows": unit_rows,
-}
+def region_variance() -> Iterator:
+    for features in (1, 2, 3, 64, 65, 257, 768, 1024, 1537):
+        for dtype in FEATURES:
+            x = special_rows(features, dtype)
+            for grid in ((3, 3, 1, 1), (3, 3, 3, 3), (9, 1, 4, 1), (1, 9, 1, 2)):
+                if grid == (3, 3, 3, 3) or dtype == torch.float32 or features == 65:
+                    case = f"{features}-{name(dtype)}-{'x'.join(map(str, grid))}"
+                    yield pytest.param((x, [], *grid), id=case, marks=[])
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (1, 2, 255, 256, 257, 513, 1000):
+        x = torch.randn(1, tokens, 5, generator=generator) + 10 * torch.randn(1, tokens, 1, generator=generator)
+        yield pytest.param((x, [], 1, tokens, 1, 1), id=f"{tokens}-tokens", marks=[])
+        x[:, tokens // 2 :] = x[:, :1, :1]
+        yield pytest.param((x, [], tokens, 1, min(2, tokens), 1), id=f"{tokens}-half-constant", marks=[])
+    x = torch.randn(2, 77, 24, generator=generator) + 1e4
+    for k, lengths in enumerate(([0, 77], [1, 40], [-3, 1 << 30], [2, 76])):
+        counts = torch.tensor(lengths, dtype=(torch.int32, torch.int64)[k % 2])
+        yield pytest.param((x, [counts], 1, 77, 1, 1), id=f"lengths-{k}", marks=[])
+        yield pytest.param((x, [counts], 7, 11, 2, 3), id=f"lengths-{k}-regions", marks=[])
+    yield pytest.param((x.transpose(0, 1)[:12], [], 1, 2, 1, 1), id="batch-stride", marks=[])
+    yield pytest.param((x[:, 1:65, 3:], [], 8, 8, 4, 4), id="unaligned", marks=[])
+    yield pytest.param((x[:0, :64], [], 8, 8, 4, 4), id="no-samples", marks=[])
+    yield pytest.param((x[:1, :1].expand(3, 64, 24), [], 8, 8, 3, 5), id="expanded", marks=[])
+    yield pytest.param((torch.full((1, 64, 24), -0.1), [], 8, 8, 3, 5), id="constant", marks=[])
+
+
+def broadcast_regions() -> Iterator:
+    generator = torch.Generator().manual_seed(0)
+    for grid in ((1, 1, 1, 1), (4, 4, 4, 4), (7, 9, 3, 4), (5, 300, 2, 7), (64, 1, 63, 1), (33, 32, 1, 1)):
+        for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+            scores = torch.randint(0, 99, (2, grid[2] * grid[3]), generator=generator).to(dtype)
+            case = f"{'x'.join(map(str, grid))}-{name(dtype)}"
+            yield pytest.param((scores, *grid), id=case, marks=[])
+    scores = torch.randint(0, 99, (6, 12), generator=generator)
+    yield pytest.param((scores.T[:, :4], 5, 6, 2, 2), id="transposed", marks=[])
+    yield pytest.param((scores[:1].expand(3, 12), 5, 6, 3, 4), id="expanded", marks=[])
+    yield pytest.param((scores[:0], 5, 6, 3, 4), id="no-samples", marks=[])
+
+
+def special_pixels(shape: tuple, dtype: torch.dtype) -> Tensor:
+    """Uniform, with values at and beside the edges of bins; floats outside [0, 1] and NaN too."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    x = torch.rand(shape, generator=generator)
+    flat = x.view(-1)
+    flat[::3] = torch.randint(0, 257, flat[::3].shape, generator=generator) / 256
+    edges = [0.0, -0.0, 1.0, 1 - 2**-24, 0.5, 0.5 - 2**-25, -1.0, 3e38, -3e38, torch.inf, -torch.inf, 1e-42]
+    flat[: len(edges)] = torch.tensor(edges)[: len(flat)]
+    if len(flat) > 300:
+        flat[-1], flat[len(flat) // 2] = torch.nan, -torch.nan
+    return x.to(dtype)
+
+
+def patch_entropy() -> Iterator:
+    for dtype in FEATURES:
+        for shape, patch in (((1, 1, 1, 1), 1), ((2, 3, 8, 4), 4), ((1, 2, 14, 28), 7), ((1, 3, 32, 16), 16)):
+            for bins in (2, 33, 256, 1000):
+                image = special_pixels(shape, dtype)
+                case = f"{'x'.join(map(str, shape))}-{patch}-{bins}-{name(dtype)}"
+                yield pytest.param((image, patch, bins), id=case, marks=[])
+        yield pytest.param((special_pixels((1, 1, 60, 60), dtype), 60, 256), id=f"large-{name(dtype)}", marks=[])
+        yield pytest.param(
+            (special_pixels((1, 1, 6, 6), dtype)[..., 1:5, 2:], 2, 256), id=f"crop-{name(dtype)}", marks=[]
+        )
+    x = special_pixels((2, 3, 8, 8), torch.float32)
+    yield pytest.param((x.transpose(0, 1), 4, 256), id="channels-swapped", marks=[])
+    yield pytest.param((x[:1, :1].expand(2, 2, 8, 8), 4, 256), id="expanded", marks=[])
+    yield pytest.param((x[:0], 4, 256), id="no-images", marks=[])
+    yield pytest.param((x[..., :0], 4, 256), id="no-patches", marks=[])
+    yield pytest.param((torch.full((1, 3, 4, 4), 0.3), 4, 256), id="constant", marks=[])
+
+
+def special_weights(batch: int, levels: int, seed: int) -> Tensor:
+    """Weights of all magnitudes, ties, zeros, and rows with what is no weight."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(batch, levels, generator=generator)
+    special = [0.0, -0.0, torch.nan, -torch.nan, torch.inf, -torch.inf, -1.0, 1e-45, 1e-39, 1e-38, 3e38, 1.0, 2.0**-30]
+    values = torch.tensor(special)[torch.randint(0, len(special), (batch, levels), generator=generator)]
+    x = torch.where(torch.rand(batch, levels, generator=generator) < 0.2, values, x)
+    x[1::5] = values[1::5]
+    x[2::5] = x[2::5, :1]
+    x[3::5] *= 2.0 ** -(torch.arange(levels) * 7)
+    x[4::5] = torch.tensor(special[:7])[torch.arange(levels) % 7]
+    return x
+
+
+def allocate_budgets_batch() -> Iterator:
+    largest = (1 << 31) - 1
+    for levels in (1, 2, 3, 4, 5, 8, 13, 64):
+        generator = torch.Generator().manual_seed(levels)
+        weights = special_weights(40, levels, levels)
+        size = [(1 << 12) >> (2 * k % 14) for k in range(levels)]
+        totals = torch.randint(-9, 2 * sum(size), (40,), generator=generator)
+        sizes = torch.randint(-9, 300, (40, levels), generator=generator)
+        free = [0] * levels, [largest] * levels
+        bounds = [3 + k % 2 for k in range(levels)], [40 + 7 * k for k in range(levels)]
+        for k, (low, high) in enumerate((free, bounds)):
+            for total in (5, 273):
+                args = (weights, [], total, [], size, low, high)
+                yield pytest.param(args, id=f"{levels}-{total}-bounds{k}", marks=[])
+            args = (weights, [totals], 0, [sizes.to(torch.int32)], [0] * levels, low, high)
+            yield pytest.param(args, id=f"{levels}-tensors-bounds{k}", marks=[])
+        args = (weights, [], largest, [], [largest] * levels, *free)
+        yield pytest.param(args, id=f"{levels}-largest", marks=[])
+        extremes = torch.tensor([-(1 << 62), (1 << 62), 5, largest])
+        huge = extremes[torch.randint(0, 4, (40, levels), generator=generator)]
+        args = (weights, [huge[:, 0].contiguous()], 0, [huge], [0] * levels, *free)
+        yield pytest.param(args, id=f"{levels}-extreme-tensors", marks=[])
+    for batch in (0, 1, 65):
+        args = (special_weights(batch, 4, batch), [], 273, [], [4096, 1024, 256, 64], [0] * 4, [largest] * 4)
+        yield pytest.param(args, id=f"batch-{batch}", marks=[])
+    args = (special_weights(4, 9, 0).T, [], 20, [], [9, 9, 9, 9], [0] * 4, [largest] * 4)
+    yield pytest.param(args, id="transposed", marks=[])
+
+
+def adaptive_weights() -> Iterator:
+    rows = [0.15, 0.2, 0.35, 0.3, 0.25, 0.3, 0.25, 0.2, 0.35, 0.3, 0.2, 0.15]
+    limits = [-0.8472978603872036, 0.8472978603872034]
+    special = [0.0, 0.0747298, 0.07472979, -1.0, 1e-3, 1.0, torch.inf, torch.nan, -torch.inf, -0.0, 3e38]
+    variance = torch.tensor(special)
+    lengths = torch.arange(-1, len(special) - 1)
+    yield pytest.param((variance, [], 1, 0.1, 10.0, limits, rows), id="one-length", marks=[])
+    yield pytest.param((variance, [lengths], 1, 0.1, 10.0, limits, rows), id="lengths", marks=[])
+    yield pytest.param((variance, [lengths.int()], 1, -0.1, 3.0, [], rows[:5]), id="one-row", marks=[])
+    yield pytest.param((variance[:0], [], 3, 0.1, 10.0, limits, rows), id="no-samples", marks=[])
+    yield pytest.param(
+        (torch.cat([variance] * 9)[::2], [], 3, -0.4, 7.0, [-1.0, 0.0, 1.0], rows), id="strided", marks=[]
+    )
+
+
+# The generators above, each under the name of its op.
+CASES = {op: globals()[op] for op in OPS if op in globals()}

@@ -47,6 +47,17 @@ def ones():
     weights = torch.ones(1, 70)
     yield "assign_mean-long", lambda: pyramid_ops.assign_mean(many, none, 1, weights=weights)
     yield "merge_tokens-amax", lambda: pyramid_ops.merge_tokens(many, plan, weights, mode="amax")
+    count = torch.ones(1, dtype=torch.int64)
+    yield "region_variance", lambda: pyramid_ops.region_variance(one, (1, 1), (1, 1))
+    yield "region_variance-lengths", lambda: pyramid_ops.region_variance(one, (1, 1), (1, 1), lengths=count)
+    yield "region_variance-column", lambda: pyramid_ops.region_variance(levels[0], (256, 1), (3, 1))
+    yield "broadcast_regions", lambda: pyramid_ops.broadcast_regions(one[0], (1, 1), (1, 1))
+    yield "broadcast_regions-row", lambda: pyramid_ops.broadcast_regions(one[0].expand(2, 3), (1, 256), (1, 3))
+    yield "patch_entropy", lambda: pyramid_ops.patch_entropy(one[None], 1, bins=2)
+    yield "patch_entropy-bytes", lambda: pyramid_ops.patch_entropy(torch.empty(1, 1, 2, 4, dtype=torch.uint8), 2)
+    yield "allocate_budgets_batch", lambda: pyramid_ops.allocate_budgets_batch(1, one[0], [1], minimum=1, maximum=1)
+    yield "allocate_budgets_batch-tensors", lambda: pyramid_ops.allocate_budgets_batch(count, one[0], count[:, None])
+    yield "adaptive_budgets", lambda: pyramid_ops.adaptive_budgets(1, one, [1], weights=[[1.0]], thresholds=[])
     for shape in ((1, 1, 2, 2), (1, 1, 2, 64), (1, 3, 64, 2), (1, 3, 64, 48)):
         x = torch.empty(shape)
         for taps in ([1.0], [0.1] * 3, [0.1] * 11):
@@ -79,6 +90,15 @@ def test_accumulator_check_finds_an_added_value():
     assert not clean_accumulators(loop + "%d = tt.dot %x, %y, %a\n%e = arith.addf %d, %z\nscf.yield %e : f32")
 
 
+# These read single values that lie apart, or a few numbers for each sample.
+SCATTERED = (
+    "_region_variance_kernel",
+    "_broadcast_regions_kernel",
+    "_patch_entropy_kernel",
+    "_allocate_budgets_kernel",
+    "_adaptive_weights_kernel",
+)
+
 SHIPPED = [
     pytest.param(dtype, call, True, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")
     for case, dtype, call in aot.shipped()
@@ -104,7 +124,7 @@ def test_nvidia_code(target, dtype, call, wide):
             assert re.search(TENSOR_CORE[target], ptx), f"{kernel_name}: no tensor cores"
         else:
             assert "tt.dot" not in kernel.asm["ttir"]
-        if wide:
+        if wide and kernel_name not in SCATTERED:
             widest = ".64" if dtype == torch.uint8 else ".128"
             assert any(load.endswith(widest) for load in code["loads"]), code
 

@@ -110,6 +110,50 @@ def test_merging_tiles_do_not_change_bits(monkeypatch, device, block):
         assert_same_bits(OPS["merge_tokens"].kernel(*to(device, args)), OPS["merge_tokens"].reference(*args), param.id)
 
 
+@pytest.mark.parametrize("regions", [1, 2, 8])
+def test_region_tiles_do_not_change_bits(monkeypatch, device, regions):
+    from pyramid_ops.kernels import regions as kernels
+
+    monkeypatch.setattr(kernels, "combine_config", lambda: {"TILES": regions, "num_warps": regions})
+    x = torch.randn(2, 600, 3, generator=torch.Generator().manual_seed(0)) + 100
+    lengths = torch.tensor([600, 301])
+    for grid in ((20, 30, 1, 3), (600, 1, 2, 1)):
+        expected = OPS["region_variance"].reference(x, [lengths], *grid)
+        assert_same_bits(OPS["region_variance"].kernel(x.to(device), [lengths.to(device)], *grid), expected, str(grid))
+
+
+@pytest.mark.parametrize("block", [32, 256, 2048])
+@pytest.mark.parametrize("warps", [1, 8])
+def test_histogram_tiles_do_not_change_bits(monkeypatch, device, block, warps):
+    from pyramid_ops.kernels import regions as kernels
+
+    monkeypatch.setattr(kernels, "entropy_config", lambda values: {"BLOCK": block, "num_warps": warps})
+    for dtype, bins in ((torch.uint8, 256), (torch.float32, 100)):
+        x = cases.special_pixels((1, 3, 36, 18), dtype)
+        expected = OPS["patch_entropy"].reference(x, 18, bins)
+        assert_same_bits(OPS["patch_entropy"].kernel(x.to(device), 18, bins), expected, str(dtype))
+
+
+@pytest.mark.parametrize("samples", [1, 4, 128])
+def test_budget_tiles_do_not_change_bits(monkeypatch, device, samples):
+    from pyramid_ops.kernels import budgets
+
+    monkeypatch.setattr(budgets, "budget_config", lambda levels: {"SAMPLES": samples, "num_warps": 1})
+    for param in cases.allocate_budgets_batch():
+        if param.id.startswith("5-") or param.id == "batch-65":
+            args = param.values[0]
+            args = (
+                args[0][:12],
+                [total[:12] for total in args[1]],
+                args[2],
+                [size[:12] for size in args[3]],
+                *args[4:],
+            )
+            expected = OPS["allocate_budgets_batch"].reference(*args)
+            actual = OPS["allocate_budgets_batch"].kernel(*[to(device, arg) for arg in args])
+            assert_same_bits(actual, expected, param.id)
+
+
 def test_a_sample_alone_equals_the_sample_in_a_batch(device):
     made = to(device, cases.levels((60, 20, 5), 96, torch.bfloat16, batch=3))
     images = cases.special_image((3, 2, 20, 22), torch.float32).to(device)
@@ -128,6 +172,10 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(device):
             assert_same_bits(list(alone), [x[b : b + 1] for x in match])
             alone = pyramid_ops.assign_mean(made[0][b : b + 1], match.indices[b : b + 1] % 3, 3)
             assert_same_bits(list(alone), [means[b : b + 1], totals[b : b + 1]])
+            alone = pyramid_ops.region_variance(made[0][b : b + 1], (6, 10), (2, 3))
+            assert_same_bits(alone, pyramid_ops.region_variance(made[0], (6, 10), (2, 3))[b : b + 1])
+            alone = pyramid_ops.patch_entropy(images[b : b + 1, :, :, :20], 10)
+            assert_same_bits(alone, pyramid_ops.patch_entropy(images[..., :20], 10)[b : b + 1])
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ def test_opcheck(op, args):
     torch.library.opcheck(OPS[op].custom, args, test_utils=("test_schema", "test_faketensor"))
 
 
+ROWS = ((0.2, 0.3, 0.5), (0.3, 0.3, 0.4), (0.5, 0.3, 0.2))
+
+
 def pipeline(image):
     levels = pyramid_ops.gaussian_pyramid(image, 3)
     tokens = [pyramid_ops.patchify(level, 4) for level in levels]
@@ -38,7 +41,20 @@ def pipeline(image):
     packed = pyramid_ops.tome_matching(tokens[0][0], 5, cu_seqlens=offsets)
     packed_tokens, _ = pyramid_ops.merge_tokens(tokens[0][0], packed)
     merging = [*plan[:5], merged, sizes, back, *match, clusters, packed.rows, packed.cu_seqlens, packed_tokens]
-    return [*merging, *levels[1:], *selection, *union, positions, variance, units, norms]
+    grid = image.shape[2] // 4, image.shape[3] // 4
+    regions = pyramid_ops.region_variance(tokens[0], grid, (2, 3))
+    spread = pyramid_ops.broadcast_regions(regions, grid, (2, 3))
+    entropy = pyramid_ops.patch_entropy(image, 8, bins=32)
+    lengths = torch.tensor([3, 20])
+    budgets = pyramid_ops.adaptive_budgets(20, tokens[0], (64, 16, 4), lengths=lengths, weights=ROWS, minimum=2)
+    return [
+        *merging, *levels[1:], *selection, *union, positions, variance, units, norms, regions, spread, entropy, budgets
+    ]  # fmt: skip
+
+
+def progressive(image):
+    encode = lambda x: pyramid_ops.patchify(x, 4)  # noqa: E731
+    return pyramid_ops.progressive_select(image, encode, (8, 4, 2), target_tokens=9, order="index")
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -46,7 +62,8 @@ def pipeline(image):
 def test_fullgraph_compilation_gives_the_same_bits(backend, dtype):
     torch._dynamo.reset()
     image = torch.rand(2, 3, 32, 48).to(dtype)
-    assert_same_bits(torch.compile(pipeline, fullgraph=True, backend=backend)(image), pipeline(image))
+    for function in (pipeline, progressive):
+        assert_same_bits(torch.compile(function, fullgraph=True, backend=backend)(image), function(image))
 
 
 def test_dynamic_shapes_recompile_to_the_same_bits():

@@ -29,6 +29,8 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
     match = pyramid_ops.best_match(levels[0], levels[1], precision="high")
     offsets = torch.arange(0, 501, 100, dtype=torch.int32, device=images.device)
     packed = pyramid_ops.tome_matching(levels[0][0], 30, cu_seqlens=offsets)
+    regions = pyramid_ops.region_variance(levels[0], (20, 25))
+    sizes = [level.shape[1] for level in levels]
     return [
         *plan[:5],
         merged,
@@ -44,6 +46,12 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
         scores,
         pyramid_ops.gather_levels(levels, indices),
         *pyramid_ops.unit_rows(levels[1], limbs=2),
+        regions,
+        pyramid_ops.broadcast_regions(regions, (20, 25)),
+        pyramid_ops.patch_entropy(images, 16),
+        pyramid_ops.allocate_budgets_batch(70, scores[:, :4], sizes, maximum=50),
+        pyramid_ops.adaptive_budgets(70, levels[2] / 8, sizes, lengths=scores[:, 0].int()),
+        *pyramid_ops.progressive_select(images, lambda x: pyramid_ops.patchify(x, 8), (40, 20, 9), target_tokens=40),
     ]
 
 

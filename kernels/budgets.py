@@ -1,0 +1,155 @@
+"""Token budgets on the device: a program allocates for a tile of samples, all levels beside each other."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .numerics import LAUNCH
+
+
+@triton.jit
+def _per_level(values, level):
+    """A tuple with one integer for each level as int64 in the shape of `level`."""
+    out = tl.zeros_like(level).to(tl.int64)
+    for k in tl.static_range(len(values)):
+        out = tl.where(level == k, values[k], out)
+    return out
+
+
+@triton.jit
+def _weight_integers(weights, live):
+    """See the reference; 0 where `live` is not set."""
+    bits = weights.to(tl.int32, bitcast=True)
+    usable = (bits > 0) & (bits < 0x7F800000) & live
+    normal = bits >= 0x00800000
+    exponent = tl.where(usable & normal, bits >> 23, 1)
+    significand = tl.where(usable, (bits & 0x007FFFFF) + tl.where(normal, 0x00800000, 0), 0)
+    shift = tl.minimum(tl.max(exponent, 1)[:, None] - exponent, 31)
+    scaled = (significand << 6) >> shift
+    none = (tl.max(scaled, 1) == 0)[:, None]
+    return tl.where(none & live, 1, scaled).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["total"])
+def _allocate_budgets_kernel(
+    weights_ptr, totals_ptr, total, sizes_ptr, size, minimum, maximum, out_ptr, batch,
+    HAS_TOTALS: tl.constexpr, HAS_SIZES: tl.constexpr, L: tl.constexpr, SAMPLES: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    sample = (tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)).to(tl.int64)  # [SAMPLES]
+    level = tl.arange(0, LEVELS)[None, :]
+    live = (sample < batch)[:, None] & (level < L)  # [SAMPLES, LEVELS]
+    offset = sample[:, None] * L + level
+    MOST: tl.constexpr = 0x7FFFFFFF
+    most = tl.zeros((SAMPLES, LEVELS), tl.int64)
+    if HAS_SIZES:
+        most += tl.load(sizes_ptr + offset, mask=live, other=0).to(tl.int64)
+    else:
+        most += _per_level(size, level)
+    most = tl.minimum(tl.maximum(tl.minimum(most, _per_level(maximum, level)), 0), MOST)
+    most = tl.where(live, most, 0)
+    least = tl.minimum(_per_level(minimum, level), most)
+    wanted = tl.zeros((SAMPLES,), tl.int64)
+    if HAS_TOTALS:
+        wanted += tl.load(totals_ptr + sample, mask=sample < batch, other=0).to(tl.int64)
+    else:
+        wanted += total
+    wanted = tl.minimum(tl.minimum(tl.maximum(wanted, 0), MOST), tl.sum(most, 1))[:, None]
+
+    scaled = _weight_integers(tl.load(weights_ptr + offset, mask=live, other=0), live)
+    whole = tl.maximum(tl.sum(scaled, 1), 1)[:, None]
+    shares = wanted * scaled // whole
+    remainders = wanted * scaled - shares * whole
+    mine = remainders[:, :, None]
+    other = remainders[:, None, :]
+    lower = (tl.arange(0, LEVELS)[None, :] < tl.arange(0, LEVELS)[:, None])[None, :, :]
+    rank = tl.sum(((other > mine) | ((other == mine) & lower)).to(tl.int32), 2)
+    shares += (rank < wanted - tl.sum(shares, 1)[:, None]).to(tl.int64)
+
+    budgets = tl.minimum(tl.maximum(shares, least), most)
+    missing = wanted - tl.sum(budgets, 1)[:, None]
+    room = most - budgets
+    before = tl.cumsum(room, 1) - room
+    budgets += tl.minimum(tl.maximum(missing - before, 0), room)
+    for step in tl.static_range(2):
+        excess = tl.sum(budgets, 1)[:, None] - wanted
+        spare = budgets
+        if step == 0:
+            spare = budgets - least
+        after = tl.sum(spare, 1)[:, None] - tl.cumsum(spare, 1)
+        budgets -= tl.minimum(tl.maximum(excess - after, 0), spare)
+    tl.store(out_ptr + offset, budgets.to(tl.int32), mask=live)
+
+
+def budget_config(levels: int) -> dict:
+    width = triton.next_power_of_2(levels)
+    return {"SAMPLES": max(1, min(64, 1024 // (width * width))), "num_warps": 4}
+
+
+def allocate_budgets_batch(
+    weights: Tensor,
+    totals: Sequence[Tensor],
+    total: int,
+    sizes: Sequence[Tensor],
+    size: Sequence[int],
+    minimum: Sequence[int],
+    maximum: Sequence[int],
+) -> Tensor:
+    batch, levels = weights.shape
+    out = torch.empty(batch, levels, dtype=torch.int32, device=weights.device)
+    if batch:
+        config = budget_config(levels)
+        _allocate_budgets_kernel[(triton.cdiv(batch, config["SAMPLES"]),)](
+            weights.contiguous(), totals[0] if totals else out, total, sizes[0] if sizes else out, tuple(size),
+            tuple(minimum), tuple(maximum), out, batch, HAS_TOTALS=bool(totals), HAS_SIZES=bool(sizes), L=levels,
+            LEVELS=triton.next_power_of_2(levels), **config, **LAUNCH,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["length"])
+def _adaptive_weights_kernel(
+    variance_ptr, lengths_ptr, length, length_scale, variance_scale, thresholds, rows, out_ptr, batch,
+    HAS_LENGTHS: tl.constexpr, L: tl.constexpr, SAMPLES: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    sample = (tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)).to(tl.int64)
+    mask = sample < batch
+    count = tl.zeros((SAMPLES,), tl.int64)
+    if HAS_LENGTHS:
+        count += tl.load(lengths_ptr + sample, mask=mask, other=0).to(tl.int64)
+    else:
+        count += length
+    variance = tl.load(variance_ptr + sample, mask=mask, other=0)
+    difficulty = tl.maximum(count, 0).to(tl.float32) * length_scale + variance * variance_scale
+    row = tl.zeros((SAMPLES,), tl.int32)
+    for k in tl.static_range(len(thresholds)):
+        row += tl.where(difficulty < thresholds[k], 0, 1)
+    level = tl.arange(0, LEVELS)[None, :]
+    entry = row[:, None] * L + level
+    weight = tl.zeros((SAMPLES, LEVELS), tl.float32)
+    for k in tl.static_range(len(rows)):
+        weight = tl.where(entry == k, rows[k], weight)
+    tl.store(out_ptr + sample[:, None] * L + level, weight, mask=mask[:, None] & (level < L))
+
+
+def adaptive_weights(
+    variance: Tensor,
+    lengths: Sequence[Tensor],
+    length: int,
+    length_scale: float,
+    variance_scale: float,
+    thresholds: Sequence[float],
+    rows: Sequence[float],
+) -> Tensor:
+    batch, levels = variance.shape[0], len(rows) // (len(thresholds) + 1)
+    out = torch.empty(batch, levels, dtype=torch.float32, device=variance.device)
+    if batch:
+        config = budget_config(levels)
+        _adaptive_weights_kernel[(triton.cdiv(batch, config["SAMPLES"]),)](
+            variance.contiguous(), lengths[0] if lengths else out, length, length_scale, variance_scale,
+            tuple(thresholds), tuple(rows), out, batch, HAS_LENGTHS=bool(lengths), L=levels,
+            LEVELS=triton.next_power_of_2(levels), **config, **LAUNCH,
+        )  # fmt: skip
+    return out

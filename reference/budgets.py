@@ -1,0 +1,93 @@
+"""Token budgets on the device: integers whose sum is exact, and weights that follow the difficulty of a sample."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .numerics import widen
+
+MOST = (1 << 31) - 1
+
+
+def allocate_budgets_batch(
+    weights: Tensor,
+    totals: Sequence[Tensor],
+    total: int,
+    sizes: Sequence[Tensor],
+    size: Sequence[int],
+    minimum: Sequence[int],
+    maximum: Sequence[int],
+) -> Tensor:
+    """Largest-remainder shares of a total (`totals` `[B]`, else `total`) for weights `[B, L]`, within bounds.
+
+    `sizes` `[B, L]`, else `size`, and `maximum` bound each level from above, `minimum` from below.
+    """
+    device = weights.device
+    most = sizes[0].to(torch.int64) if sizes else torch.tensor(size, device=device)[None]
+    ceiling = torch.tensor(maximum, device=device)
+    most = torch.where(most < ceiling, most, ceiling).clamp(0, MOST)
+    least = torch.tensor(minimum, device=device)
+    least = torch.where(least < most, least, most)
+    wanted = totals[0].to(torch.int64) if totals else torch.full((1,), total, dtype=torch.int64, device=device)
+    wanted = wanted.clamp(0, MOST)[:, None]
+    capacity = most.sum(-1)[:, None]
+    wanted = torch.where(wanted < capacity, wanted, capacity)
+
+    scaled = _weight_integers(weights)
+    whole = scaled.sum(-1)[:, None]
+    shares, remainders = wanted * scaled // whole, wanted * scaled % whole
+    level = torch.arange(weights.shape[1], device=device)
+    mine, other = remainders[:, :, None], remainders[:, None, :]
+    rank = ((other > mine) | ((other == mine) & (level < level[:, None]))).to(torch.int64).sum(-1)
+    shares += rank < wanted - shares.sum(-1)[:, None]
+
+    budgets = torch.where(shares > least, shares, least)
+    budgets = torch.where(budgets < most, budgets, most)
+    # What is missing fills the levels in order; what is too much is taken in descending order, minimums last.
+    missing, room = wanted - budgets.sum(-1)[:, None], most - budgets
+    budgets = budgets + _between(missing - (room.cumsum(-1) - room), room)
+    for spare_over in (least, 0):
+        excess, spare = budgets.sum(-1)[:, None] - wanted, budgets - spare_over
+        budgets = budgets - _between(excess - (spare.sum(-1)[:, None] - spare.cumsum(-1)), spare)
+    return budgets.to(torch.int32)
+
+
+def _between(x: Tensor, high: Tensor) -> Tensor:
+    """`x` within 0 … high."""
+    x = torch.where(x > 0, x, 0)
+    return torch.where(x < high, x, high)
+
+
+def _weight_integers(weights: Tensor) -> Tensor:
+    """Float32 weights as integers: multiples of 2^-30 of the power of two above the largest, rounded down.
+
+    What is not a positive finite number counts as 0; where nothing else is left, all weights are equal.
+    """
+    bits = weights.contiguous().view(torch.int32)
+    usable = (bits > 0) & (bits < 0x7F800000)
+    exponent = torch.where(usable & (bits >= 0x00800000), bits >> 23, 1)
+    significand = torch.where(usable, (bits & 0x007FFFFF) + torch.where(bits >= 0x00800000, 0x00800000, 0), 0)
+    shift = (exponent.amax(-1)[:, None] - exponent).clamp(0, 31)
+    scaled = ((significand << 6) >> shift).to(torch.int64)
+    return torch.where((scaled == 0).all(-1)[:, None], 1, scaled)
+
+
+def adaptive_weights(
+    variance: Tensor,
+    lengths: Sequence[Tensor],
+    length: int,
+    length_scale: float,
+    variance_scale: float,
+    thresholds: Sequence[float],
+    rows: Sequence[float],
+) -> Tensor:
+    """Row r of `rows` `[len(thresholds) + 1, L]` for each sample: r thresholds are not above its difficulty."""
+    count = lengths[0] if lengths else torch.full(variance.shape, length, device=variance.device)
+    count = torch.where(count > 0, count, 0)
+    difficulty = widen(count) * length_scale + variance * variance_scale
+    row = torch.zeros_like(variance, dtype=torch.int64)
+    for threshold in thresholds:
+        row += ~(difficulty < threshold)
+    table = torch.tensor(rows, dtype=torch.float32, device=variance.device)
+    return table.view(len(thresholds) + 1, -1)[row]

@@ -1,0 +1,293 @@
+"""What budgets mean: the rules in exact arithmetic, bounds, host against device, bad input."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyramid_ops import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch, region_variance
+from tests.bits import assert_same_bits
+
+SIZES = (4096, 1024, 256, 64)
+WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+
+
+def largest_remainder(total: int, weights: list) -> list[int]:
+    """Hamilton's rule in rational numbers."""
+    whole = sum(map(Fraction, weights))
+    quotas = [total * Fraction(weight) / whole for weight in weights]
+    budgets = [int(quota) for quota in quotas]
+    order = sorted(range(len(weights)), key=lambda k: (budgets[k] - quotas[k], k))
+    for k in order[: total - sum(budgets)]:
+        budgets[k] += 1
+    return budgets
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "sizes", "options", "expected"),
+    [
+        (273, WEIGHTS, SIZES, {"rule": "largest_remainder"}, [109, 82, 55, 27]),
+        (10, (0.5, 0.25, 0.25), (9, 9, 9), {"rule": "largest_remainder"}, [5, 3, 2]),
+        (2, (0.25, 0.25, 0.25, 0.25), (9, 9, 9, 9), {"rule": "largest_remainder"}, [1, 1, 0, 0]),
+        (7, (0.0, 0.5, 0.5), (9, 9, 9), {"rule": "largest_remainder"}, [0, 4, 3]),
+        (20, (0.5, 0.5), (4, 20), {"rule": "largest_remainder"}, [4, 16]),
+        (273, WEIGHTS, SIZES, {"minimum": 64}, [81, 64, 64, 64]),
+        (273, WEIGHTS, SIZES, {"maximum": 80}, [80, 80, 80, 33]),
+        (273, WEIGHTS, SIZES, {"maximum": (80, 400, 400, 400)}, [80, 112, 54, 27]),
+        (273, WEIGHTS, SIZES, {"minimum": (0, 0, 0, 64), "maximum": 100}, [100, 81, 28, 64]),
+        (256, WEIGHTS, SIZES, {"minimum": 64, "maximum": 64}, [64, 64, 64, 64]),
+        (0, WEIGHTS, SIZES, {"minimum": 0, "maximum": 0}, [0, 0, 0, 0]),
+    ],
+)
+def test_rules_and_bounds(total, weights, sizes, options, expected):
+    assert allocate_budgets(total, weights, sizes, **options) == expected
+
+
+INTEGERS = st.lists(st.integers(0, 1 << 12), min_size=1, max_size=8).filter(any)
+
+
+@given(INTEGERS, st.integers(0, 1 << 30))
+def test_largest_remainder_is_exact_for_weights_on_the_grid(weights, total):
+    """Twelve-bit weights are exact integers of the rule, so the result is Hamilton's."""
+    expected = largest_remainder(total, weights)
+    row = torch.tensor([weights], dtype=torch.float32)
+    assert allocate_budgets_batch(total, row, [1 << 30] * len(weights)).tolist() == [expected]
+
+
+def test_the_grid_of_the_weights():
+    """2^-29 of the largest weight of 1 is the last digit that counts, on the host and on the device."""
+    weights = [1.0, 2.0**-29, 2.0**-30, 3 * 2.0**-30]
+    expected = largest_remainder(1 << 30, [1 << 29, 1, 0, 1])
+    sizes = [1 << 30] * 4
+    assert allocate_budgets(1 << 30, weights, sizes, rule="largest_remainder") == expected
+    assert allocate_budgets_batch(1 << 30, torch.tensor([weights]), sizes).tolist() == [expected]
+
+
+def test_subnormal_weights():
+    weights = torch.tensor([[2.0**-126, 2.0**-127, 2.0**-128, 0.0]])
+    assert allocate_budgets_batch(700, weights, [900] * 4).tolist() == [[400, 200, 100, 0]]
+    assert allocate_budgets_batch(700, weights / 4, [900] * 4).tolist() == [[400, 200, 100, 0]]
+
+
+@st.composite
+def problems(draw):
+    levels = draw(st.integers(1, 6))
+    raw = draw(st.lists(st.floats(0, 1, width=32), min_size=levels, max_size=levels))
+    weights = torch.tensor(raw) + torch.tensor(draw(st.sampled_from([1e-3, 1e-9, 1.0])))
+    weights = weights / weights.sum()
+    sizes = draw(st.lists(st.integers(0, 60), min_size=levels, max_size=levels))
+    least = [draw(st.integers(0, size)) for size in sizes]
+    most = [draw(st.integers(low, 80)) for low in least]
+    total = draw(st.integers(sum(least), sum(min(size, high) for size, high in zip(sizes, most, strict=True))))
+    return total, weights, sizes, least, most
+
+
+@given(problems())
+def test_host_and_device_agree_and_meet_the_bounds(problem):
+    total, weights, sizes, least, most = problem
+    bounds = {"minimum": least, "maximum": most}
+    budgets = allocate_budgets(total, weights.tolist(), sizes, **bounds, rule="largest_remainder")
+    assert sum(budgets) == total
+    for budget, size, low, high in zip(budgets, sizes, least, most, strict=True):
+        assert low <= budget <= min(size, high)
+    row = weights[None]
+    assert allocate_budgets_batch(total, row, sizes, **bounds).tolist() == [budgets]
+    tensors = torch.tensor([total]), row, torch.tensor([sizes], dtype=torch.int32)
+    assert allocate_budgets_batch(*tensors, **bounds).tolist() == [budgets]
+    level0 = allocate_budgets(total, weights.tolist(), sizes, **bounds)
+    assert sum(level0) == total
+    for budget, size, low, high in zip(level0, sizes, least, most, strict=True):
+        assert low <= budget <= min(size, high)
+
+
+def test_host_and_device_agree_on_many_weights():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(500, 4, generator=generator) ** 8
+    weights /= weights.sum(1, keepdim=True)
+    totals = torch.randint(0, 5441, (500,), generator=generator)
+    batch = allocate_budgets_batch(totals, weights, SIZES).tolist()
+    for row, total, budgets in zip(weights.tolist(), totals.tolist(), batch, strict=True):
+        assert allocate_budgets(total, row, SIZES, rule="largest_remainder") == budgets
+
+
+@given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3), min_size=1, max_size=8), st.integers(0, 900))
+def test_any_weights_give_an_exact_sum(rows, total):
+    weights = torch.tensor(rows, dtype=torch.float32)
+    budgets = allocate_budgets_batch(total, weights, (500, 300, 100))
+    assert budgets.dtype == torch.int32
+    assert budgets.sum(1).tolist() == [total] * len(rows)
+    assert ((budgets >= 0) & (budgets <= torch.tensor([500, 300, 100]))).all()
+
+
+def test_weights_that_are_no_weights():
+    nan, inf = math.nan, math.inf
+    weights = torch.tensor(
+        [[nan, 1, -1, inf], [0, -0.0, nan, -nan], [inf, 0, 0, 0], [1, 1, 0, 0], [1e-45, 0, 0, 1e-45]]
+    )
+    budgets = allocate_budgets_batch(10, weights, (100,) * 4)
+    assert budgets.tolist() == [[0, 10, 0, 0], [3, 3, 2, 2], [3, 3, 2, 2], [5, 5, 0, 0], [5, 0, 0, 5]]
+
+
+def test_scale_of_the_weights_does_not_matter():
+    weights = torch.rand(50, 5, generator=torch.Generator().manual_seed(0))
+    expected = allocate_budgets_batch(1000, weights, [900] * 5)
+    for exponent in (-100, -1, 90):
+        assert_same_bits(allocate_budgets_batch(1000, weights * 2.0**exponent, [900] * 5), expected)
+
+
+def test_device_bounds_that_nothing_can_meet_give_way():
+    weights = torch.ones(3, 3)
+    sizes = torch.tensor([[5, 5, 5], [-4, 2, 100], [10, 10, 10]])
+    totals = torch.tensor([1000, 50, -3])
+    assert allocate_budgets_batch(totals, weights, sizes).tolist() == [[5, 5, 5], [0, 2, 48], [0, 0, 0]]
+    totals = torch.tensor([10, 50, 14])
+    budgets = allocate_budgets_batch(totals, weights, sizes, minimum=7, maximum=20)
+    assert budgets.tolist() == [[5, 5, 0], [0, 2, 20], [7, 7, 0]]
+
+
+def test_one_sample_equals_the_sample_in_a_batch():
+    weights = torch.rand(20, 4)
+    batch = allocate_budgets_batch(273, weights, SIZES)
+    for b in range(20):
+        assert_same_bits(allocate_budgets_batch(273, weights[b : b + 1], SIZES), batch[b : b + 1])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_adaptive_weights_follow_the_sigmoid():
+    rows = torch.tensor(((0.15, 0.20, 0.35, 0.30), (0.25, 0.30, 0.25, 0.20), (0.35, 0.30, 0.20, 0.15)))
+    generator = torch.Generator().manual_seed(0)
+    instruction = torch.randn(200, 12, 16, generator=generator) * torch.linspace(0, 0.4, 200)[:, None, None]
+    lengths = torch.randint(1, 13, (200,), generator=generator)
+    seen = set()
+    for scale in (0.1, -0.2):
+        weights = adaptive_weights(instruction, lengths=lengths, length_scale=scale)
+        for b, length in enumerate(lengths.tolist()):
+            variance = instruction[b, :length].double().var().item()
+            difficulty = sigmoid(scale * length + 10 * variance)
+            if min(abs(difficulty - 0.3), abs(difficulty - 0.7)) > 1e-6:
+                row = 0 if difficulty < 0.3 else 1 if difficulty < 0.7 else 2
+                seen.add((scale, row))
+                assert_same_bits(weights[b], rows[row])
+    # With the described coefficients no instruction is easy.
+    assert seen == {(0.1, 1), (0.1, 2), (-0.2, 0), (-0.2, 1), (-0.2, 2)}
+
+
+def test_thresholds_hold_to_the_last_bit():
+    """Without variance the difficulty is the length alone: log(.7 / .3) lies between 8.47 and 0.1 · 9."""
+    still = torch.zeros(1, 20, 4)
+    for length in range(1, 21):
+        weights = adaptive_weights(still, lengths=torch.tensor([length]))
+        assert weights[0, 0].item() == pytest.approx(0.25 if length < 9 else 0.35)
+    equal = adaptive_weights(still[:, :10], thresholds=(0.5,), weights=((1.0,), (2.0,)), length_scale=0.0)
+    assert equal.item() == 2.0
+
+
+def test_undefined_variance_is_most_difficult():
+    x = torch.zeros(3, 4, 2)
+    x[0, 1, 0] = torch.nan
+    weights = adaptive_weights(x, lengths=torch.tensor([4, 0, 4]), length_scale=-1.0)
+    assert weights[:, 0].tolist() == pytest.approx([0.35, 0.35, 0.15])
+
+
+def test_adaptive_budgets_compose():
+    generator = torch.Generator().manual_seed(0)
+    instruction = torch.randn(16, 9, 8, generator=generator) * torch.linspace(0, 0.4, 16)[:, None, None]
+    lengths = torch.randint(1, 10, (16,), generator=generator)
+    weights = adaptive_weights(instruction, lengths=lengths)
+    budgets = adaptive_budgets(273, instruction, SIZES, lengths=lengths, minimum=30)
+    assert_same_bits(budgets, allocate_budgets_batch(273, weights, SIZES, minimum=30))
+    assert budgets.sum(1).tolist() == [273] * 16
+    assert len({tuple(row) for row in budgets.tolist()}) == 2
+    variance = region_variance(instruction, (1, 9), (1, 1), lengths=lengths)[:, 0]
+    hard = 0.1 * lengths + 10 * variance.double() >= math.log(7 / 3)
+    assert torch.equal(weights[:, 0] > 0.3, hard)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("rule: expected one of 'level0', 'largest_remainder', got 'x'", {"rule": "x"}),
+        (r"minimum: expected a sum of at most 100, the total, got 104", {"minimum": 26}),
+        ("minimum: expected at most the 64 tokens of level 3, got 65", {"minimum": (0, 0, 0, 65)}),
+        ("minimum: expected at most the maximum 9 of level 0, got 10", {"minimum": 10, "maximum": 9}),
+        ("total: expected at most 96, the sum of the maximums, got 100", {"maximum": 24}),
+        ("minimum: expected at least 0, got -1", {"minimum": -1}),
+        (r"maximum\[2\]: expected an integer, got 1.5", {"maximum": (1, 1, 1.5, 1)}),
+        ("maximum: expected one for each of 4 levels, got 2", {"maximum": (1, 1)}),
+        ("minimum: expected an integer, got None", {"minimum": None}),
+    ],
+)
+def test_bad_bounds(message, options):
+    with pytest.raises((TypeError, ValueError), match=f"^allocate_budgets: {message}"):
+        allocate_budgets(100, WEIGHTS, SIZES, **options)
+    if "rule" not in options:
+        with pytest.raises((TypeError, ValueError), match=f"^allocate_budgets_batch: {message}"):
+            allocate_budgets_batch(100, torch.ones(2, 4), SIZES, **options)
+
+
+W = torch.ones(2, 4)
+N = torch.ones(2, 4, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("message", "args"),
+    [
+        ("weights: expected a tensor", (1, WEIGHTS, SIZES)),
+        (r"weights: expected shape \[B, L\]", (1, W[0], SIZES)),
+        ("weights: expected dtype float32", (1, W.half(), SIZES)),
+        ("weights: expected 1 to 64 levels", (1, W[:, :0], ())),
+        ("weights: expected 1 to 64 levels", (1, torch.ones(2, 65), [1] * 65)),
+        ("weights: expected no gradient", (1, W.clone().requires_grad_(), SIZES)),
+        ("total: expected at most 5440, the tokens of the levels, got 5441", (5441, W, SIZES)),
+        ("total: expected at most 2147483647", (1 << 31, W, N)),
+        ("total: expected an integer", (1.0, W, SIZES)),
+        (r"total: expected \[2\] on cpu", (torch.ones(3).int(), W, SIZES)),
+        ("total: expected dtype int32, int64", (torch.ones(2), W, SIZES)),
+        ("sizes: expected one for each of 4 levels, got 1", (1, W, (9,))),
+        (r"sizes\[0\]: expected at least 0", (1, W, (-9, 9, 9, 9))),
+        (r"sizes: expected \[2, 4\] on cpu", (1, W, N[:1])),
+        ("sizes: expected dtype int32, int64", (1, W, W)),
+    ],
+)
+def test_bad_batch(message, args):
+    with pytest.raises((TypeError, ValueError), match=f"^allocate_budgets_batch: {message}"):
+        allocate_budgets_batch(*args)
+
+
+X = torch.zeros(2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "options"),
+    [
+        ("instruction: expected a tensor", (None,), {}),
+        (r"instruction: expected shape \[B, T, D\]", (X[0],), {}),
+        ("instruction: expected at least one token", (X[:, :0],), {}),
+        (r"lengths: expected \[2\] on cpu", (X,), {"lengths": torch.ones(1).int()}),
+        ("thresholds: expected ascending numbers between 0 and 1", (X,), {"thresholds": (0.7, 0.3)}),
+        ("thresholds: expected ascending numbers between 0 and 1", (X,), {"thresholds": (0.0, 0.3)}),
+        (r"thresholds\[0\]: expected a number", (X,), {"thresholds": ("a", 0.3)}),
+        ("weights: expected 3 rows of one length, 1 to 64, got rows of", (X,), {"weights": ((1.0,), (1.0,))}),
+        ("weights: expected 2 rows of one length", (X,), {"weights": ((1.0,), (0.5, 0.5)), "thresholds": (0.5,)}),
+        (r"weights\[0\]\[1\]: expected a non-negative", (X,), {"weights": ((1.0, -1.0),), "thresholds": ()}),
+        (r"weights\[1\]: expected a list or tuple", (X,), {"weights": ((1.0,), 2.0, (1.0,))}),
+        ("variance_scale: expected a finite number", (X,), {"variance_scale": math.inf}),
+        ("length_scale: expected a number", (X,), {"length_scale": None}),
+    ],
+)
+def test_bad_adaptive(message, args, options):
+    with pytest.raises((TypeError, ValueError), match=f"^adaptive_weights: {message}"):
+        adaptive_weights(*args, **options)
+    with pytest.raises((TypeError, ValueError), match=f"^adaptive_budgets: {message}"):
+        adaptive_budgets(3, *args, SIZES, **options)
+
+
+def test_bad_adaptive_budgets_name_their_op():
+    with pytest.raises(ValueError, match="^adaptive_budgets: total: expected at most 5440"):
+        adaptive_budgets(6000, X, SIZES)

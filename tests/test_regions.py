@@ -1,0 +1,302 @@
+"""What region scores mean: float64, torch, scikit-image, stated bounds, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyramid_ops import broadcast_regions, patch_entropy, patchify, region_variance, token_variance
+from tests.bits import assert_same_bits
+from tests.cases import FEATURES, FLOATS
+from tests.test_scoring import ulps
+
+
+def cut(x: torch.Tensor, grid: tuple, regions: tuple) -> list[torch.Tensor]:
+    """The tokens of each region `[B, T, D]`."""
+    (height, width), (rows, columns) = grid, regions
+    x = x.view(x.shape[0], height, width, x.shape[2])
+    cells = []
+    for i in range(rows):
+        for j in range(columns):
+            cell = x[
+                :, i * height // rows : (i + 1) * height // rows, j * width // columns : (j + 1) * width // columns
+            ]
+            cells.append(cell.flatten(1, 2))
+    return cells
+
+
+def exact(x: torch.Tensor, grid: tuple, regions: tuple) -> torch.Tensor:
+    x = x.double() - x[:, :1, :1].double()  # exact here, and `var` loses digits at a large mean in float64 too
+    return torch.stack([cell.flatten(1).var(1) for cell in cut(x, grid, regions)], 1)
+
+
+GRIDS = [
+    ((8, 8), (4, 4)),
+    ((7, 9), (3, 4)),
+    ((5, 5), (5, 5)),
+    ((16, 24), (1, 1)),
+    ((40, 30), (1, 1)),
+    ((33, 1), (4, 1)),
+]
+
+
+@pytest.mark.parametrize(("grid", "regions"), GRIDS)
+@pytest.mark.parametrize("features", [2, 3, 17, 64, 1000, 1537])
+def test_region_variance_is_within_8_ulp(grid, regions, features):
+    generator = torch.Generator().manual_seed(features)
+    for mean in (0.0, 1.0, 1e2, 1e4, 1e6):
+        for spread in (0.0, 1.0, 1e2):
+            x = torch.randn(1, grid[0] * grid[1], features, generator=generator) + mean
+            x += spread * torch.randn(1, grid[0] * grid[1], 1, generator=generator)
+            assert ulps(region_variance(x, grid, regions), exact(x, grid, regions)).max() <= 8, (mean, spread)
+
+
+@pytest.mark.parametrize("features", [3, 64, 767, 768, 3000])
+def test_region_variance_is_within_8_ulp_where_features_differ_by_their_last_bit(features):
+    generator = torch.Generator().manual_seed(features)
+    base = torch.randint(1 << 23, (1 << 24) - 1, (20, 1, 1), generator=generator).float()
+    several = base + torch.randint(0, 2, (20, 36, features), generator=generator)
+    one = base.expand(20, 36, features).clone()
+    one[:, 17, features // 2] += 1
+    tokens = base + torch.randint(0, 3, (20, 36, 1), generator=generator).expand(20, 36, features)
+    for x in (several, one, tokens):
+        for regions in ((1, 1), (2, 2)):
+            assert ulps(region_variance(x, (6, 6), regions), exact(x, (6, 6), regions)).max() <= 8
+
+
+@pytest.mark.parametrize("dtype", FEATURES)
+def test_region_variance_agrees_with_torch(dtype):
+    x = (50 * torch.randn(2, 63, 96, generator=torch.Generator().manual_seed(0)).abs()).to(dtype)
+    expected = torch.stack([cell.float().flatten(1).var(1) for cell in cut(x, (7, 9), (3, 2))], 1)
+    torch.testing.assert_close(region_variance(x, (7, 9), (3, 2)), expected, rtol=1e-5, atol=0)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.integers(1, 40), st.integers(1, 300))
+def test_constant_regions_have_variance_zero(value, features, tokens):
+    x = torch.full((1, 2 * tokens, features + 1), value)
+    x[:, ::2, 0] += 0.0  # −0 and 0 are one number
+    assert_same_bits(region_variance(x, (1, 2 * tokens), (1, 2)), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("dtype", FEATURES)
+def test_largest_constant_regions_have_variance_zero(dtype):
+    largest = 255 if dtype == torch.uint8 else torch.finfo(dtype).max
+    for value in (largest, largest // 3 if dtype == torch.uint8 else -largest / 3):
+        x = torch.full((1, 600, 3), value, dtype=dtype)
+        assert_same_bits(region_variance(x, (20, 30), (1, 2)), torch.zeros(1, 2))
+
+
+def test_tokens_that_are_constant_but_differ():
+    x = torch.tensor([1e6, 1e6 + 1, 1e6 + 3, 1e6])[None, :, None].expand(1, 4, 5)
+    assert ulps(region_variance(x, (2, 2), (1, 1)), exact(x, (2, 2), (1, 1))).max() <= 1
+
+
+def test_a_region_of_one_token_has_the_variance_of_the_token():
+    x = torch.randn(2, 12, 300) + 7
+    assert_same_bits(region_variance(x, (3, 4), (3, 4)), token_variance(x))
+
+
+def test_non_finite_features_reach_their_region_only():
+    x = torch.rand(1, 16, 8)
+    x[0, 0, 3], x[0, 2, 0], x[0, 8] = torch.nan, torch.inf, torch.inf
+    variance = region_variance(x, (4, 4), (2, 2))
+    assert variance.isnan().tolist() == [[True, True, True, False]]
+    largest = torch.tensor([3e38, -3e38]).repeat(8)[None, :, None].expand(1, 16, 8)
+    assert region_variance(largest, (4, 4), (1, 1)).item() == math.inf
+
+
+def test_fewer_than_two_features_give_nan():
+    x = torch.ones(2, 4, 1)
+    assert region_variance(x, (2, 2), (2, 2)).isnan().all()
+    assert region_variance(x, (2, 2), (1, 2)).eq(0).all()
+    lengths = torch.tensor([0, 2])
+    variance = region_variance(torch.ones(2, 4, 1), (1, 4), (1, 1), lengths=lengths)
+    assert variance[0].isnan().all()
+    assert variance[1].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_lengths_count_the_first_tokens_only(dtype):
+    x = torch.randn(4, 50, 24)
+    lengths = torch.tensor([50, 1, 17, 1000], dtype=dtype)
+    variance = region_variance(x, (1, 50), (1, 1), lengths=lengths)
+    for b, length in enumerate((50, 1, 17, 50)):
+        assert_same_bits(variance[b : b + 1], region_variance(x[b : b + 1, :length], (1, length), (1, 1)))
+    x[2, 17:] = torch.nan
+    assert_same_bits(region_variance(x, (1, 50), (1, 1), lengths=lengths), variance)
+
+
+@pytest.mark.parametrize("view", ["transposed", "sliced", "last-dimension"])
+def test_strided_inputs_agree_with_contiguous_ones(view):
+    x = torch.randn(12, 12, 33)
+    x = {"transposed": x.transpose(0, 1), "sliced": x[1:, :, 3:30], "last-dimension": x.transpose(1, 2)[:, :12]}[view]
+    assert_same_bits(region_variance(x, (3, 4), (2, 2)), region_variance(x.contiguous(), (3, 4), (2, 2)))
+
+
+@pytest.mark.parametrize(("grid", "regions"), GRIDS)
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.bool, torch.int64, torch.complex64])
+def test_broadcast_gives_each_token_its_region(grid, regions, dtype):
+    scores = torch.randint(0, 2, (2, regions[0] * regions[1])).to(dtype)
+    if dtype.is_floating_point:
+        scores[0, 0], scores[1, 0] = -0.0, torch.nan
+    tokens = broadcast_regions(scores, grid, regions)
+    assert tokens.dtype == dtype
+    for k, cell in enumerate(cut(tokens[..., None], grid, regions)):
+        expected = scores[:, k, None].expand(2, cell.shape[1])
+        assert torch.equal(torch.view_as_real(cell[..., 0]), torch.view_as_real(expected)) if dtype.is_complex else True
+        if not dtype.is_complex:
+            assert_same_bits(cell[..., 0], expected)
+
+
+def test_broadcast_of_strided_negated_and_conjugated_scores():
+    scores = torch.randn(4, 6)
+    for view in (scores.T[:, :4], torch._neg_view(scores)[:, :4], scores[:1, :4].expand(3, 4)):
+        assert_same_bits(broadcast_regions(view, (5, 6), (2, 2)), broadcast_regions(view.clone(), (5, 6), (2, 2)))
+
+
+def entropy_of_counts(counts: np.ndarray) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum() + 0.0)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 7, 16, 32])
+def test_entropy_of_uint8_is_that_of_scikit_image(patch):
+    shannon_entropy = pytest.importorskip("skimage.measure").shannon_entropy
+    generator = torch.Generator().manual_seed(patch)
+    images = torch.randint(0, 256, (2, 3, 2 * patch, 3 * patch), generator=generator, dtype=torch.uint8)
+    images[1] //= 50
+    patches = patchify(images, patch).flatten(0, 1).numpy()
+    expected = torch.tensor([shannon_entropy(values) for values in patches], dtype=torch.float64).view(2, -1)
+    entropy = patch_entropy(images, patch)
+    assert entropy.shape == expected.shape
+    torch.testing.assert_close(entropy.double(), expected, rtol=4e-7, atol=1e-15)
+
+
+def exact_entropy(counts: list[int]) -> float:
+    """Σ c/n · log2(n/c) without cancellation for c close to n."""
+    total = sum(counts)
+    logs = [-math.log1p((c - total) / total) if 2 * c > total else math.log(total / c) for c in counts if c]
+    return math.fsum(c / total * log for c, log in zip([c for c in counts if c], logs, strict=True)) / math.log(2)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=256), st.integers(0, 60_000))
+def test_entropy_is_within_8_ulp(counts, most):
+    counts[0] += most
+    side = max(1, math.isqrt(sum(counts)) + 1)
+    counts[-1] += side * side - sum(counts)
+    image = torch.tensor([value for value, count in enumerate(counts) for _ in range(count)], dtype=torch.uint8)
+    entropy = patch_entropy(image.view(1, 1, side, side), side)
+    expected = torch.tensor([[exact_entropy(counts)]], dtype=torch.float64)
+    assert ulps(entropy, expected).max() <= 8
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bins", [2, 3, 10, 256, 1000, 1024])
+def test_float_values_fall_into_bins_by_the_written_rule(dtype, bins):
+    generator = torch.Generator().manual_seed(bins)
+    images = (1.4 * torch.rand(2, 2, 8, 12, generator=generator) - 0.2).to(dtype)
+    patches = patchify(images, 4).float().numpy()
+    words = np.clip(np.floor(patches * np.float32(bins)), 0, bins - 1).astype(int)
+    expected = [[entropy_of_counts(np.bincount(patch)) for patch in sample] for sample in words]
+    torch.testing.assert_close(
+        patch_entropy(images, 4, bins=bins).double(), torch.tensor(expected, dtype=torch.float64), rtol=4e-7, atol=1e-15
+    )
+
+
+def test_bytes_and_the_same_values_as_floats_agree():
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for bins in (2, 16, 256):
+        assert_same_bits(patch_entropy(images / 256, 16, bins=bins), patch_entropy(images, 16, bins=bins))
+
+
+def test_entropy_is_exact_for_constant_and_uniform_patches():
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert_same_bits(patch_entropy(ramp, 16), torch.full((1, 1), 8.0))
+    assert_same_bits(patch_entropy(ramp.flip(3), 16, bins=32), torch.full((1, 1), 5.0))
+    assert_same_bits(patch_entropy(torch.full((1, 3, 32, 32), 0.7), 16), torch.zeros(1, 4))
+
+
+def test_values_outside_the_range_and_nan():
+    x = torch.zeros(1, 1, 2, 8)
+    x[..., 0, 0], x[..., 0, 2], x[..., 0, 4], x[..., 1, 7] = torch.nan, torch.inf, -torch.inf, 1.0
+    entropy = patch_entropy(x, 2)
+    assert entropy[0, 0].isnan()
+    same = entropy_of_counts(np.array([3, 1]))
+    assert entropy[0, 1:].tolist() == pytest.approx([same, 0.0, same], rel=1e-6)
+
+
+def test_inputs_are_not_modified():
+    x, images = torch.randn(1, 16, 8), torch.rand(1, 2, 8, 8)
+    before = x.clone(), images.clone()
+    region_variance(x, (4, 4)), patch_entropy(images, 4)
+    assert_same_bits((x, images), before)
+
+
+X = torch.zeros(2, 12, 5)
+S = torch.zeros(2, 4)
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("features: expected a tensor", lambda: region_variance(None, (3, 4))),
+        (r"features: expected shape \[B, N, D\]", lambda: region_variance(X[0], (3, 4))),
+        ("features: expected dtype", lambda: region_variance(X.double(), (3, 4))),
+        ("features: expected 1 to 16384 features", lambda: region_variance(X[..., :0], (3, 4))),
+        ("features: expected no gradient", lambda: region_variance(X.clone().requires_grad_(), (3, 4))),
+        ("grid: expected H·W = 12, the number of tokens, got 3×5", lambda: region_variance(X, (3, 5), (1, 1))),
+        ("grid: expected at least the 4×4 regions, got 3×4", lambda: region_variance(X, (3, 4))),
+        ("grid: expected a list or tuple", lambda: region_variance(X, 12, (1, 1))),
+        (r"grid: expected \(rows, columns\), got \[12\]", lambda: region_variance(X, (12,), (1, 1))),
+        (r"grid\[0\]: expected an integer, got 3.0", lambda: region_variance(X, (3.0, 4), (1, 1))),
+        (r"regions\[1\]: expected at least 1, got 0", lambda: region_variance(X, (3, 4), (1, 0))),
+        ("lengths: expected a tensor", lambda: region_variance(X, (3, 4), (1, 1), lengths=[1, 2])),
+        ("lengths: expected dtype int32, int64", lambda: region_variance(X, (3, 4), (1, 1), lengths=torch.ones(2))),
+        (r"lengths: expected \[2\] on cpu", lambda: region_variance(X, (3, 4), (1, 1), lengths=torch.ones(3).int())),
+    ],
+)
+def test_bad_region_variance(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^region_variance: {message}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("scores: expected a tensor", lambda: broadcast_regions([1], (2, 2), (2, 2))),
+        (r"scores: expected shape \[B, R\]", lambda: broadcast_regions(S[0], (2, 2), (2, 2))),
+        (r"scores: expected \[B, 6\]", lambda: broadcast_regions(S, (4, 4), (2, 3))),
+        ("scores: expected a dtype of at most 8", lambda: broadcast_regions(S.to(torch.complex128), (2, 2), (2, 2))),
+        ("grid: expected at least the 2×2 regions, got 1×4", lambda: broadcast_regions(S, (1, 4), (2, 2))),
+    ],
+)
+def test_bad_broadcast(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^broadcast_regions: {message}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("images: expected a tensor", lambda: patch_entropy(None, 4)),
+        (r"images: expected shape \[B, C, H, W\]", lambda: patch_entropy(IMAGE[0], 4)),
+        ("images: expected dtype", lambda: patch_entropy(IMAGE.int(), 4)),
+        ("images: expected sides that are multiples of 3", lambda: patch_entropy(IMAGE, 3)),
+        ("patch_size: expected at least 1, got 0", lambda: patch_entropy(IMAGE, 0)),
+        ("patch_size: expected an integer, got 4.0", lambda: patch_entropy(IMAGE, 4.0)),
+        (
+            "patch_size: expected 1 to 16777216 values in a patch",
+            lambda: patch_entropy(torch.zeros(1, 1, 1, 1).expand(1, 2, 4096, 4096), 4096),
+        ),
+        ("patch_size: expected 1 to 16777216 values in a patch, got 0", lambda: patch_entropy(IMAGE[:, :0], 4)),
+        ("bins: expected at least 2, got 1", lambda: patch_entropy(IMAGE, 4, bins=1)),
+        ("bins: expected at most 1024, got 1025", lambda: patch_entropy(IMAGE, 4, bins=1025)),
+    ],
+)
+def test_bad_entropy(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^patch_entropy: {message}"):
+        call()
