@@ -337,11 +337,9 @@ def _find_threshold(histograms_ptr, segments, segment, wanted, DIGITS: tl.conste
     """The first DIGITS digits of the threshold from the histograms [3, segments, 2048], and what is still wanted."""
     threshold = tl.zeros((), tl.uint32)
     for digit in tl.static_range(DIGITS):
-        BITS: tl.constexpr = 11 if digit < 2 else 10
-        SHIFT: tl.constexpr = 21 if digit == 0 else 10 if digit == 1 else 0
         row_ptr = histograms_ptr + (digit * segments + segment).to(tl.int64) * 2048
-        counts = tl.load(row_ptr + tl.arange(0, 1 << BITS))
-        threshold, wanted = _next_digit(counts, threshold, wanted, SHIFT)
+        counts = tl.load(row_ptr + tl.arange(0, 2048))
+        threshold, wanted = _next_digit(counts, threshold, wanted, 21 - 11 * digit if digit < 2 else 0)
     return threshold, wanted
 
 
@@ -517,7 +515,7 @@ def chunk_config() -> dict:
 def order_config(capacity: int, by_index: bool) -> dict:
     if by_index:
         return {"ROWS": min(512, max(32, triton.next_power_of_2(capacity))), "BLOCK": 1, "num_warps": 4}
-    return {"ROWS": 32, "BLOCK": min(128, max(32, triton.next_power_of_2(capacity))), "num_warps": 4}
+    return {"ROWS": 16, "BLOCK": min(128, max(32, triton.next_power_of_2(capacity))), "num_warps": 4}
 
 
 def _opaque(values: Sequence[int]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def compact(
     offsets = torch.cat((used.new_zeros(1), used.cumsum(0))).to(torch.int32)
     # In the order of segments, then slots: the order of the packed rows.
     segment, slot = (torch.arange(capacity, device=indices.device) < used[:, None]).nonzero().unbind(1)
-    positions = torch.zeros(slots * capacity, dtype=torch.int64, device=indices.device)
+    positions = used.new_zeros(slots * capacity)
     positions[: len(slot)] = slot
     index = indices[segment, slot]
     rows = ((index >= 0) & (index < lengths[segment])).nonzero()[:, 0]

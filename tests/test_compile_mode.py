@@ -21,6 +21,10 @@ def test_opcheck(op, args):
     torch.library.opcheck(OPS[op].custom, args, test_utils=("test_schema", "test_faketensor"))
 
 
+def offsets(tokens):
+    return tokens.shape[1] * torch.arange(tokens.shape[0] + 1, dtype=torch.int32)
+
+
 def pipeline(image):
     levels = pyramid_ops.gaussian_pyramid(image, 3)
     tokens = [pyramid_ops.patchify(level, 4) for level in levels]
@@ -29,7 +33,12 @@ def pipeline(image):
     positions = pyramid_ops.gather_levels(pyramid_ops.patch_positions(levels, 4), selection.indices)
     variance = pyramid_ops.token_variance(tokens[0])
     units, norms = pyramid_ops.unit_rows(tokens[1], limbs=2)
-    return [*levels[1:], *selection, *union, positions, variance, units, norms]
+    packed, bounds = [t.flatten(0, 1) for t in tokens], [offsets(t) for t in tokens]
+    top = pyramid_ops.segmented_topk(variance.flatten(), bounds[0], 9, max_seqlen=tokens[0].shape[1], order="index")
+    kept = pyramid_ops.compact([packed[0], packed[0].T], *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1))
+    ragged = pyramid_ops.select_topk_levels_packed(packed, bounds, [5, 3, 2], max_seqlen=tokens[0].shape[1])
+    results = [*levels[1:], *selection, *union, positions, variance, units, norms]
+    return [*results, *top, *kept.tensors, *kept[1:], *ragged]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

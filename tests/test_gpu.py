@@ -24,7 +24,21 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
     tokens, indices = pyramid_ops.select_topk_levels(levels, budgets=[40, 20, 9, 1])
     union = pyramid_ops.select_topk_levels(levels, 70, None, saliency="norm")
     scores = pyramid_ops.token_variance(levels[0])
+    packed = [level.flatten(0, 1) for level in levels]
+    bounds = [torch.arange(3, dtype=torch.int32, device=x.device) * (len(x) // 2) for x in packed]
+    budgets = bounds[1][1:].view(2, 1) // torch.arange(2, 6, dtype=torch.int32, device=images.device)
+    ragged = pyramid_ops.select_topk_levels_packed(packed, bounds, budgets, max_seqlen=500, capacity=200)
+    pixels, ends = images.flatten(), torch.arange(3, dtype=torch.int32, device=images.device) * 60000
+    best = pyramid_ops.segmented_topk(pixels, ends, [70, 5000], max_seqlen=60000)
+    top = pyramid_ops.segmented_topk(scores.flatten(), bounds[0], budgets[:, 0], max_seqlen=500, capacity=40)
+    tensors = [packed[0], packed[0].view(-1, 4, 24).transpose(0, 1), scores.flatten()]
+    moved = pyramid_ops.compact(tensors, *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1, 0))
     return [
+        *ragged,
+        *best,
+        *top,
+        *moved.tensors,
+        *moved[1:],
         *pyramid_ops.gaussian_pyramid(images, 4)[1:],
         tokens,
         indices,
