@@ -131,19 +131,18 @@ def packed_size(op: str, name: str, size: int) -> int:
     return size
 
 
-def device_integers(op: str, name: str, x: Any, like: Tensor, *shape: Any) -> Tensor:
-    """A contiguous int32 tensor on the device of `like`; `shape` has numbers for the sizes that are known."""
-    tensor(op, name, x, " ".join(map(str, shape)), dtypes=(torch.int32,))
-    expected = tuple(size if isinstance(size, _INTEGERS) else got for size, got in zip(shape, x.shape, strict=True))
-    if tuple(x.shape) != expected or x.device != like.device:
-        sizes = ", ".join(map(str, shape))
-        raise ValueError(f"{op}: {name}: expected shape [{sizes}] on {like.device}, got {describe(x)}")
+def device_integers(op: str, name: str, x: Any, like: Tensor, layout: str, *sizes: int) -> Tensor:
+    """A contiguous int32 tensor of that layout, and of the `sizes` if there are any, on the device of `like`."""
+    tensor(op, name, x, layout, dtypes=(torch.int32,))
+    if x.device != like.device or (sizes and tuple(x.shape) != sizes):
+        expected = f"shape {list(sizes)} " if sizes else ""
+        raise ValueError(f"{op}: {name}: expected {expected}on {like.device}, got {describe(x)}")
     return x.contiguous()
 
 
-def cu_seqlens(op: str, name: str, x: Any, like: Tensor, segments: Any = None) -> Tensor:
-    """int32 `[S + 1]`, the bounds of S packed segments."""
-    x = device_integers(op, name, x, like, "S+1" if segments is None else segments + 1)
+def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tensor:
+    """int32 `[S + 1]`, the bounds of S packed segments, where S may be given."""
+    x = device_integers(op, name, x, like, "S+1", *(count + 1 for count in segments))
     if not len(x):
         raise ValueError(f"{op}: {name}: expected at least one element, got {describe(x)}")
     return x

@@ -99,7 +99,7 @@ def compact(
     segments, capacity = indices.shape
     bounds = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, indices, segments)
     if counts is not None:
-        counts = check.device_integers(op, "counts", counts, indices, segments)
+        counts = check.device_integers(op, "counts", counts, indices, "S", segments)
     dims = check.sequence(op, "token_dims", token_dims if isinstance(token_dims, (list, tuple)) else [token_dims])
     dims = dims * len(tensors) if len(dims) == 1 else dims
     if len(dims) != len(tensors):

@@ -391,7 +391,7 @@ def segmented_topk(
     check.choice(op, "order", order, "value", "index")
     k_tensor = None
     if isinstance(k, Tensor):
-        k_tensor, k = check.device_integers(op, "k", k, scores, segments), [0]
+        k_tensor, k = check.device_integers(op, "k", k, scores, "S", segments), [0]
         if capacity is None:
             raise ValueError(f"{op}: capacity: expected a number where k is a tensor, got None")
     elif isinstance(k, (int, np.integer, torch.SymInt)):
@@ -498,7 +498,7 @@ def select_topk_levels_packed(
         saliency = "given"
     budget_tensor = None
     if isinstance(budgets, Tensor):
-        budget_tensor = check.device_integers(op, "budgets", budgets, levels[0], batch, len(levels))
+        budget_tensor = check.device_integers(op, "budgets", budgets, levels[0], "B L", batch, len(levels))
         budgets = [0] * len(levels)
         if capacity is None:
             raise ValueError(f"{op}: capacity: expected a number where budgets are a tensor, got None")
