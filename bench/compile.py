@@ -132,15 +132,11 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         yield "select_topk_levels, union", dtype, functools.partial(select, level_weights=None)
         scores = torch.empty(1 << 20, dtype=dtype)
         bounds = torch.empty(5, dtype=torch.int32)
-        for size in (576, 16384, 1 << 20):
-            topk = functools.partial(ops.segmented_topk, scores, bounds, max_seqlen=size)
-            yield f"segmented_topk, 273 of {size}", dtype, functools.partial(topk, 273)
-            wanted = torch.empty(4, dtype=torch.int32)
-            yield (
-                f"segmented_topk, k on the device, of {size}, by index",
-                dtype,
-                functools.partial(topk, wanted, capacity=8192, order="index"),
-            )
+        wanted = torch.empty(4, dtype=torch.int32)
+        topk = functools.partial(ops.segmented_topk, scores, bounds)
+        yield "segmented_topk, 273 of 576", dtype, functools.partial(topk, 273, max_seqlen=576)
+        ranked = functools.partial(topk, wanted, max_seqlen=1 << 20, capacity=8192, order="index")
+        yield "segmented_topk, k on the device, of 2^20, by index", dtype, ranked
         packed = [torch.empty(size, 1024, dtype=dtype) for size in (40960, 10240, 2560, 640)]
         select = functools.partial(ops.select_topk_levels_packed, packed, [bounds] * 4)
         budgets = torch.empty(4, 4, dtype=torch.int32)

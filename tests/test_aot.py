@@ -30,13 +30,13 @@ def ones():
     yield "select_topk_levels-union", lambda: pyramid_ops.select_topk_levels(levels, 1, None, order="index")
     yield "gather_levels", lambda: pyramid_ops.gather_levels([one], indices)
     bounds = torch.empty(2, dtype=torch.int32)
+    for size, k in ((1, 1), (1, bounds[:1]), (512, [1]), (1 << 20, [1])):
+        topk = functools.partial(pyramid_ops.segmented_topk, torch.empty(size), bounds, k, max_seqlen=size, capacity=1)
+        yield f"segmented_topk-{size}-{type(k).__name__}", topk
     for size in (1, 1 << 20):
-        for k in (1, [1], torch.empty(1, dtype=torch.int32)):
-            topk = functools.partial(pyramid_ops.segmented_topk, torch.empty(size), bounds, k, max_seqlen=size)
-            yield f"segmented_topk-{size}-{type(k).__name__}", lambda topk=topk: topk(capacity=1)
         packed = [torch.empty(size, 1), torch.empty(1, 1)]
         select = functools.partial(pyramid_ops.select_topk_levels_packed, packed, [bounds] * 2, [1, 0])
-        yield f"select_topk_levels_packed-{size}", lambda select=select, size=size: select(max_seqlen=size)
+        yield f"select_topk_levels_packed-{size}", functools.partial(select, max_seqlen=size)
     for counts in (None, bounds[:1]):
         tensors = [one[0], torch.empty(1, dtype=torch.bool), torch.empty(1, dtype=torch.int64)]
         move = functools.partial(pyramid_ops.compact, tensors, indices[0, :, :1], counts, cu_seqlens=bounds)
