@@ -26,12 +26,12 @@ def _locate_rows_kernel(
         start, total = packed_start(counts_ptr, segment, segments, capacity)
         used = tl.minimum(tl.maximum(tl.load(counts_ptr + segment), 0), capacity)
     else:
-        start = segment.to(tl.int64) * capacity
-        total = tl.zeros((), tl.int64) + segments * capacity
+        start = segment * capacity
+        total = segments * capacity
         used = tl.zeros((), tl.int32) + capacity
     if tl.program_id(0) % programs == 0:
-        tl.store(offsets_ptr + segment, start.to(tl.int32))
-        tl.store(offsets_ptr + segments, total.to(tl.int32))
+        tl.store(offsets_ptr + segment, start)
+        tl.store(offsets_ptr + segments, total)
     first, length = bounds(cu_ptr, segment, size)
     index = tl.load(indices_ptr + segment.to(tl.int64) * capacity + slot, mask=slot < used, other=-1)
     inside = (index >= 0) & (index < length)

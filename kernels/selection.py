@@ -295,8 +295,8 @@ def _segment(cu_ptrs, sizes, budgets_ptr, budgets, segment, max_seqlen, capacity
     """(start among all keys, length, budget, first slot in the sample) of segment sample · levels + level."""
     sample = segment // len(cu_ptrs)
     level = segment % len(cu_ptrs)
-    start = tl.zeros((), tl.int64)
-    base = tl.zeros((), tl.int64)
+    start = tl.zeros((), tl.int32)
+    base = tl.zeros((), tl.int32)
     length = tl.zeros((), tl.int32)
     wanted = tl.zeros((), tl.int32)
     slot = tl.zeros((), tl.int32)
@@ -434,12 +434,12 @@ def _order_kernel(
 @triton.jit
 def packed_start(counts_ptr, first, size, capacity):
     """(sum of the first counts, sum of all), each count clamped to [0, capacity]."""
-    start = tl.zeros((), tl.int64)
-    total = tl.zeros((), tl.int64)
+    start = tl.zeros((), tl.int32)
+    total = tl.zeros((), tl.int32)
     for i in range(0, size, 256):
         index = i + tl.arange(0, 256)
         count = tl.load(counts_ptr + index, mask=index < size, other=0)
-        count = tl.minimum(tl.maximum(count, 0), capacity).to(tl.int64)
+        count = tl.minimum(tl.maximum(count, 0), capacity)
         start += tl.sum(tl.where(index < first, count, 0))
         total += tl.sum(count)
     return start, total
@@ -448,8 +448,8 @@ def packed_start(counts_ptr, first, size, capacity):
 @triton.jit
 def packed_row(place, candidate, used, start, total, segment, capacity):
     """Rows of a segment's slots: the used ones packed at `start`, the others past the `total`, all rows covered."""
-    unused = total + (segment.to(tl.int64) * capacity - start) + (candidate - used)
-    return tl.where(candidate < used, start + place, unused)
+    unused = total + (segment * capacity - start) + (candidate - used)
+    return tl.where(candidate < used, start + place, unused).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["batch", "capacity"])
@@ -464,8 +464,8 @@ def _gather_packed_kernel(
     candidate = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     start, total = packed_start(counts_ptr, sample * len(cu_ptrs), batch * len(cu_ptrs), capacity)
     if tl.program_id(0) % programs == 0:
-        tl.store(offsets_ptr + sample, start.to(tl.int32))
-        tl.store(offsets_ptr + batch, total.to(tl.int32))
+        tl.store(offsets_ptr + sample, start)
+        tl.store(offsets_ptr + batch, total)
     slots = sample.to(tl.int64) * capacity
     index = tl.load(chosen_ptr + slots + candidate, mask=candidate < capacity, other=0)
     level = tl.full((ROWS,), -1, tl.int32)
@@ -497,7 +497,7 @@ def _gather_packed_kernel(
     tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
     tl.store(indices_ptr + 2 * row + 1, tl.where(level < 0, -1, index).to(tl.int64), mask=mask)
     copy_rows(
-        tokens_ptr, level_ptrs, strides_n, strides_n, clear_sizes, start - start, level, token, row, mask, width,
+        tokens_ptr, level_ptrs, strides_n, strides_n, clear_sizes, sample - sample, level, token, row, mask, width,
         ROWS, BLOCK, VECTOR,
     )  # fmt: skip
 
@@ -540,7 +540,7 @@ def _select_segments(
     budgets = _opaque([min(k, capacity) for k in budgets])
     arguments = (tuple(cu_seqlens), _opaque(sizes), budget_tensor, budgets, max_seqlen, capacity)
     if max_seqlen <= ONE_PROGRAM:
-        config = select_config(max_seqlen)
+        config = select_config(2048)  # the smaller tiles spill with several levels
         _select_segment_kernel[(segments,)](keys, chosen, chosen_keys, counts, *arguments, **config, **LAUNCH)
         return chosen, chosen_keys, counts
     config = chunk_config()

@@ -30,7 +30,7 @@ def ones():
     yield "select_topk_levels-union", lambda: pyramid_ops.select_topk_levels(levels, 1, None, order="index")
     yield "gather_levels", lambda: pyramid_ops.gather_levels([one], indices)
     bounds = torch.empty(2, dtype=torch.int32)
-    for size, k in ((1, 1), (1, bounds[:1]), (512, [1]), (1 << 20, [1])):
+    for size, k in ((1, 1), (1, bounds[:1]), (513, [1]), (1 << 20, [1])):
         topk = functools.partial(pyramid_ops.segmented_topk, torch.empty(size), bounds, k, max_seqlen=size, capacity=1)
         yield f"segmented_topk-{size}-{type(k).__name__}", topk
     for size in (1, 1 << 20):
