@@ -30,11 +30,17 @@ def compact(
     positions = used.new_zeros(slots * capacity)
     positions[: len(slot)] = slot
     index = indices[segment, slot]
-    rows = ((index >= 0) & (index < lengths[segment])).nonzero()[:, 0]
-    source = starts[segment[rows]] + index[rows]
+    inside = (index >= 0) & (index < lengths[segment])
+    source = torch.full((slots * capacity,), -1, dtype=torch.int64, device=indices.device)
+    source[: len(slot)] = torch.where(inside, starts[segment] + index, -1)
+    nothing = (source < 0).nonzero()[:, 0]
+    source[nothing] = 0
     packed = []
     for x in tensors:
-        out = x.new_zeros(x.shape[0], slots * capacity, x.shape[2])
-        out[:, rows] = x[:, source]
+        if size:
+            out = x.index_select(1, source)
+            out[:, nothing] = 0
+        else:
+            out = x.new_zeros(x.shape[0], slots * capacity, x.shape[2])
         packed.append(out)
     return packed, offsets, positions

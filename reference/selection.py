@@ -81,17 +81,29 @@ def _segment_topk(keys: Tensor, starts: Tensor, lengths: Tensor, wanted: Tensor,
     sizes = [next_power_of_2(n) if k else 0 for n, k in zip(lengths.tolist(), wanted.tolist(), strict=True)]
     for size in sorted({size for size in sizes if size}):
         members = torch.tensor([s for s in range(len(sizes)) if sizes[s] == size], device=keys.device)
-        index = torch.arange(size, device=keys.device)
-        inside = index < lengths[members][:, None]
-        key = keys[torch.where(inside, starts[members][:, None] + index, 0)].to(torch.int64)
+        unique = _padded(keys, starts[members], lengths[members], size).to(torch.int64)
         # No two of these integers are equal, so topk has one answer on every device.
-        unique = torch.where(inside, (key << 32) + (size - 1 - index), -1 << 63)
-        best = size - 1 - (unique.topk(min(most, size), 1).values & 0xFFFFFFFF)
+        last = unique.shape[1] - 1
+        index = torch.arange(last + 1, device=keys.device)
+        unique <<= 32
+        unique += last - index
+        best = unique.topk(min(most, last + 1), 1).values
+        best &= 0xFFFFFFFF
+        best = last - best
         used = index[: best.shape[1]] < wanted[members][:, None]
         if by_index:
             best = torch.where(used, best, size).sort(1).values
         chosen[members, : best.shape[1]] = torch.where(used, best, -1)
     return chosen
+
+
+def _padded(keys: Tensor, starts: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Segments of keys as `[S, size]`, below every key past their end; a single one as it stands, `[1, length]`."""
+    if len(starts) == 1:
+        return keys[starts.tolist()[0] :][None, : lengths.tolist()[0]]
+    keys = torch.cat((torch.full((1,), -1 << 31, dtype=torch.int32, device=keys.device), keys))
+    index = torch.arange(size, device=keys.device)
+    return keys[torch.where(index < lengths[:, None], starts[:, None] + 1 + index, 0)]
 
 
 def segmented_topk(
@@ -111,8 +123,8 @@ def segmented_topk(
     values = torch.full((len(starts), capacity), -torch.inf, dtype=scores.dtype, device=scores.device)
     indices = torch.full((len(starts), capacity), -1, dtype=torch.int64, device=scores.device)
     indices[:, : chosen.shape[1]] = chosen
-    segment, slot = (chosen >= 0).nonzero().unbind(1)
-    values[segment, slot] = scores[starts[segment] + chosen[segment, slot]]
+    used = chosen >= 0
+    values[:, : chosen.shape[1]] = torch.where(used, scores[torch.where(used, starts[:, None] + chosen, 0)], -torch.inf)
     return values, indices, wanted.to(torch.int32)
 
 

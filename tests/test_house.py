@@ -28,7 +28,7 @@ ALLOWED_CALLS = {
     *("append", "pop", "bit_length", "index", "insert", "is_contiguous", "extend", "tolist"),
     *("contiguous", "copy_", "empty", "empty_like", "expand", "fill_", "flatten", "full", "new_empty", "new_zeros"),
     *("arange", "cat", "stack", "tensor", "to", "unbind", "unflatten", "view", "zeros_like", "nonzero"),
-    "full_like",
+    *("full_like", "index_select"),
     *("add", "mul", "sub", "where", "abs", "double", "sqrt", "float"),
     *(
         "amax",

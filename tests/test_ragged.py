@@ -122,6 +122,22 @@ def test_topk_tiles_do_not_change_bits(monkeypatch, device, chunk, block, rows, 
         assert_same_bits(actual, expected, f"{one_program} {rank_limit}")
 
 
+@pytest.mark.slow
+@pytest.mark.kernel
+@pytest.mark.parametrize("by_index", [False, True])
+def test_full_size_topk(monkeypatch, device, by_index):
+    """A segment of 2^20 scores beside short ones; 5000 of them, so that they are sorted."""
+    if device.type == "cpu":
+        from pyramid_ops.kernels import selection
+
+        monkeypatch.setattr(selection, "chunk_config", lambda: {"CHUNK": 1 << 16, "BLOCK": 1 << 14, "num_warps": 4})
+    bounds = int32(0, 100, 100 + (1 << 20), 20100 + (1 << 20))
+    scores = torch.randn(20100 + (1 << 20), generator=torch.Generator().manual_seed(0)).bfloat16()  # ties
+    args = ([5000], None, 1 << 20, 5000, by_index)
+    actual = OPS["segmented_topk"].kernel(*to(device, [scores, bounds]), *args)
+    assert_same_bits(actual, OPS["segmented_topk"].reference(scores, bounds, *args))
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize(("one_program", "block"), [(1 << 20, 64), (0, 64), (0, 256)])
 @pytest.mark.parametrize("rows", [4, 16])
