@@ -455,7 +455,7 @@ def packed_row(place, candidate, used, start, total, segment, capacity):
 @triton.jit(do_not_specialize=["batch", "capacity"])
 def _gather_packed_kernel(
     chosen_ptr, chosen_keys_ptr, counts_ptr, cu_ptrs, level_ptrs, strides_n, sizes, tokens_ptr, indices_ptr,
-    offsets_ptr, batch, capacity, width, BY_INDEX: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    rows_ptr, offsets_ptr, batch, capacity, width, BY_INDEX: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Move ROWS slots of a sample to their rows; one program of each sample stores where the sample starts."""
@@ -496,6 +496,8 @@ def _gather_packed_kernel(
     mask = candidate < capacity
     tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
     tl.store(indices_ptr + 2 * row + 1, tl.where(level < 0, -1, index).to(tl.int64), mask=mask)
+    tl.store(rows_ptr + 2 * row, level.to(tl.int64), mask=mask)
+    tl.store(rows_ptr + 2 * row + 1, tl.where(level < 0, -1, token).to(tl.int64), mask=mask)
     copy_rows(
         tokens_ptr, level_ptrs, strides_n, strides_n, clear_sizes, sample - sample, level, token, row, mask, width,
         ROWS, BLOCK, VECTOR,
@@ -504,6 +506,8 @@ def _gather_packed_kernel(
 
 # Segments beyond this many keys are selected by several programs, each with a chunk.
 ONE_PROGRAM = 16384
+# With more segments than this, each has one program anyway: there is work for every processor.
+MANY_SEGMENTS = 1024
 # Beyond this many, sorting beats ranking by counting, whose work is quadratic.
 RANK_LIMIT = 4096
 
@@ -539,7 +543,7 @@ def _select_segments(
     counts = torch.empty(batch, len(cu_seqlens), dtype=torch.int32, device=keys.device)
     budgets = _opaque([min(k, capacity) for k in budgets])
     arguments = (tuple(cu_seqlens), _opaque(sizes), budget_tensor, budgets, max_seqlen, capacity)
-    if max_seqlen <= ONE_PROGRAM:
+    if max_seqlen <= ONE_PROGRAM or segments > MANY_SEGMENTS:
         config = select_config(2048)  # the smaller tiles spill with several levels
         _select_segment_kernel[(segments,)](keys, chosen, chosen_keys, counts, *arguments, **config, **LAUNCH)
         return chosen, chosen_keys, counts
@@ -601,14 +605,15 @@ def select_topk_levels_packed(
     max_seqlen: int,
     capacity: int,
     by_index: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, width, device = cu_seqlens[0].shape[0] - 1, levels[0].shape[1], levels[0].device
     sizes = [level.shape[0] for level in levels]
     tokens = torch.empty(batch * capacity, width, dtype=levels[0].dtype, device=device)
     indices = torch.empty(batch * capacity, 2, dtype=torch.int64, device=device)
+    rows = torch.empty(batch * capacity, 2, dtype=torch.int64, device=device)
     offsets = torch.zeros(batch + 1, dtype=torch.int32, device=device)
     if not batch * capacity:
-        return tokens, indices, offsets, torch.zeros(batch, len(levels), dtype=torch.int32, device=device)
+        return tokens, indices, rows, offsets, torch.zeros(batch, len(levels), dtype=torch.int32, device=device)
     keys = torch.empty(1, sum(sizes), dtype=torch.int32, device=device)
     score_levels([x[None] for x in scores or levels], saliency, 1, keys)
     chosen, chosen_keys, counts = _select_segments(
@@ -618,7 +623,7 @@ def select_topk_levels_packed(
     rank_block = min(1024, max(32, triton.next_power_of_2(capacity)))
     _gather_packed_kernel[(batch * triton.cdiv(capacity, config["ROWS"]),)](
         chosen, chosen_keys, counts, tuple(cu_seqlens), tuple(levels), tuple(x.stride(0) for x in levels),
-        _opaque(sizes), tokens, indices, offsets, batch, capacity, width,
+        _opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
         BY_INDEX=by_index, RANK_BLOCK=rank_block, **config, **LAUNCH,
     )  # fmt: skip
-    return tokens, indices, offsets, counts
+    return tokens, indices, rows, offsets, counts

@@ -47,10 +47,11 @@ class SegmentedTopK(NamedTuple):
 
 
 class PackedLevelSelection(NamedTuple):
-    """Packed tokens ``[B · capacity, D]``, (level, index) ``[B · capacity, 2]``, offsets, counts ``[B, L]``."""
+    """Packed tokens ``[B · capacity, D]``, where they came from ``[B · capacity, 2]``, offsets, counts ``[B, L]``."""
 
     tokens: Tensor
     indices: Tensor
+    rows: Tensor
     cu_seqlens: Tensor
     counts: Tensor
 
@@ -82,10 +83,11 @@ def _select_packed_fake(
     max_seqlen: int,
     capacity: int,
     by_index: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch = cu_seqlens[0].shape[0] - 1
     return (
         levels[0].new_empty(batch * capacity, levels[0].shape[1]),
+        levels[0].new_empty(batch * capacity, 2, dtype=torch.int64),
         levels[0].new_empty(batch * capacity, 2, dtype=torch.int64),
         levels[0].new_empty(batch + 1, dtype=torch.int32),
         levels[0].new_empty(batch, len(levels), dtype=torch.int32),
@@ -452,8 +454,9 @@ def select_topk_levels_packed(
     PackedLevelSelection
         ``tokens`` ``[B · capacity, D]`` in the dtype of the features, bits unchanged: sample after sample, in a sample
         level after level, without gaps; zeros past the last. ``indices`` int64 ``[B · capacity, 2]``: (level, index
-        from the start of the sample in that level), (−1, −1) past the last. ``cu_seqlens`` int32 ``[B + 1]``: where
-        each sample starts. ``counts`` int32 ``[B, L]``: how many tokens each level gave.
+        from the start of the sample in that level), (−1, −1) past the last; ``rows`` likewise, counted from the start
+        of the level, as :func:`gather_levels` takes them for anything else per token. ``cu_seqlens`` int32
+        ``[B + 1]``: where each sample starts. ``counts`` int32 ``[B, L]``: how many tokens each level gave.
 
     Raises
     ------
@@ -476,6 +479,9 @@ def select_topk_levels_packed(
     >>> kept = pyramid_ops.select_topk_levels_packed(levels, bounds, budgets, max_seqlen=64, capacity=30)
     >>> kept.tokens.shape, kept.cu_seqlens.tolist(), kept.counts.tolist()
     (torch.Size([60, 8]), [0, 25, 37], [[20, 5], [9, 3]])
+    >>> masks = [torch.ones(1, 90), torch.ones(1, 22)]
+    >>> int(pyramid_ops.gather_levels(masks, kept.rows[None]).sum())
+    37
     """
     op = "select_topk_levels_packed"
     levels = check.tensors(op, "pyramid_features", pyramid_features, "T D", packed=True)

@@ -138,8 +138,8 @@ def select_topk_levels_packed(
     max_seqlen: int,
     capacity: int,
     by_index: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(tokens `[B · capacity, D]`, indices `[B · capacity, 2]`, cu_seqlens `[B + 1]`, counts `[B, L]`).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(tokens `[B · capacity, D]`, indices and rows `[B · capacity, 2]`, cu_seqlens `[B + 1]`, counts `[B, L]`).
 
     Samples follow each other without gaps, as do the levels of a sample. Of a sample that wants more than `capacity`
     tokens the coarser levels get what the finer ones leave.
@@ -163,11 +163,14 @@ def select_topk_levels_packed(
     ends = counts.flatten().cumsum(0).view(batch, len(levels))
     tokens = levels[0].new_zeros(batch * capacity, levels[0].shape[1])
     indices = torch.full((batch * capacity, 2), -1, dtype=torch.int64, device=device)
+    rows = torch.full_like(indices, -1)
     for k, (starts, count, chosen) in enumerate(parts):
         sample, slot = (chosen >= 0).nonzero().unbind(1)
         row = (ends[:, k] - count)[sample] + slot
         index = chosen[sample, slot]
-        tokens[row] = levels[k][starts[sample] + index]
+        source = starts[sample] + index
+        tokens[row] = levels[k][source]
         indices[row] = torch.stack((torch.full_like(index, k), index), 1)
+        rows[row] = torch.stack((torch.full_like(index, k), source), 1)
     offsets = torch.cat((ends.new_zeros(1), ends[:, -1])).to(torch.int32)
-    return tokens, indices, offsets, counts.to(torch.int32)
+    return tokens, indices, rows, offsets, counts.to(torch.int32)

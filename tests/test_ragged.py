@@ -122,6 +122,20 @@ def test_topk_tiles_do_not_change_bits(monkeypatch, device, chunk, block, rows, 
         assert_same_bits(actual, expected, f"{one_program} {rank_limit}")
 
 
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_many_segments_have_one_program_each(monkeypatch, device):
+    from pyramid_ops.kernels import selection
+
+    monkeypatch.setattr(selection, "MANY_SEGMENTS", 3)
+    monkeypatch.setattr(selection, "chunk_config", None)
+    bounds = int32(0, 20000, 20003, 20004, 40000)
+    scores = special_scores(1, 40000, torch.float32, 2)[0]
+    args = ([9], None, 20000, 9, False)
+    actual = OPS["segmented_topk"].kernel(*to(device, [scores, bounds]), *args)
+    assert_same_bits(actual, OPS["segmented_topk"].reference(scores, bounds, *args))
+
+
 @pytest.mark.slow
 @pytest.mark.kernel
 @pytest.mark.parametrize("by_index", [False, True])
@@ -221,6 +235,7 @@ def test_packed_levels_equal_each_sample_alone(dtype, saliency, order):
         assert_same_bits((kept.tokens[rows], kept.indices[rows]), (alone.tokens[0], alone.indices[0]))
     assert (kept.tokens[kept.cu_seqlens[-1] :] == 0).all()
     assert (kept.indices[kept.cu_seqlens[-1] :] == -1).all()
+    assert_same_bits(pyramid_ops.gather_levels([level[None] for level in levels], kept.rows[None])[0], kept.tokens)
 
 
 def test_coarse_levels_get_what_capacity_leaves():
