@@ -494,10 +494,11 @@ def _gather_packed_kernel(
         )  # fmt: skip
     row = packed_row(place, candidate, used, start, total, sample, capacity)
     mask = candidate < capacity
-    tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
-    tl.store(indices_ptr + 2 * row + 1, tl.where(level < 0, -1, index).to(tl.int64), mask=mask)
-    tl.store(rows_ptr + 2 * row, level.to(tl.int64), mask=mask)
-    tl.store(rows_ptr + 2 * row + 1, tl.where(level < 0, -1, token).to(tl.int64), mask=mask)
+    pair = 2 * row[:, None] + tl.arange(0, 2)[None, :]  # [ROWS, 2]
+    index = tl.where(level < 0, -1, index)
+    token = tl.where(level < 0, -1, token)
+    tl.store(indices_ptr + pair, tl.join(level, index).to(tl.int64), mask=mask[:, None])
+    tl.store(rows_ptr + pair, tl.join(level, token).to(tl.int64), mask=mask[:, None])
     copy_rows(
         tokens_ptr, level_ptrs, strides_n, strides_n, clear_sizes, sample - sample, level, token, row, mask, width,
         ROWS, BLOCK, VECTOR,

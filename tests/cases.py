@@ -230,12 +230,12 @@ def segmented_topk() -> Iterator:
         each = [(0, 3, 1, 16, 300, 2, 7)[s % 7] for s in range(segments)]
         device = int32(*[(-3, 5, 1 << 30, 16, 1, 300)[(s + i) % 6] for s in range(segments)])
         for j, (numbers, tensor, capacity) in enumerate(
-            (([0], None, 0), ([1], None, 1), ([40], None, 33), (each or [0], None, 301), ([0], device, 64))
+            (([0], None, 0), ([1], None, 1), ([60], None, 59), (each or [0], None, 301), ([0], device, 64))
         ):
             for by_index in (False, True):
                 dtype = FLOATS[(i + j + by_index) % 3]
                 scores = special_scores(1, total, dtype, i + j)[0]
-                args = (scores, int32(*bounds), numbers, tensor, 2100 if j != 2 else 250, capacity, by_index)
+                args = (scores, int32(*bounds), numbers, tensor, 2100 if j != 2 else 100, capacity, by_index)
                 yield pytest.param(args, id=f"{case}-{j}-{'index' if by_index else 'value'}", marks=[])
     scores = special_scores(1, 27001, torch.float32, 2)[0]
     for by_index in (False, True):
