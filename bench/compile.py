@@ -139,6 +139,23 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         x = torch.empty(2, 4096, 1024, dtype=dtype)
         clusters = torch.zeros(2, 4096, dtype=torch.int64)
         yield "assign_mean, D = 1024", dtype, functools.partial(ops.assign_mean, x, clusters, 2048)
+        scores = torch.empty(1 << 20, dtype=dtype)
+        bounds = torch.empty(5, dtype=torch.int32)
+        wanted = torch.empty(4, dtype=torch.int32)
+        topk = functools.partial(ops.segmented_topk, scores, bounds)
+        yield "segmented_topk, 273 of 576", dtype, functools.partial(topk, 273, max_seqlen=576)
+        ranked = functools.partial(topk, wanted, max_seqlen=1 << 20, capacity=8192, order="index")
+        yield "segmented_topk, k on the device, of 2^20, by index", dtype, ranked
+        packed = [torch.empty(size, 1024, dtype=dtype) for size in (40960, 10240, 2560, 640)]
+        select = functools.partial(ops.select_topk_levels_packed, packed, [bounds] * 4)
+        budgets = torch.empty(4, 4, dtype=torch.int32)
+        for size in (4096, 40960):
+            call = functools.partial(select, budgets, max_seqlen=size, capacity=273)
+            yield f"select_topk_levels_packed, 273 of up to {size}", dtype, call
+        tensors = [packed[0], torch.empty(8, 40960, 128, dtype=dtype)]
+        kept, taken = torch.empty(4, 273, dtype=torch.int64), torch.empty(4, dtype=torch.int32)
+        move = functools.partial(ops.compact, tensors, kept, taken, cu_seqlens=bounds, token_dims=(0, 1))
+        yield "compact, D = 1024, 8 heads of 128", dtype, move
         indices = torch.empty(2, 273, 2, dtype=torch.int64)
         yield "gather_levels, D = 1024", dtype, functools.partial(ops.gather_levels, levels, indices)
     for dtype in (torch.float32, torch.bfloat16, torch.uint8):

@@ -6,6 +6,7 @@ as its specification in :mod:`pyramid_ops.reference`.
 
 from ._dispatch import use_backend
 from .budgets import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch
+from .compaction import Compaction, compact
 from .merging import (
     BestMatch,
     MergedTokens,
@@ -21,15 +22,27 @@ from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
 from .regions import broadcast_regions, patch_entropy, region_variance
 from .scoring import token_norm, token_variance
-from .selection import LevelSelection, gather_levels, progressive_select, select_topk_levels
+from .selection import (
+    LevelSelection,
+    PackedLevelSelection,
+    SegmentedTopK,
+    gather_levels,
+    progressive_select,
+    segmented_topk,
+    select_topk_levels,
+    select_topk_levels_packed,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BestMatch",
+    "Compaction",
     "LevelSelection",
     "MergePlan",
     "MergedTokens",
+    "PackedLevelSelection",
+    "SegmentedTopK",
     "adaptive_budgets",
     "adaptive_weights",
     "allocate_budgets",
@@ -38,6 +51,7 @@ __all__ = [
     "best_match",
     "blur_downsample",
     "broadcast_regions",
+    "compact",
     "gather_levels",
     "gaussian_pyramid",
     "merge_indices",
@@ -47,7 +61,9 @@ __all__ = [
     "patchify",
     "progressive_select",
     "region_variance",
+    "segmented_topk",
     "select_topk_levels",
+    "select_topk_levels_packed",
     "token_norm",
     "token_variance",
     "tome_matching",

@@ -45,11 +45,17 @@ def tensor(op: str, name: str, x: Any, *layouts: str, dtypes: Sequence[torch.dty
 
 
 def tensors(
-    op: str, name: str, xs: Any, *layouts: str, dtypes: Sequence[torch.dtype] = FEATURES, broadcast: bool = False
+    op: str,
+    name: str,
+    xs: Any,
+    *layouts: str,
+    dtypes: Sequence[torch.dtype] = FEATURES,
+    broadcast: bool = False,
+    packed: bool = False,
 ) -> list[Tensor]:
     """A non-empty sequence of tensors that agree in device, dtype and all sizes but the second.
 
-    With `broadcast`, a batch size of 1 agrees with any.
+    With `broadcast`, a batch size of 1 agrees with any; `packed` tensors agree in all sizes but the first.
     """
     if not isinstance(xs, (list, tuple)):
         raise TypeError(f"{op}: {name}: expected a list or tuple of tensors, got {describe(xs)}")
@@ -59,9 +65,11 @@ def tensors(
         tensor(op, f"{name}[{k}]", x, *layouts, dtypes=dtypes)
         first = xs[0]
         same_batch = x.shape[0] == first.shape[0] or (broadcast and 1 in (x.shape[0], first.shape[0]))
-        if x.device != first.device or x.dtype != first.dtype or not same_batch or x.shape[2:] != first.shape[2:]:
+        same_sizes = x.shape[1:] == first.shape[1:] if packed else same_batch and x.shape[2:] == first.shape[2:]
+        if x.device != first.device or x.dtype != first.dtype or not same_sizes:
+            sizes = "feature size" if packed else "batch size and feature size"
             raise ValueError(
-                f"{op}: {name}[{k}]: expected the device, dtype, batch size and feature size of {name}[0] "
+                f"{op}: {name}[{k}]: expected the device, dtype, {sizes} of {name}[0] "
                 f"({describe(first)}), got {describe(x)}"
             )
     return list(xs)
@@ -102,7 +110,39 @@ def choice(op: str, name: str, value: Any, *choices: str) -> str:
     return value
 
 
+def bits(dtype: torch.dtype) -> torch.dtype:
+    """The integers as wide as `dtype`, in which rows are moved."""
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+
+
 def rows(x: Tensor) -> Tensor:
     """`x` with its last dimension contiguous and no pending negation or conjugation: a copy where it is not so."""
     x = x.resolve_neg().resolve_conj()
     return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+# Sizes of packed tensors: what a kernel counts in int32 stays far from overflow.
+MAX_PACKED = 1 << 30
+
+
+def packed_size(op: str, name: str, size: int) -> int:
+    if size > MAX_PACKED:
+        raise ValueError(f"{op}: {name}: expected at most 2^30 rows in all, got {size}")
+    return size
+
+
+def device_integers(op: str, name: str, x: Any, like: Tensor, layout: str, *sizes: int) -> Tensor:
+    """A contiguous int32 tensor of that layout, and of the `sizes` if there are any, on the device of `like`."""
+    tensor(op, name, x, layout, dtypes=(torch.int32,))
+    if x.device != like.device or (sizes and tuple(x.shape) != sizes):
+        expected = f"shape {list(sizes)} " if sizes else ""
+        raise ValueError(f"{op}: {name}: expected {expected}on {like.device}, got {describe(x)}")
+    return x.contiguous()
+
+
+def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tensor:
+    """int32 `[S + 1]`, the bounds of S packed segments, where S may be given."""
+    x = device_integers(op, name, x, like, "S+1", *(count + 1 for count in segments))
+    if not len(x):
+        raise ValueError(f"{op}: {name}: expected at least one element, got {describe(x)}")
+    return x

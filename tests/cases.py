@@ -401,5 +401,97 @@ def adaptive_weights() -> Iterator:
     )
 
 
+def int32(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+BOUNDS = {
+    "no-segments": (0,),
+    "empty": (0, 0, 0),
+    "one": (0, 1),
+    "small": (0, 0, 1, 3, 10, 41, 41),
+    "powers": (0, 255, 511, 768, 768, 769),
+    "primes": (3, 14, 311, 824),
+    "several-tiles": (0, 2047, 4095, 6144),
+    "backwards": (9, 4, -7, 60, 1000, 30, 45),
+}
+
+
+def segmented_topk() -> Iterator:
+    for i, (case, bounds) in enumerate(BOUNDS.items()):
+        segments, total = len(bounds) - 1, max(bounds[-1], 50)
+        each = [(0, 3, 1, 16, 300, 2, 7)[s % 7] for s in range(segments)]
+        device = int32(*[(-3, 5, 1 << 30, 16, 1, 300)[(s + i) % 6] for s in range(segments)])
+        for j, (numbers, tensor, capacity) in enumerate(
+            (([0], None, 0), ([1], None, 1), ([60], None, 59), (each or [0], None, 301), ([0], device, 64))
+        ):
+            for by_index in (False, True):
+                dtype = FLOATS[(i + j + by_index) % 3]
+                scores = special_scores(1, total, dtype, i + j)[0]
+                args = (scores, int32(*bounds), numbers, tensor, 2100 if j != 2 else 100, capacity, by_index)
+                yield pytest.param(args, id=f"{case}-{j}-{'index' if by_index else 'value'}", marks=[])
+    scores = special_scores(1, 27001, torch.float32, 2)[0]
+    for by_index in (False, True):
+        order = "index" if by_index else "value"
+        args = (scores, int32(0, 9000, 9000, 27000), [5000], None, 17000, 5000, by_index)
+        yield pytest.param(args, id=f"several-programs-{order}", marks=[])
+        args = (scores, int32(1, 27001), [0], int32(3), 27000, 3, by_index)
+        yield pytest.param(args, id=f"one-segment-of-several-programs-{order}", marks=[])
+    args = (scores[1:5201], int32(0, 5200), [4800], None, 5200, 4800, False)
+    yield pytest.param(args, id="sorted", marks=[])
+    yield pytest.param((scores[:0], int32(0, 3, 3), [2], None, 0, 2, False), id="no-scores", marks=[])
+
+
+def select_topk_levels_packed() -> Iterator:
+    bounds = [int32(0, 40, 40, 47, 130), int32(0, 11, 12, 12, 35), int32(1, 3, 2, 9, 9)]
+    budgets = int32(-1, 2, 1, 9, 9, 9, 300, 0, 1, 5, 40, 2).view(4, 3)
+    lengths = (130, 35, 9)
+    for i, (saliency, dtype) in enumerate(zip(("variance", "norm", "given"), FLOATS, strict=True)):
+        features = [level[0] for level in levels(lengths, (24, 3, 130)[i], dtype, batch=1)]
+        scores = [special_scores(1, n, FLOATS[i - 1], n)[0] for n in lengths] if saliency == "given" else []
+        for by_index in (False, True):
+            for case, numbers, tensor, most, capacity in (
+                ("list", [5, 3, 1], None, 100, 9),
+                ("device", [0], budgets, 100, 24),
+                ("tight", [0], budgets, 20, 7),
+                ("nothing", [0, 0, 0], None, 100, 0),
+            ):
+                args = (features, bounds, scores, saliency, numbers, tensor, most, capacity, by_index)
+                yield pytest.param(args, id=f"{saliency}-{case}-{'index' if by_index else 'saliency'}", marks=[])
+    features = [level[0] for level in levels((17000, 90), 4, torch.float32, batch=1)]
+    args = (features, [int32(0, 16900), int32(7, 80)], [], "norm", [4, 3], None, 17000, 6, False)
+    yield pytest.param(args, id="several-programs", marks=[])
+    args = ([features[1], features[0][:0]], [int32(7, 80), int32(0, 0)], [], "norm", [4, 3], None, 90, 7, False)
+    yield pytest.param(args, id="empty-level", marks=[])
+    args = ([x[:, 1:] for x in features[1:]], [int32(7, 80, 90)], [], "norm", [4], None, 90, 4, True)
+    yield pytest.param(args, id="strided", marks=[])
+    yield pytest.param((features[1:], [int32(0)], [], "norm", [4], None, 90, 4, True), id="no-samples", marks=[])
+
+
+def compact() -> Iterator:
+    generator = torch.Generator().manual_seed(0)
+    bounds, counts = int32(0, 30, 30, 31, 97, 80), int32(20, -5, 1 << 30, 17, 3)
+    indices = torch.randint(-2, 70, (5, 33), generator=generator)
+    indices[0, 3], indices[3, 5] = 1 << 40, -(1 << 40)
+
+    def made(outer: int, width: int, dtype: torch.dtype, size: int = 97) -> Tensor:
+        return torch.randint(0, 99, (outer, size, width), generator=generator).to(dtype)
+
+    for i, dtype in enumerate((torch.uint8, torch.int16, torch.int32, torch.int64)):
+        tensors = [made(1, (1, 3, 24, 1100)[i], dtype), made(3, 1, torch.int64), made(2, 16, torch.int16)]
+        for case, taken in (("counts", counts), ("all", None)):
+            yield pytest.param((tensors, indices, taken, bounds), id=f"{case}-{name(dtype)}", marks=[])
+    x = made(97, 40, torch.int32, 4)
+    yield pytest.param(([x.transpose(0, 1)], indices, counts, bounds), id="heads-inside", marks=[])
+    yield pytest.param(([made(2, 40, torch.int16)[..., 1:8]], indices, counts, bounds), id="unaligned", marks=[])
+    yield pytest.param(([made(2, 4, torch.int16, 0)], indices, counts, bounds), id="no-tokens", marks=[])
+    yield pytest.param(([made(0, 4, torch.int16)], indices, counts, bounds), id="no-heads", marks=[])
+    yield pytest.param(([made(2, 4, torch.int16)], indices[:, :0], counts, bounds), id="no-indices", marks=[])
+    yield pytest.param(([made(2, 4, torch.int16)], indices[:0], None, bounds[:1]), id="no-segments", marks=[])
+    many = torch.randint(0, 3, (258, 2), generator=generator)
+    args = ([made(1, 1, torch.int16)], many, many[:, 0].int(), torch.arange(0, 259, dtype=torch.int32) // 4)
+    yield pytest.param(args, id="many-segments", marks=[pytest.mark.slow])
+
+
 # The generators above, each under the name of its op.
 CASES = {op: globals()[op] for op in OPS if op in globals()}

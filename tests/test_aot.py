@@ -30,6 +30,18 @@ def ones():
     yield "select_topk_levels-1-first", lambda: pyramid_ops.select_topk_levels(levels[::-1], budgets=[1, 20])
     yield "select_topk_levels-union", lambda: pyramid_ops.select_topk_levels(levels, 1, None, order="index")
     yield "gather_levels", lambda: pyramid_ops.gather_levels([one], indices)
+    bounds = torch.empty(2, dtype=torch.int32)
+    for size, k in ((1, 1), (1, bounds[:1]), (513, [1]), (1 << 20, [1])):
+        topk = functools.partial(pyramid_ops.segmented_topk, torch.empty(size), bounds, k, max_seqlen=size, capacity=1)
+        yield f"segmented_topk-{size}-{type(k).__name__}", topk
+    for size in (1, 1 << 20):
+        packed = [torch.empty(size, 1), torch.empty(1, 1)]
+        select = functools.partial(pyramid_ops.select_topk_levels_packed, packed, [bounds] * 2, [1, 0])
+        yield f"select_topk_levels_packed-{size}", functools.partial(select, max_seqlen=size)
+    for counts in (None, bounds[:1]):
+        tensors = [one[0], torch.empty(1, dtype=torch.bool), torch.empty(1, dtype=torch.int64)]
+        move = functools.partial(pyramid_ops.compact, tensors, indices[0, :, :1], counts, cu_seqlens=bounds)
+        yield f"compact-{counts is None}", move
     far = torch.empty(4).as_strided((1, 4, 1), (1 << 31, 1, 1))
     yield "select_topk_levels-far", lambda: pyramid_ops.select_topk_levels([one, far], budgets=[1, 2], saliency="norm")
     many = torch.empty(1, 70, 1)
@@ -90,8 +102,13 @@ def test_accumulator_check_finds_an_added_value():
     assert not clean_accumulators(loop + "%d = tt.dot %x, %y, %a\n%e = arith.addf %d, %z\nscf.yield %e : f32")
 
 
-# These read single values that lie apart, or a few numbers for each sample.
+# These read single values that lie apart, a few numbers for each sample, or segments that start anywhere.
 SCATTERED = (
+    "_select_segment_kernel",
+    "_count_kernel",
+    "_take_chunk_kernel",
+    "_order_kernel",
+    "_locate_rows_kernel",
     "_region_variance_kernel",
     "_broadcast_regions_kernel",
     "_patch_entropy_kernel",

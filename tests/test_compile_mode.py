@@ -24,6 +24,10 @@ def test_opcheck(op, args):
 ROWS = ((0.2, 0.3, 0.5), (0.3, 0.3, 0.4), (0.5, 0.3, 0.2))
 
 
+def offsets(tokens):
+    return tokens.shape[1] * torch.arange(tokens.shape[0] + 1, dtype=torch.int32)
+
+
 def pipeline(image):
     levels = pyramid_ops.gaussian_pyramid(image, 3)
     tokens = [pyramid_ops.patchify(level, 4) for level in levels]
@@ -37,10 +41,15 @@ def pipeline(image):
     back = pyramid_ops.unmerge_tokens(merged, plan, order="original")
     match = pyramid_ops.best_match(tokens[0], tokens[1], precision="grid")
     clusters, _ = pyramid_ops.assign_mean(tokens[0], match.indices, tokens[1].shape[1])
-    offsets = torch.tensor([0, 10, 40], dtype=torch.int32)
-    packed = pyramid_ops.tome_matching(tokens[0][0], 5, cu_seqlens=offsets)
+    parts = torch.tensor([0, 10, 40], dtype=torch.int32)
+    packed = pyramid_ops.tome_matching(tokens[0][0], 5, cu_seqlens=parts)
     packed_tokens, _ = pyramid_ops.merge_tokens(tokens[0][0], packed)
     merging = [*plan[:5], merged, sizes, back, *match, clusters, packed.rows, packed.cu_seqlens, packed_tokens]
+    flat, bounds = [t.flatten(0, 1) for t in tokens], [offsets(t) for t in tokens]
+    top = pyramid_ops.segmented_topk(variance.flatten(), bounds[0], 9, max_seqlen=tokens[0].shape[1], order="index")
+    kept = pyramid_ops.compact([flat[0], flat[0].T], *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1))
+    ragged = pyramid_ops.select_topk_levels_packed(flat, bounds, [5, 3, 2], max_seqlen=tokens[0].shape[1])
+    results = [*merging, *top, *kept.tensors, *kept[1:], *ragged]
     grid = image.shape[2] // 4, image.shape[3] // 4
     regions = pyramid_ops.region_variance(tokens[0], grid, (2, 3))
     spread = pyramid_ops.broadcast_regions(regions, grid, (2, 3))
@@ -48,7 +57,7 @@ def pipeline(image):
     lengths = torch.tensor([3, 20])
     budgets = pyramid_ops.adaptive_budgets(20, tokens[0], (64, 16, 4), lengths=lengths, weights=ROWS, minimum=2)
     return [
-        *merging, *levels[1:], *selection, *union, positions, variance, units, norms, regions, spread, entropy, budgets
+        *results, *levels[1:], *selection, *union, positions, variance, units, norms, regions, spread, entropy, budgets
     ]  # fmt: skip
 
 

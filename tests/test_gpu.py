@@ -25,20 +25,34 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
     union = pyramid_ops.select_topk_levels(levels, 70, None, saliency="norm")
     scores = pyramid_ops.token_variance(levels[0])
     plan = pyramid_ops.tome_matching(levels[0], 200)
-    merged, sizes = pyramid_ops.merge_tokens(levels[0], plan)
+    merged, merged_sizes = pyramid_ops.merge_tokens(levels[0], plan)
     match = pyramid_ops.best_match(levels[0], levels[1], precision="high")
     offsets = torch.arange(0, 501, 100, dtype=torch.int32, device=images.device)
     packed = pyramid_ops.tome_matching(levels[0][0], 30, cu_seqlens=offsets)
     regions = pyramid_ops.region_variance(levels[0], (20, 25))
     sizes = [level.shape[1] for level in levels]
+    flat = [level.flatten(0, 1) for level in levels]
+    bounds = [torch.arange(3, dtype=torch.int32, device=x.device) * (len(x) // 2) for x in flat]
+    budgets = bounds[1][1:].view(2, 1) // torch.arange(2, 6, dtype=torch.int32, device=images.device)
+    ragged = pyramid_ops.select_topk_levels_packed(flat, bounds, budgets, max_seqlen=500, capacity=200)
+    pixels, ends = images.flatten(), torch.arange(3, dtype=torch.int32, device=images.device) * 60000
+    best = pyramid_ops.segmented_topk(pixels, ends, [70, 5000], max_seqlen=60000)
+    top = pyramid_ops.segmented_topk(scores.flatten(), bounds[0], budgets[:, 0], max_seqlen=500, capacity=40)
+    tensors = [flat[0], flat[0].view(-1, 4, 24).transpose(0, 1), scores.flatten()]
+    moved = pyramid_ops.compact(tensors, *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1, 0))
     return [
         *plan[:5],
         merged,
-        sizes,
+        merged_sizes,
         pyramid_ops.unmerge_tokens(merged, plan),
         *match,
         *pyramid_ops.assign_mean(levels[0], match.indices, 120),
         *pyramid_ops.merge_tokens(levels[0][0], packed, mode="amax", order="original"),
+        *ragged,
+        *best,
+        *top,
+        *moved.tensors,
+        *moved[1:],
         *pyramid_ops.gaussian_pyramid(images, 4)[1:],
         tokens,
         indices,
