@@ -7,7 +7,7 @@ PYTEST := $(PYTHON) -m pytest
 WORKERS ?= 2
 TRITONS := 3.6.0 3.7.1
 
-.PHONY: demo quick test test-all test-tritons check bench gpu clean
+.PHONY: demo quick test test-all test-tritons check golden bench gpu clean
 
 demo: $(READY)
 	$(PYTHON) -m pyramid_ops select
@@ -49,6 +49,10 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Only where the specification changes: see tests/update_golden.py.
+golden: $(READY)
+	$(PYTHON) -m tests.update_golden
 
 bench: $(READY)
 	$(PYTHON) -m bench

@@ -1,4 +1,4 @@
-"""`pyramid-ops`: token selection on a picture, and a picture of it."""
+"""`pyramid-ops`: token selection on a picture, and a picture of it; proof that this machine computes the same bits."""
 
 import argparse
 import importlib
@@ -24,6 +24,7 @@ from . import (
     patchify,
     select_topk_levels,
     token_norm,
+    verify,
 )
 
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
@@ -39,16 +40,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="pyramid-ops", description="Visual token reduction, on a picture.")
+    parser = Parser(prog="pyramid-ops", description="Visual token reduction.")
     commands = parser.add_subparsers(dest="command", required=True)
-    select = commands.add_parser("select", help="keep the most salient patches of an image pyramid")
+    select = commands.add_parser("select", help="keep the most salient patches of a picture's pyramid")
     select.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
     select.add_argument("--tokens", type=int, default=273, help="patches to keep (default: %(default)s)")
     select.add_argument("--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)")
     select.add_argument("--levels", type=int, default=4, help="levels of the pyramid (default: %(default)s)")
     select.add_argument("--saliency", choices=("detail", "variance", "norm"), default="detail")
     select.add_argument("--out", default="selection.png", help="the figure (default: %(default)s)")
+    commands.add_parser("verify", help="check that this machine computes the same bits as every other")
     arguments = parser.parse_args(argv)
+    if arguments.command == "verify":
+        return verify.main()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
