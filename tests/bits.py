@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -36,6 +37,14 @@ def assert_same_bits(actual: object, expected: object, name: str = "result") -> 
             f"{name}: {int(differs.sum())} of {len(e)} elements differ, the first at {index}: {bits[0]}, "
             f"expected {bits[1]}"
         )
+
+
+def to(device: torch.device, value: Any) -> Any:
+    """A copy on `device` with the same strides and storage offset."""
+    if isinstance(value, Tensor):
+        storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device, copy=True)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
+    return [to(device, x) for x in value] if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

@@ -1,0 +1,175 @@
+"""Random compositions of ops, kernels against reference: any shape, dtype, stride, bit pattern and tile."""
+
+import contextlib
+import functools
+import os
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+import pyramid_ops
+from pyramid_ops import use_backend
+from tests.bits import assert_same_bits, poisoned, to
+from tests.cases import FEATURES, FLOATS, special_scores
+from tests.conftest import DEVICE
+
+pytestmark = pytest.mark.kernel
+
+# Each shard is a run of hypothesis with its own seed, so that workers share the cases. A GPU compiles most cases anew.
+ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
+SHARDS, CASES = (8, 5) if DEVICE.type == "cuda" else (40, 250) if ALL else (2, 25)
+
+
+class Case:
+    """Token levels, and what the steps so far made of them."""
+
+    def __init__(self, draw, device):
+        self.draw, self.device = draw, device
+        self.levels: list[torch.Tensor] = []
+        self.scores: list[torch.Tensor] = []
+        self.indices: torch.Tensor | None = None
+
+    def integer(self, low, high):
+        return self.draw(st.integers(low, high))
+
+    def choice(self, *values):
+        return self.draw(st.sampled_from(values))
+
+    def same(self, op, *args, **options):
+        """The result of `op`: the same bits from the kernels, which write all of it and nothing beside it."""
+        with use_backend("reference"):
+            expected = op(*args, **options)
+        args = [to(self.device, arg) for arg in args]
+        options = {key: to(self.device, value) for key, value in options.items()}
+        with poisoned(), use_backend("kernel"):
+            actual = op(*args, **options)
+        assert_same_bits(actual, expected, op.__name__)
+        return expected
+
+    def tensor(self, *shape, dtype):
+        """Ordinary values, any bit pattern, or special values with many ties; any layout."""
+        generator = torch.Generator().manual_seed(self.integer(0, 2**32 - 1))
+        kind = self.choice("plain", "bits", "ties")
+        if kind == "plain" and dtype != torch.uint8:
+            x = (torch.randn(shape, generator=generator) * self.choice(1.0, 50.0, 1e-30, 1e30)).to(dtype)
+        elif kind == "ties" and dtype != torch.uint8:
+            x = special_scores(1, torch.Size(shape).numel(), dtype, 2 * generator.initial_seed()).view(shape)
+        else:
+            count = torch.Size(shape).numel() * dtype.itemsize
+            x = torch.randint(0, 256, (count,), generator=generator, dtype=torch.uint8).view(dtype).view(shape)
+        return self.strided(x)
+
+    def strided(self, x):
+        layout = self.choice("contiguous", "transposed", "gaps", "offset", "expanded")
+        axis = self.integer(0, x.dim() - 1)
+        if layout == "transposed":
+            return x.transpose(0, axis).contiguous().transpose(0, axis)
+        if layout == "gaps":
+            return x.repeat_interleave(2, axis)[(slice(None),) * axis + (slice(None, None, 2),)]
+        if layout == "offset":
+            return torch.cat((x.reshape(-1)[:1], x.reshape(-1)))[-x.numel() :].view(x.shape) if x.numel() else x
+        if layout == "expanded" and x.shape[axis]:
+            return x.narrow(axis, 0, 1).expand_as(x)
+        return x
+
+
+def from_images(case):
+    count = case.choice(2, 2, 1, 3)
+    patch = case.integer(1, 2)
+    batch, channels = case.choice((1, 1), (1, 1), (1, 2), (2, 1), (0, 1))
+    sides = [case.choice(1, 2, 3) * patch << (count - 1) for _ in range(2)]
+    images = case.tensor(batch, channels, *sides, dtype=case.choice(*FEATURES))
+    taps = case.choice(None, [1.0], [0.25, 0.5, 0.25], [0.0625, 0.25, 0.375, 0.25, 0.0625], [-0.3, 0.7, 1.9])
+    options = {"taps": taps, "padding": case.choice("zeros", "reflect", "replicate")}
+    levels = case.same(
+        pyramid_ops.gaussian_pyramid, images, count, downsample=case.choice("mean", "decimate"), **options
+    )
+    case.levels = [case.same(pyramid_ops.patchify, level, patch) for level in levels]
+
+
+def from_tokens(case):
+    features = case.choice(1, 2, 3, 5, 8, 16, 17, 31, 33, 64, 65, 130, 257, 300, 1537)
+    batch = case.choice(1, 1, 2, 0)
+    dtype = case.choice(*FEATURES)
+    sizes = [case.integer(0, 30 if features < 100 else 3) for _ in range(case.integer(1, 3))]
+    case.levels = [case.tensor(batch, size, features, dtype=dtype) for size in sizes]
+
+
+def score(case):
+    if case.choice(True, False):
+        op = case.choice(pyramid_ops.token_variance, pyramid_ops.token_norm)
+        case.scores = [case.same(op, level) for level in case.levels]
+    else:
+        dtype = case.choice(*FLOATS)
+        case.scores = [case.tensor(*level.shape[:2], dtype=dtype) for level in case.levels]
+
+
+def units(case):
+    case.same(pyramid_ops.unit_rows, case.choice(*case.levels), limbs=case.integer(1, 2))
+
+
+def select(case):
+    sizes = [level.shape[1] for level in case.levels]
+    saliency = case.scores or case.choice("variance", "norm")
+    options = {"saliency": saliency, "order": case.choice("saliency", "index")}
+    if case.choice(True, False):
+        options["budgets"] = [case.integer(0, size) for size in sizes]
+    else:
+        options.update(target_tokens=case.integer(0, sum(sizes)), level_weights=None)
+    case.indices = case.same(pyramid_ops.select_topk_levels, case.levels, **options).indices
+
+
+def gather(case):
+    batch = case.levels[0].shape[0]
+    indices = case.indices
+    if indices is None:
+        generator = torch.Generator().manual_seed(case.integer(0, 2**32 - 1))
+        indices = torch.randint(-2, 6, (batch, case.integer(0, 9), 2), generator=generator)
+    case.same(pyramid_ops.gather_levels, case.levels, case.strided(indices))
+
+
+STARTS = (from_images, from_tokens)
+STEPS = (score, units, select, gather)
+
+
+@contextlib.contextmanager
+def tiles(case):
+    """Drawn tiles in place of the shipped ones: no bit may depend on them, and few programs suffice."""
+    from pyramid_ops.kernels import numerics, pyramid, scoring, selection
+
+    row_tiles = functools.partial(numerics.row_tiles, warps=case.choice(4, 8, 32), load_bytes=case.choice(16, 8, 4, 2))
+    gather_config = selection.gather_config
+    gather_tiles = {"ROWS": case.choice(8, 16, 64), "BLOCK": case.choice(16, 64, 512)}
+    select_tiles = {"BLOCK": case.choice(64, 16), "num_warps": 4}
+    blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 32), "num_warps": 1}
+    with (
+        mock.patch.object(numerics, "row_tiles", row_tiles),
+        mock.patch.object(scoring, "row_tiles", row_tiles),
+        mock.patch.object(selection, "gather_config", lambda levels: {**gather_config(levels), **gather_tiles}),
+        mock.patch.object(selection, "select_config", return_value=select_tiles),
+        mock.patch.object(pyramid, "config", return_value=blur_tiles),
+    ):
+        yield
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_compositions_have_the_same_bits(shard, device):
+    ran = 0
+
+    @seed(shard)
+    @settings(max_examples=CASES, database=None)
+    @given(st.data())
+    def check(data):
+        nonlocal ran
+        case = Case(data.draw, device)
+        with tiles(case):
+            case.choice(*STARTS)(case)
+            for _ in range(case.choice(2, 1, 3)):
+                case.choice(*STEPS)(case)
+        ran += 1
+
+    check()
+    assert ran >= CASES
