@@ -24,19 +24,22 @@ SHARDS, CASES = (8, 5) if DEVICE.type == "cuda" else (40, 250) if ALL else (2, 2
 
 
 class Case:
-    """Token levels, and what the steps so far made of them."""
+    """Token levels, and what the steps so far made of them.
 
-    def __init__(self, draw, device):
-        self.draw, self.device = draw, device
+    All choices come from one drawn seed: hypothesis would vary separate draws too little, and cases are small already.
+    """
+
+    def __init__(self, random, device):
+        self.random, self.device = random, device
         self.levels: list[torch.Tensor] = []
         self.scores: list[torch.Tensor] = []
         self.indices: torch.Tensor | None = None
 
     def integer(self, low, high):
-        return self.draw(st.integers(low, high))
+        return self.random.randint(low, high)
 
     def choice(self, *values):
-        return self.draw(st.sampled_from(values))
+        return self.random.choice(values)
 
     def same(self, op, *args, **options):
         """The result of `op`: the same bits from the kernels, which write all of it and nothing beside it."""
@@ -80,7 +83,7 @@ def from_images(case):
     count = case.choice(2, 2, 1, 3)
     patch = case.integer(1, 2)
     batch, channels = case.choice((1, 1), (1, 1), (1, 2), (2, 1), (0, 1))
-    sides = [case.choice(1, 2, 3) * patch << (count - 1) for _ in range(2)]
+    sides = [case.choice(1, 1, 2, 3) * patch << (count - 1) for _ in range(2)]
     images = case.tensor(batch, channels, *sides, dtype=case.choice(*FEATURES))
     taps = case.choice(None, [1.0], [0.25, 0.5, 0.25], [0.0625, 0.25, 0.375, 0.25, 0.0625], [-0.3, 0.7, 1.9])
     options = {"taps": taps, "padding": case.choice("zeros", "reflect", "replicate")}
@@ -94,7 +97,7 @@ def from_tokens(case):
     features = case.choice(1, 2, 3, 5, 8, 16, 17, 31, 33, 64, 65, 130, 257, 300, 1537)
     batch = case.choice(1, 1, 2, 0)
     dtype = case.choice(*FEATURES)
-    sizes = [case.integer(0, 30 if features < 100 else 3) for _ in range(case.integer(1, 3))]
+    sizes = [case.integer(0, 30 if features < 100 else 1 + 300 // features) for _ in range(case.integer(1, 3))]
     case.levels = [case.tensor(batch, size, features, dtype=dtype) for size in sizes]
 
 
@@ -142,7 +145,7 @@ def tiles(case):
 
     row_tiles = functools.partial(numerics.row_tiles, warps=case.choice(4, 8, 32), load_bytes=case.choice(16, 8, 4, 2))
     gather_config = selection.gather_config
-    gather_tiles = {"ROWS": case.choice(8, 16, 64), "BLOCK": case.choice(16, 64, 512)}
+    gather_tiles = {"ROWS": case.choice(8, 16, 64), "BLOCK": case.choice(32, 128, 512)}
     select_tiles = {"BLOCK": case.choice(64, 16), "num_warps": 4}
     blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 32), "num_warps": 1}
     with (
@@ -161,10 +164,10 @@ def test_compositions_have_the_same_bits(shard, device):
 
     @seed(shard)
     @settings(max_examples=CASES, database=None)
-    @given(st.data())
-    def check(data):
+    @given(st.randoms(use_true_random=True))
+    def check(random):
         nonlocal ran
-        case = Case(data.draw, device)
+        case = Case(random, device)
         with tiles(case):
             case.choice(*STARTS)(case)
             for _ in range(case.choice(2, 1, 3)):
