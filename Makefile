@@ -59,8 +59,7 @@ bench: $(READY)
 
 # On a machine with a CUDA GPU, with its own interpreter, offline and uninstalled: make gpu PYTHON=python3
 gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest --ignore=tests/test_aot.py tests
-	PYTHONPATH=. $(PYTHON) -m bench
+	PYTHONPATH=. $(PYTHON) -m tests.gpu
 
 clean:
 	rm -rf .venv .venv-triton-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
