@@ -7,7 +7,7 @@ PYTEST := $(PYTHON) -m pytest
 WORKERS ?= 2
 TRITONS := 3.6.0 3.7.1
 
-.PHONY: demo quick test test-all test-tritons check bench gpu clean
+.PHONY: demo quick test test-all test-tritons check golden bench gpu clean
 
 demo: $(READY)
 	$(PYTHON) -m pyramid_ops select
@@ -50,13 +50,16 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Only where the specification changes: see tests/update_golden.py.
+golden: $(READY)
+	$(PYTHON) -m tests.update_golden
+
 bench: $(READY)
 	$(PYTHON) -m bench
 
 # On a machine with a CUDA GPU, with its own interpreter, offline and uninstalled: make gpu PYTHON=python3
 gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest --ignore=tests/test_aot.py tests
-	PYTHONPATH=. $(PYTHON) -m bench
+	PYTHONPATH=. $(PYTHON) -m tests.gpu
 
 clean:
 	rm -rf .venv .venv-triton-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

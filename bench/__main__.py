@@ -1,4 +1,7 @@
-"""`python -m bench`: run the suite, write `results/<device>.json` and `.md`, print the table."""
+"""`python -m bench`: run the suite, write `results/<device>.json` and `.md`, print the table.
+
+Options are pytest's and those of `conftest.py`: `-k selection`, `--seconds 120`, `--no-compile`.
+"""
 
 import datetime
 import json
@@ -95,20 +98,18 @@ def main() -> int:
         torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         raw = pathlib.Path(folder) / "raw.json"
-        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-q", "--benchmark-quiet", f"--benchmark-json={raw}"]
+        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark", "-q", "-rs", f"--results={raw}"]
         status = pytest.main([str(HERE), "--override-ini=testpaths=bench", *options, *sys.argv[1:]])
         if status:
             return int(status)
-        benchmarks = json.loads(raw.read_text())["benchmarks"]
+        measured = json.loads(raw.read_text())
     result = {
         "device": device_name(),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "versions": {"Python": platform.python_version(), **{m: version(m) for m in ("torch", "triton", "numpy")}},
         "copy_GB_per_s": copy_bandwidth(),
-        "cases": {
-            f"{entry['name'].removeprefix('test_').replace('torch.', '')}": entry["extra_info"] for entry in benchmarks
-        },
+        "cases": {case.removeprefix("test_").replace("torch.", ""): entry for case, entry in measured.items()},
     }
     name = re.sub(r"\W+", "-", result["device"]).strip("-").lower() if torch.cuda.is_available() else "cpu"
     (HERE / "results").mkdir(exist_ok=True)

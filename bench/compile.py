@@ -3,12 +3,14 @@
 `compiled(target, call)` runs `call()` on CPU tensors with every Triton launch replaced by a compilation for `target`,
 so that signatures, alignment hints and arguments equal to 1 are those of a real launch.
 
-`python -m bench.compile` writes `results/compile.md`: the machine code of every shipped configuration.
+`python -m bench.compile` writes `results/compile.md` and `compile.json`: the machine code of every shipped
+configuration.
 """
 
 import collections
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import re
@@ -34,6 +36,7 @@ TARGETS = {
 }
 # Largest shared memory of one program, in bytes.
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+RESULTS = pathlib.Path(__file__).parent / "results"
 _BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
 
@@ -88,7 +91,14 @@ def _tool(name: str, *args: str) -> str:
 
 
 def report(kernel) -> dict:
-    """What the machine code of a CUDA kernel uses: registers, stack, shared memory and instruction counts."""
+    """What the machine code of a kernel uses: registers, stack, shared memory and static instruction counts.
+
+    Loads and stores are of global memory, counted by their width in bytes; "tensor" are tensor-core instructions.
+    """
+    return _amd(kernel) if "amdgcn" in kernel.asm else _nvidia(kernel)
+
+
+def _nvidia(kernel) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -97,18 +107,60 @@ def report(kernel) -> dict:
     names = re.findall(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]+)", sass, re.M)
     ops = collections.Counter(name.split(".")[0] for name in names)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()  # type: ignore[union-attr]
+    widths = {"256": "32", "128": "16", "64": "8", "U16": "2", "S16": "2", "U8": "1", "S8": "1"}
+
+    def accesses(prefix: str) -> dict:
+        parts = [name.split(".") for name in names if name.startswith(prefix)]
+        return _by_width(next((widths[part] for part in name if part in widths), "4") for name in parts)
+
     return {
         "registers": int(registers),
+        "spills": ops["LDL"] + ops["STL"],
         "stack": int(stack),
         "shared": kernel.metadata.shared,
-        "loads": dict(collections.Counter(name for name in names if name.startswith("LDG"))),
-        "stores": dict(collections.Counter(name for name in names if name.startswith("STG"))),
+        "loads": accesses("LDG"),
+        "stores": accesses("STG"),
         "barriers": ops["BAR"],
         "shuffles": ops["SHFL"],
         "lds": ops["LDS"],
-        "spills": ops["LDL"] + ops["STL"],
+        "tensor": {op: ops[op] for op in sorted(ops) if op.endswith("MMA")},
         "instructions": len(names),
     }
+
+
+def _amd(kernel) -> dict:
+    text = kernel.asm["amdgcn"]
+    names = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_\w+)", text, re.M)
+    ops = collections.Counter(names)
+
+    def used(what: str) -> int:
+        return int(re.search(rf"\.{what}:\s+(\d+)", text)[1])  # type: ignore[index]
+
+    def count(pattern: str) -> int:
+        return sum(times for op, times in ops.items() if re.match(pattern, op))
+
+    def accesses(kind: str) -> dict:
+        found = [re.match(rf"(?:global|buffer|flat)_{kind}_(\w+)", name) for name in names]
+        widths = {"dwordx4": "16", "dwordx3": "12", "dwordx2": "8", "dword": "4", "short": "2", "byte": "1"}
+        return _by_width(next(width for key, width in widths.items() if key in match[1]) for match in found if match)
+
+    return {
+        "registers": used("vgpr_count"),
+        "spills": used("vgpr_spill_count") + count("scratch_"),
+        "stack": used("private_segment_fixed_size"),
+        "shared": kernel.metadata.shared,
+        "loads": accesses("load"),
+        "stores": accesses("store"),
+        "barriers": ops["s_barrier"],
+        "shuffles": count(r"ds_b?permute|ds_swizzle|v_permlane|v_\w+_dpp"),
+        "lds": count("ds_read"),
+        "tensor": {op: ops[op] for op in sorted(ops) if op.startswith("v_mfma")},
+        "instructions": len(names),
+    }
+
+
+def _by_width(widths: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(collections.Counter(widths).items(), key=lambda entry: -int(entry[0])))
 
 
 def name(dtype: torch.dtype) -> str:
@@ -181,37 +233,71 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         yield "broadcast_regions, 4×4 to 64×64", itemsize, spread
 
 
+# What may not change at all, and by how much the rest may rise, before the committed table is out of date.
+EQUAL = ("kernel", "spills", "stack", "shared", "loads", "stores", "barriers", "tensor")
+MAY_RISE = {"registers": 1.05, "instructions": 1.05}
+
+
+def key(case: str, dtype: torch.dtype, target: str) -> str:
+    return f"{case} | {name(dtype)} | {target}"
+
+
+def reports(kernels: list) -> list[dict]:
+    return [{"kernel": kernel_name, **report(kernel)} for kernel_name, kernel in kernels]
+
+
+def committed() -> dict:
+    """`results/compile.json`: the Triton version, and the reports of the kernels of each case, dtype and target."""
+    return json.loads((RESULTS / "compile.json").read_text())
+
+
+def regressions(new: list[dict], old: list[dict]) -> list[str]:
+    """Where the code of a case is worse than, or other than, what is committed."""
+    if len(new) != len(old):
+        return [f"{len(new)} kernels, committed {len(old)}"]
+    found = []
+    for now, before in zip(new, old, strict=True):
+        for what in EQUAL:
+            if now[what] != before[what]:
+                found.append(f"{before['kernel']}: {what} {now[what]}, committed {before[what]}")
+        for what, share in MAY_RISE.items():
+            if now[what] > share * before[what]:
+                found.append(f"{before['kernel']}: {now[what]} {what}, committed {before[what]}, more than × {share}")
+    return found
+
+
 def main() -> None:
+    table = {}
+    for case, dtype, call in shipped():
+        for target in TARGETS:
+            table[key(case, dtype, target)] = reports(compiled(target, call))
+    entries = ",\n".join(f"{json.dumps(name)}: {json.dumps(codes)}" for name, codes in table.items())
+    (RESULTS / "compile.json").write_text(f'{{"triton": "{triton.__version__}", "code": {{\n{entries}\n}}}}\n')
+
+    def counts(numbers: dict) -> str:
+        return ", ".join(f"{times} × {what}" for what, times in numbers.items())
+
     lines = [
         "# Machine code of the shipped configurations",
         "",
         f"Triton {triton.__version__}, compiled ahead of time; nothing was run. *loads* and *stores* count the static",
-        "instructions of each width in bytes; *barriers* and *shuffles* likewise.",
+        "instructions of each width in bytes; *barriers*, *shuffles* and *tensor* (tensor-core instructions) likewise.",
+        "`compile.json` beside this file has the same and more; `tests/test_aot.py` compares new code with it.",
         "",
-        "| op | dtype | kernel | target | registers | spills | shared, bytes | loads | stores | barriers | shuffles |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| op | dtype | kernel | target | registers | spills | shared, bytes | loads | stores | barriers | shuffles "
+        "| tensor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    widths = {"128": "16", "64": "8", "U16": "2", "U8": "1", "": "4"}
-
-    def count(accesses: dict) -> str:
-        totals: dict[str, int] = {}
-        for instruction, times in accesses.items():
-            width = next(w for suffix, w in widths.items() if suffix in instruction.split(".") or not suffix)
-            totals[width] = totals.get(width, 0) + times
-        return ", ".join(f"{times} × {width}" for width, times in sorted(totals.items(), key=lambda x: -int(x[0])))
-
-    for case, dtype, call in shipped():
-        for target in ("sm_80", "sm_90", "sm_100"):
-            for kernel_name, kernel in compiled(target, call):
-                code = report(kernel)
-                lines.append(
-                    f"| {case} | {name(dtype)} | `{kernel_name}` | {target} | {code['registers']} | {code['spills']} | "
-                    f"{code['shared']} | {count(code['loads'])} | {count(code['stores'])} | {code['barriers']} | "
-                    f"{code['shuffles']} |"
-                )
-    text = "\n".join(lines) + "\n"
-    (pathlib.Path(__file__).parent / "results" / "compile.md").write_text(text)
-    print(text)
+    for entry, codes in table.items():
+        case, dtype_name, target = entry.split(" | ")
+        lines += [
+            f"| {case} | {dtype_name} | `{code['kernel']}` | {target} | {code['registers']} | {code['spills']} | "
+            f"{code['shared']} | {counts(code['loads'])} | {counts(code['stores'])} | {code['barriers']} | "
+            f"{code['shuffles']} | {counts(code['tensor'])} |"
+            for code in codes
+        ]
+    (RESULTS / "compile.md").write_text("\n".join(lines) + "\n")
+    print(f"{len(table)} rows in {RESULTS}")
 
 
 if __name__ == "__main__":

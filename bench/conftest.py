@@ -1,5 +1,7 @@
 """One timing loop for every case: all providers interleaved in one run."""
 
+import json
+import pathlib
 import shutil
 import statistics
 import time
@@ -12,15 +14,35 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("pyramid_ops")
+    group.addoption("--results", help="write what `compare` measured to this file, as JSON")
+    group.addoption("--seconds", type=float, default=float("inf"), help="start no case after this time")
+    group.addoption("--no-compile", action="store_true", help="leave out torch.compile, which compiles each case anew")
+
+
 def pytest_configure(config):
+    config.measured = {}
+    config.stop_at = time.monotonic() + config.getoption("--seconds")
     if not CUDA:
         torch.set_num_threads(2)
 
 
+def pytest_runtest_setup(item):
+    if time.monotonic() > item.config.stop_at:
+        pytest.skip(f"the {item.config.getoption('--seconds'):.0f} seconds given are over")
+
+
+def pytest_sessionfinish(session):
+    if path := session.config.getoption("--results"):
+        pathlib.Path(path).write_text(json.dumps(session.config.measured))
+
+
 @pytest.fixture(scope="session")
-def compiles() -> bool:
-    """Whether `torch.compile` can build code here."""
-    return CUDA or shutil.which("g++") is not None or shutil.which("clang++") is not None
+def compiles(request) -> bool:
+    """Whether `torch.compile` can build code here, and is wanted."""
+    found = CUDA or shutil.which("g++") is not None or shutil.which("clang++") is not None
+    return found and not request.config.getoption("--no-compile")
 
 
 def _cold_cache() -> None:
@@ -77,11 +99,12 @@ def _graphed(function: Callable[[], object]) -> Callable[[], object]:
 
 
 @pytest.fixture
-def compare(benchmark, compiles):
-    """`compare(providers, eager, floor_bytes)`: time all providers in turn and store medians, p20 and p80 in ms.
+def compare(request, compiles):
+    """`compare(providers, arguments, floor_bytes)`: time all providers in turn and store medians, p20 and p80 in ms.
 
     `eager` is compiled with `torch.compile` as a provider of its own; on a GPU `pyramid_ops` runs in a CUDA graph too.
-    `floor_bytes` are the bytes that any implementation must read and write.
+    `floor_bytes` are the bytes that any implementation must read and write. pytest-benchmark, where it is installed,
+    reports `pyramid_ops` too.
     """
 
     def run(providers: dict[str, Callable], arguments: tuple, floor_bytes: int, rounds: int = 15) -> None:
@@ -98,8 +121,7 @@ def compare(benchmark, compiles):
         for _ in range(rounds):
             for name, call in calls.items():
                 times[name].append(_milliseconds(call))
-        benchmark.extra_info["floor_bytes"] = floor_bytes
-        benchmark.extra_info["providers"] = {
+        measured = {
             name: {
                 "median": statistics.median(values),
                 "p20": statistics.quantiles(values, n=5)[0],
@@ -108,6 +130,8 @@ def compare(benchmark, compiles):
             }
             for name, values in times.items()
         }
-        benchmark.pedantic(calls["pyramid_ops"], rounds=3, warmup_rounds=0)
+        request.config.measured[request.node.name] = {"floor_bytes": floor_bytes, "providers": measured}
+        if request.config.pluginmanager.hasplugin("benchmark"):
+            request.getfixturevalue("benchmark").pedantic(calls["pyramid_ops"], rounds=3, warmup_rounds=0)
 
     return run

@@ -317,6 +317,8 @@ def merge_tokens(
 ) -> tuple[Tensor, Tensor]:
     batch, count, width = x.shape
     groups, many = first.shape[1], members.shape[1]
+    first, members, offsets = first.contiguous(), members.contiguous(), offsets.contiguous()
+    weights = None if weights is None else weights.contiguous()
     if not count:
         totals = torch.zeros(batch, groups, dtype=torch.float32, device=x.device)
         return torch.zeros(batch, groups, width, dtype=x.dtype, device=x.device), totals

@@ -1,4 +1,4 @@
-"""`pyramid-ops`: token selection and merging on a picture, and a picture of it."""
+"""`pyramid-ops`: tokens selected or merged on a picture; proof that this machine computes the same bits."""
 
 import argparse
 import importlib
@@ -28,6 +28,7 @@ from . import (
     select_topk_levels,
     token_norm,
     tome_matching,
+    verify,
 )
 from .numerics import MAX_FEATURES
 
@@ -44,9 +45,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="pyramid-ops", description="Visual token reduction, on a picture.")
+    parser = Parser(prog="pyramid-ops", description="Visual token reduction.")
     commands = parser.add_subparsers(dest="command", required=True)
-    select = commands.add_parser("select", help="keep the most salient patches of an image pyramid")
+    select = commands.add_parser("select", help="keep the most salient patches of a picture's pyramid")
     select.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
     select.add_argument("--tokens", type=int, default=273, help="patches to keep (default: %(default)s)")
     select.add_argument("--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)")
@@ -60,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares of patches to keep (default: .5 .25 .1)"
     )
     merge.add_argument("--out", default="merging.png", help="the figure (default: %(default)s)")
+    commands.add_parser("verify", help="check that this machine computes the same bits as every other")
     arguments = parser.parse_args(argv)
+    if arguments.command == "verify":
+        return verify.main()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .selection import segments
+from .numerics import segments
 
 
 def compact(

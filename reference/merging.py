@@ -44,9 +44,9 @@ def best_match(
     if cu_seqlens_q is None or cu_seqlens_k is None:
         parts = [(b, slice(0, count), slice(0, keys.shape[1])) for b in range(batch)]
     else:
-        bounds_q = segments(cu_seqlens_q, count, max_seqlen_q)
-        bounds_k = segments(cu_seqlens_k, keys.shape[1], max_seqlen_k)
-        parts = [(0, q, k) for q, k in zip(bounds_q, bounds_k, strict=True)]
+        bounds = (segments(cu_seqlens_q, count, max_seqlen_q), segments(cu_seqlens_k, keys.shape[1], max_seqlen_k))
+        slices = [map(slice, starts.tolist(), (starts + lengths).tolist()) for starts, lengths in bounds]
+        parts = [(0, q, k) for q, k in zip(*slices, strict=True)]
     for b, q, k in parts:
         if q.start == q.stop or k.start == k.stop:
             continue

@@ -3,7 +3,6 @@
 `kernels/numerics.py` performs the same roundings in the same order.
 """
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -175,7 +174,7 @@ def _product_dtype(device: str) -> torch.dtype:
     return torch.float64 if torch.is_autocast_enabled(device) or "bf16" in settings else torch.float32
 
 
-def segments(cu_seqlens: Tensor, tokens: int, longest: int) -> list[slice]:
-    """The segments between offsets, clamped to `tokens` rows and `longest` rows each."""
-    offsets = [min(max(offset, 0), tokens) for offset in cu_seqlens.tolist()]
-    return [slice(a, min(max(a, b), a + longest)) for a, b in itertools.pairwise(offsets)]
+def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Tensor]:
+    """(starts, lengths) int64 `[S]` of segments inside `[0, size]`, none negative or longer than `max_seqlen`."""
+    bounds = cu_seqlens.to(torch.int64).clamp(0, size)
+    return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .numerics import next_power_of_2, ordered_key, widen
+from .numerics import next_power_of_2, ordered_key, segments, widen
 from .scoring import token_norm, token_variance
 
 
@@ -57,12 +57,6 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
         b = sample[here]
         out[here] = level[b if level.shape[0] > 1 else torch.zeros_like(b), indices[..., 1][here]]
     return out
-
-
-def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Tensor]:
-    """(starts, lengths) int64 `[S]` of segments inside `[0, size]`, none negative or longer than `max_seqlen`."""
-    bounds = cu_seqlens.to(torch.int64).clamp(0, size)
-    return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)
 
 
 def _budgets(values: Sequence[int], tensor: Optional[Tensor], segments: int, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -15,6 +16,9 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def assert_same_bits(actual: object, expected: object, name: str = "result") -> None:
     """Equal as integers, every NaN equal to every NaN, in tensors or nested sequences of them."""
+    if not isinstance(expected, (Tensor, list, tuple)):
+        assert actual == expected, f"{name}: {actual!r}, expected {expected!r}"
+        return
     if not isinstance(expected, Tensor):
         assert len(actual) == len(expected)
         for k, (a, e) in enumerate(zip(actual, expected, strict=True)):
@@ -36,6 +40,16 @@ def assert_same_bits(actual: object, expected: object, name: str = "result") -> 
             f"{name}: {int(differs.sum())} of {len(e)} elements differ, the first at {index}: {bits[0]}, "
             f"expected {bits[1]}"
         )
+
+
+def to(device: torch.device, value: Any) -> Any:
+    """A copy on `device` with the same strides and storage offset."""
+    if isinstance(value, Tensor):
+        storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device, copy=True)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
+    if hasattr(value, "_fields"):
+        return type(value)(*[to(device, x) for x in value])
+    return [to(device, x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager

@@ -264,6 +264,8 @@ def merge_tokens() -> Iterator:
                 yield pytest.param((x, weights, first, members, offsets, mode), id=case, marks=[])
     x = torch.randn(2, 60, 40, generator=generator)[:, ::2, 4:30]
     yield pytest.param((x, None, first, members, offsets, "mean"), id="strided", marks=[])
+    indices = [i.T.contiguous().T for i in (torch.rand(2, 30, generator=generator), first, members, offsets)]
+    yield pytest.param((x, *indices, "mean"), id="strided-indices", marks=[])
     yield pytest.param((x, None, first, members[:, :0], offsets * 0, "mean"), id="no-members", marks=[])
     yield pytest.param((x[:, :0], None, first, members, offsets, "mean"), id="no-tokens", marks=[])
     yield pytest.param((x, None, first[:, :0], members, offsets[:, :1], "sum"), id="no-groups", marks=[])

@@ -11,8 +11,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
 
+import triton
+
 import pyramid_ops
 from bench import compile as aot
+from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel
 
 
 def ones():
@@ -77,31 +80,6 @@ def ones():
             yield case, lambda x=x, taps=taps: pyramid_ops.blur_downsample(x, taps=taps, padding="reflect")
 
 
-TENSOR_CORE = {"sm_80": r"mma\.sync", "sm_90": r"wgmma\.mma_async", "sm_100": r"tcgen05\.mma"}
-
-
-def clean_accumulators(ttir: str) -> bool:
-    """Whether every tt.dot adds to zero, or to itself around a loop that begins at zero."""
-    zeros = set(re.findall(r"(%\S+) = arith\.constant dense<0\.0+e\+00> : tensor<\S+xf32>", ttir))
-    dots = dict(re.findall(r"(%\S+) = tt\.dot %\S+, %\S+, (%\w+)", ttir))
-    carried = dict(
-        pair for loop in re.findall(r"iter_args\((.*?)\)", ttir) for pair in re.findall(r"(%\w+) = (%\w+)", loop)
-    )
-    yielded = {name for line in re.findall(r"scf\.yield (.*?) :", ttir) for name in line.split(", ")}
-    return all(
-        accumulator in zeros or (carried.get(accumulator) in zeros and result in yielded)
-        for result, accumulator in dots.items()
-    )
-
-
-def test_accumulator_check_finds_an_added_value():
-    loop = "%c = arith.constant dense<0.000000e+00> : tensor<4x4xf32>\n%r = scf.for iter_args(%a = %c)\n"
-    assert clean_accumulators(loop + "%d = tt.dot %x, %y, %a\nscf.yield %d : f32")
-    assert not clean_accumulators(loop + "%d = tt.dot %x, %y, %other\nscf.yield %d : f32")
-    assert not clean_accumulators(loop.replace("= %c)", "= %o)") + "%d = tt.dot %x, %y, %a\nscf.yield %d : f32")
-    assert not clean_accumulators(loop + "%d = tt.dot %x, %y, %a\n%e = arith.addf %d, %z\nscf.yield %e : f32")
-
-
 # These read single values that lie apart, a few numbers for each sample, or segments that start anywhere.
 SCATTERED = (
     "_select_segment_kernel",
@@ -117,19 +95,29 @@ SCATTERED = (
 )
 
 SHIPPED = [
-    pytest.param(dtype, call, True, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")
+    pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")
     for case, dtype, call in aot.shipped()
 ]
-ONES = [pytest.param(torch.float32, call, False, id=f"one-{case}") for case, call in ones()]
+ONES = [pytest.param(None, torch.float32, call, id=f"one-{case}") for case, call in ones()]
+COMMITTED = aot.committed()
+
+
+def compare_with_committed(case, dtype, target, codes):
+    if case is None or COMMITTED["triton"] != triton.__version__:
+        return
+    found = aot.regressions(codes, COMMITTED["code"][aot.key(case, dtype, target)])
+    assert not found, (
+        f"{'; '.join(found)}. If this is meant: python -m bench.compile, and commit bench/results/compile.*"
+    )
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize(("dtype", "call", "wide"), SHIPPED + ONES)
-def test_nvidia_code(target, dtype, call, wide):
+@pytest.mark.parametrize(("case", "dtype", "call"), SHIPPED + ONES)
+def test_nvidia_code(target, case, dtype, call):
     kernels = aot.compiled(target, call)
     assert kernels
-    for kernel_name, kernel in kernels:
-        code = aot.report(kernel)
+    codes = aot.reports(kernels)
+    for (kernel_name, kernel), code in zip(kernels, codes, strict=True):
         ptx = kernel.asm["ptx"]
         assert code["spills"] == 0, code
         assert code["stack"] == 0, code
@@ -137,19 +125,99 @@ def test_nvidia_code(target, dtype, call, wide):
         assert not re.search(r"\bfma\.rn", ptx), f"{kernel_name}: fused multiply and add"
         assert not re.search(r"\b(div|sqrt|ex2)\.(approx|full)|\.ftz\.f32", ptx), f"{kernel_name}: inexact arithmetic"
         assert clean_accumulators(kernel.asm["ttir"]), f"{kernel_name}: a product that starts from another value"
-        if kernel_name == "_best_match_kernel":
-            assert re.search(TENSOR_CORE[target], ptx), f"{kernel_name}: no tensor cores"
-        else:
-            assert "tt.dot" not in kernel.asm["ttir"]
-        if wide and kernel_name not in SCATTERED:
-            widest = ".64" if dtype == torch.uint8 else ".128"
-            assert any(load.endswith(widest) for load in code["loads"]), code
+        assert bool(code["tensor"]) == (kernel_name == "_best_match_kernel"), code
+        if case is not None and kernel_name not in SCATTERED:
+            assert ("8" if dtype == torch.uint8 else "16") in code["loads"], code
+    compare_with_committed(case, dtype, target, codes)
 
 
-@pytest.mark.parametrize(("dtype", "call", "wide"), SHIPPED + ONES)
-def test_amd_code(dtype, call, wide):
+@pytest.mark.parametrize(("case", "dtype", "call"), SHIPPED + ONES)
+def test_amd_code(case, dtype, call):
     """gfx942: compiles, within shared memory, nothing spilled to memory."""
-    for kernel_name, kernel in aot.compiled("gfx942", call):
-        text = kernel.asm["amdgcn"]
-        assert kernel.metadata.shared <= aot.SHARED_LIMIT["gfx942"]
-        assert re.findall(r"\.private_segment_fixed_size:\s+(\d+)", text) == ["0"], kernel_name
+    codes = aot.reports(aot.compiled("gfx942", call))
+    for code in codes:
+        assert code["shared"] <= aot.SHARED_LIMIT["gfx942"], code
+        assert code["stack"] == 0, code
+    compare_with_committed(case, dtype, "gfx942", codes)
+
+
+def test_committed_table_has_every_shipped_configuration():
+    shipped = [aot.key(case, dtype, target) for case, dtype, _ in aot.shipped() for target in aot.TARGETS]
+    assert len(shipped) == len(set(shipped))
+    assert set(COMMITTED["code"]) == set(shipped), "python -m bench.compile, and commit bench/results/compile.*"
+
+
+@pytest.mark.skipif(
+    COMMITTED["triton"] != triton.__version__,
+    reason=f"the committed table is of Triton {COMMITTED['triton']}, here is {triton.__version__}",
+)
+def test_worse_code_is_found():
+    """Code differs from the table that is committed where one number of the table is changed."""
+    entry = "token_variance, D = 1024 | bfloat16 | sm_90"
+    (old,) = COMMITTED["code"][entry]
+    assert aot.regressions([old], [old]) == []
+    for what, value in {
+        "kernel": "_other_kernel",
+        "spills": 1,
+        "stack": 8,
+        "shared": old["shared"] + 16,
+        "loads": {"4": 16},
+        "stores": {"16": 1},
+        "barriers": old["barriers"] + 1,
+        "tensor": {"HGMMA": 1},
+        "registers": int(1.05 * old["registers"]) + 1,
+        "instructions": int(1.05 * old["instructions"]) + 1,
+    }.items():
+        assert len(aot.regressions([{**old, what: value}], [old])) == 1, what
+        assert what in aot.regressions([{**old, what: value}], [old])[0]
+    assert aot.regressions([{**old, "registers": old["registers"] - 1}], [old]) == []
+    assert aot.regressions([old, old], [old]) == ["2 kernels, committed 1"]
+
+
+def clean_accumulators(ttir: str) -> bool:
+    """Whether every `tt.dot` adds to zero or to a sum of nothing but dots (a dot + x becomes a dot that adds to x)."""
+    dots = dict(re.findall(r"(%[\w#]+) = tt\.dot [^,]+, [^,]+, (%[\w#]+)", ttir))
+    zeros = set(re.findall(r"(%\w+) = arith\.constant dense<0\.0+e\+00>", ttir))
+    carried = {}  # loop variable and loop result: (initial, yielded)
+    loops = []
+    for line in ttir.splitlines():
+        if "scf.for" in line:
+            results = re.match(r"\s*(%\w+)(?::(\d+))? = ", line)
+            loops.append((results, re.findall(r"(%\w+) = (%[\w#]+)", line.partition("iter_args(")[2])))
+        elif "scf.yield" in line and loops:
+            results, variables = loops.pop()
+            yielded = re.findall(r"%[\w#]+", line.partition("scf.yield")[2].partition(":")[0])
+            for k, ((variable, initial), value) in enumerate(zip(variables, yielded, strict=True)):
+                carried[variable] = (initial, value)
+                carried[f"{results[1]}#{k}" if results[2] else results[1]] = (initial, value)
+    assumed: set = set()
+
+    def clean(value: str) -> bool:
+        if value in zeros or value in assumed:
+            return True
+        assumed.add(value)
+        if value in dots:
+            return clean(dots[value])
+        return value in carried and all(map(clean, carried[value]))
+
+    return all(clean(accumulator) for accumulator in dots.values())
+
+
+def compiled_dots(kernel, target, m, n, k, warps):
+    a, out = torch.empty(128, 1024, dtype=torch.float16), torch.empty(128, 128)
+    tile = {"M": m, "N": n, "K": k, "num_warps": warps, "enable_fp_fusion": False}
+    ((_, code),) = aot.compiled(target, lambda: kernel[(1, 1)](a, a, out, 128, D=1024, **tile))
+    assert "tt.dot" in code.asm["ttir"]
+    return code
+
+
+@pytest.mark.parametrize("target", list(aot.TARGETS))
+@pytest.mark.parametrize("tile", GRID_TILES)
+def test_grid_dots_run_on_tensor_cores_and_add_to_nothing_else(target, tile):
+    code = compiled_dots(grid_dots_kernel, target, *tile)
+    assert aot.report(code)["tensor"]
+    assert clean_accumulators(code.asm["ttir"])
+
+
+def test_a_sum_that_triton_starts_at_something_else_is_found():
+    assert not clean_accumulators(compiled_dots(grid_dots_plus_one_kernel, "sm_90", 64, 64, 64, 4).asm["ttir"])

@@ -8,17 +8,9 @@ import torch
 import pyramid_ops
 from pyramid_ops._dispatch import OPS
 from tests import cases
-from tests.bits import assert_same_bits, poisoned
+from tests.bits import assert_same_bits, poisoned, to
 
 pytestmark = pytest.mark.kernel
-
-
-def to(device, value):
-    """A copy on `device` with the same strides and storage offset."""
-    if isinstance(value, torch.Tensor):
-        storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device, copy=True)
-        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
-    return [to(device, x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 def generated():

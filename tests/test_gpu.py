@@ -40,6 +40,9 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
     top = pyramid_ops.segmented_topk(scores.flatten(), bounds[0], budgets[:, 0], max_seqlen=500, capacity=40)
     tensors = [flat[0], flat[0].view(-1, 4, 24).transpose(0, 1), scores.flatten()]
     moved = pyramid_ops.compact(tensors, *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1, 0))
+    pyramid = pyramid_ops.gaussian_pyramid(images, 4)
+    positions = pyramid_ops.patch_positions(pyramid, 4)
+    selected = torch.zeros_like(indices[:, :5])  # a choice that depends on no data
     return [
         *plan[:5],
         merged,
@@ -53,7 +56,9 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
         *top,
         *moved.tensors,
         *moved[1:],
-        *pyramid_ops.gaussian_pyramid(images, 4)[1:],
+        *pyramid[1:],
+        *[pyramid_ops.patchify(level, 4) for level in pyramid],
+        pyramid_ops.gather_levels(positions, selected),
         tokens,
         indices,
         *union,
@@ -107,10 +112,11 @@ def test_two_streams():
     streams = [torch.cuda.Stream() for _ in range(2)]
     arguments = [inputs(seed) for seed in range(2)]
     torch.cuda.synchronize()
-    outputs = []
-    for stream, argument in zip(streams, arguments, strict=True):
-        with torch.cuda.stream(stream):
-            outputs.append([everything(*argument) for _ in range(20)])
+    outputs: list[list] = [[], []]
+    for _ in range(20):  # in turn, so that the streams run side by side
+        for stream, argument, repeated in zip(streams, arguments, outputs, strict=True):
+            with torch.cuda.stream(stream):
+                repeated.append(everything(*argument))
     torch.cuda.synchronize()
     for argument, repeated in zip(arguments, outputs, strict=True):
         expected = on_cpu(*argument)
@@ -124,12 +130,24 @@ def test_more_than_2_to_the_31_elements():
     if free < 24 << 30:
         pytest.skip("needs 24 GB of free GPU memory")
     rows = torch.zeros(3, 700_001, 1024, dtype=torch.bfloat16, device="cuda")
+    assert rows.numel() > 1 << 31
     last = cases.special_rows(1024, torch.bfloat16)[0, :1].cuda()
     rows[2, -1] = last
     assert_same_bits(pyramid_ops.token_variance(rows)[2, -1:], pyramid_ops.token_variance(last.cpu()))
     tokens, indices = pyramid_ops.select_topk_levels([rows], 1, None)
     assert indices[2].tolist() == [[0, 700_000]]
     assert_same_bits(tokens[2], last)
+    units, norms = pyramid_ops.unit_rows(rows)
+    assert_same_bits((units[2, -1:], norms[2, -1:]), pyramid_ops.unit_rows(last.cpu()))
+    assert not units[2, -2].any()
+    del units
+    indices = torch.zeros(1, 2_100_001, 2, dtype=torch.int64, device="cuda")
+    indices[0, -1, 1] = 700_000
+    gathered = pyramid_ops.gather_levels([rows[2:]], indices)
+    assert gathered.numel() > 1 << 31
+    assert_same_bits(gathered[0, -1:], last)
+    assert not gathered[0, -2].any()
+    del gathered, rows
     image = torch.zeros(1, 1, 50_000, 50_000, dtype=torch.uint8, device="cuda")
     image[..., -2:, -2:] = 200
     assert pyramid_ops.blur_downsample(image, taps=[1.0])[0, 0, -1, -1] == 200

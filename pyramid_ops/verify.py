@@ -1,0 +1,502 @@
+"""Whether this machine computes the bits that every other computes: digests of all ops on inputs that never change.
+
+Inputs are raw Philox bits of NumPy, made into floats by integer operations, so that no library's rounding or random
+distribution is in them. `golden.json` holds the SHA-256 digests of the inputs and of what the reference made of them.
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._dispatch import OPS, _interpreted, use_backend
+from .numerics import low_limb_bits
+
+GOLDEN = pathlib.Path(__file__).with_name("golden.json")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FEATURES = (*FLOATS, torch.uint8)
+# Of each dtype: an integer dtype of its size, bits of the mantissa, exponent bias, the one pattern for all NaNs.
+_FORMATS = {
+    torch.float32: (torch.int32, 23, 127, 0x7FC00000),
+    torch.bfloat16: (torch.int16, 7, 127, 0x7FC0),
+    torch.float16: (torch.int16, 10, 15, 0x7E00),
+}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Source:
+    """Random tensors of a case, from the Philox stream that its name selects: no case depends on another."""
+
+    def __init__(self, case: str):
+        self._stream = np.random.Philox(key=int.from_bytes(hashlib.sha256(case.encode()).digest()[:16], "little"))
+
+    def bits(self, *shape: int) -> Tensor:
+        """int64 in [0, 2³²)."""
+        raw = self._stream.random_raw(math.prod(shape)).astype(np.uint64)
+        return torch.from_numpy((raw >> np.uint64(32)).astype(np.int64)).view(shape)
+
+    def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Of [low, high)."""
+        return (low + self.bits(*shape) % (high - low)).to(dtype)
+
+    def floats(
+        self, *shape: int, dtype: torch.dtype = torch.float32, low: int = -4, high: int = 4, signed: bool = True
+    ) -> Tensor:
+        """Every bit of the mantissa random, magnitudes in [2^low, 2^high); all bytes for uint8."""
+        bits = self.bits(*shape)
+        if dtype == torch.uint8:
+            return (bits & 0xFF).to(dtype)
+        _, mantissa, bias, _ = _FORMATS[dtype]
+        exponent = bias + low + (bits >> 24) % (high - low)
+        sign = bits >> 31 if signed else 0
+        return from_bits(sign << (8 * dtype.itemsize - 1) | exponent << mantissa | bits & ((1 << mantissa) - 1), dtype)
+
+    def rows(self, features: int, dtype: torch.dtype) -> Tensor:
+        """`[2, 9, D]`: ordinary rows, large means, constants, ±0, subnormals, huge values, infinities, NaN."""
+        x = self.floats(2, 9, features, dtype=dtype)
+        if dtype == torch.uint8:
+            x[0, 1], x[0, 2] = 0, 255
+            return x
+        _, mantissa, bias, _ = _FORMATS[dtype]
+        sign = 1 << (8 * dtype.itemsize - 1)
+        bits = self.bits(features)
+        infinity = (2 * bias + 1) << mantissa
+        x[0, 1] = x[0, 1, 0].clone()
+        x[0, 2] = self.floats(features, dtype=dtype, low=13, high=14, signed=False)
+        x[0, 3] = from_bits((bits >> 31) * sign | bits & ((1 << mantissa) - 1), dtype)
+        x[0, 4] = self.floats(features, dtype=dtype, low=bias - 3, high=bias + 1)
+        x[0, 5] = from_bits(torch.tensor(infinity - 1), dtype)
+        x[0, 6] = 0.0
+        x[0, 7] = -0.0
+        x[0, 8] = from_bits((bits >> 30 & 1) * sign, dtype)
+        x[1, 0] = self.floats(features, dtype=dtype, low=3 - bias, high=5 - bias)
+        x[1, 1, features // 2] = from_bits(torch.tensor(infinity), dtype)
+        x[1, 2, features // 3] = from_bits(torch.tensor(infinity | sign), dtype)
+        x[1, 3, 0] = from_bits(torch.tensor(infinity | 1), dtype)
+        x[1, 4, -1] = from_bits(torch.tensor(infinity | sign | 1), dtype)
+        x[1, 5] = from_bits(torch.tensor(infinity), dtype)
+        x[1, 6] = from_bits(torch.tensor(1 << mantissa), dtype)
+        x[1, 7, -1:] = self.floats(1, dtype=dtype, low=bias - 2, high=bias - 1)
+        return x
+
+    def scores(self, batch: int, tokens: int, dtype: torch.dtype) -> Tensor:
+        """Few distinct values and many ties: ±0, ±inf, NaN of both signs, subnormals."""
+        _, mantissa, bias, nan = _FORMATS[dtype]
+        one, infinity = bias << mantissa, (2 * bias + 1) << mantissa
+        positive = torch.tensor([0, 1, one, one + 1, one + (1 << mantissa), infinity, nan])
+        values = from_bits(torch.cat((positive, positive | 1 << (8 * dtype.itemsize - 1))), dtype)
+        return values[self.bits(batch, tokens) % len(values)]
+
+    def image(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """`[B, C, H, W]`, with a few special pixels where it is large enough to leave others."""
+        x = self.floats(*shape, dtype=dtype, low=-6, high=7)
+        if dtype != torch.uint8 and x.numel() > 100:
+            special = self.scores(1, 9, dtype)[0]
+            x.view(-1)[self.bits(9) % x.numel()] = special
+        return x
+
+
+def from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """int64 bit patterns as floats."""
+    integer, *_ = _FORMATS[dtype]
+    half = 1 << (8 * dtype.itemsize - 1)
+    return ((bits ^ half) - half).to(integer).view(dtype)
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+Cases = Iterator[tuple[str, tuple]]
+
+
+def _rows(few: bool = False) -> Iterator[tuple[str, Tensor]]:
+    # Each size and dtype is a kernel of its own, which a GPU has to compile.
+    pairs = [(features, dtype) for features in ((65,) if few else (1, 65, 1024, 1537)) for dtype in FEATURES]
+    if not few:
+        pairs += zip((2, 3, 257, 588, 768, 1152, 3072, 4097, 16384), FLOATS * 3, strict=True)
+    for features, dtype in pairs:
+        case = f"{features}-{name(dtype)}"
+        yield case, Source(case).rows(features, dtype)
+    x = Source("strided").rows(130, torch.float32)
+    yield "strided", x.transpose(0, 1)
+    yield "unaligned", x[:, ::2, 1:]
+    yield "no-tokens", x[:, :0]
+
+
+def _token_variance() -> Cases:
+    for case, x in _rows():
+        yield case, (x, 1)
+    for case, x in _rows(few=True):
+        for correction in (0, 3):
+            yield f"{case}-correction{correction}", (x, correction)
+
+
+def _token_norm() -> Cases:
+    for case, x in _rows():
+        yield case, (x,)
+
+
+def _unit_rows() -> Cases:
+    for case, x in _rows():
+        yield case, (x, 2, low_limb_bits(x.shape[2]))
+    for case, x in _rows(few=True):
+        yield f"{case}-limbs1", (x, 1, 0)
+
+
+_GAUSSIAN = (0.05448868454964294, 0.24420134200323332, 0.40261994689424746, 0.24420134200323332, 0.05448868454964294)
+_FILTERS = {
+    "gaussian": _GAUSSIAN,
+    "binomial": (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16),
+    "box": (1.0,),
+    "skewed": (-0.3, 0.7, 1.9),
+    "wide": (0.01, 0.02, 0.1, 0.15, 0.44, 0.15, 0.1, 0.02, 0.01),
+}
+
+
+def _blur_downsample() -> Cases:
+    def case(filter_name: str, padding: str, downsample: str, dtype: torch.dtype, *shape: int) -> tuple[str, tuple]:
+        taps = list(_FILTERS[filter_name])
+        if downsample == "mean":
+            taps = [(a + b) / 2 for a, b in zip([*taps, 0.0], [0.0, *taps], strict=True)]
+        height, width = ((side + (downsample == "decimate")) // 2 for side in shape[2:])
+        label = f"{'x'.join(map(str, shape))}-{filter_name}-{padding}-{downsample}-{name(dtype)}"
+        image = Source(label).image(*shape, dtype=dtype)
+        return label, (image, taps, -(len(_FILTERS[filter_name]) // 2), padding, height, width)
+
+    for i, filter_name in enumerate(_FILTERS):
+        for j, padding in enumerate(("zeros", "reflect", "replicate")):
+            for k, downsample in enumerate(("mean", "decimate")):
+                size = ((1, 2, 7, 9), (1, 1, 2, 3))[(i + j + k) // 4 % 2]
+                yield case(filter_name, padding, downsample, FEATURES[(i + j + k) % 4], *size)
+    for dtype in FEATURES:
+        yield case("gaussian", "reflect", "mean", dtype, 2, 1, 33, 66)
+        yield case("gaussian", "zeros", "decimate", dtype, 1, 1, 35, 130)
+    yield case("box", "replicate", "decimate", torch.float32, 1, 1, 1, 2)
+
+
+def _levels(case: str, sizes: Sequence[int], features: int, dtype: torch.dtype) -> list[Tensor]:
+    source = Source(case)
+    levels = [source.floats(2, size, features, dtype=dtype) for size in sizes]
+    for level in levels:
+        level[:, 1::3] = level[:, :1].clone()  # ties
+        if level.shape[1] > 4 and dtype != torch.uint8:
+            level[:, 2, 0], level[:, 4, -1] = math.nan, math.inf
+    return levels
+
+
+def _select_topk_levels() -> Cases:
+    budgets: dict[tuple, tuple] = {
+        (5,): ((0,), (1,), (5,)),
+        (1, 1, 1): ((1, 0, 1), (2,)),
+        (9, 0, 4): ((3, 0, 4), (7,), (13,)),
+        (70, 17, 5, 1): ((9, 4, 2, 1), (33,)),
+        (600, 300): ((20, 11),),
+    }
+    for k, (sizes, choices) in enumerate(budgets.items()):
+        for j, chosen in enumerate(choices):
+            for i, saliency in enumerate(("variance", "norm", "given")):
+                if sum(sizes) > 500 and saliency != "given":
+                    continue
+                by_index = (i + j + k) % 2 == 1
+                case = f"{'+'.join(map(str, sizes))}-{'+'.join(map(str, chosen))}-{saliency}"
+                levels = _levels(case, sizes, (24, 130, 8)[(j + k) % 3], FEATURES[(i + j + k) % 4])
+                source, dtype = Source(f"{case}-scores"), FLOATS[(i + j + k) % 3]
+                scores = [source.scores(2, size, dtype) for size in sizes] if saliency == "given" else []
+                yield case + "-by-index" * by_index, (levels, scores, saliency, list(chosen), by_index)
+
+
+def _gather_levels() -> Cases:
+    source = Source("indices")
+    indices = torch.stack((source.integers(-1, 4, 2, 17), source.integers(-2, 9, 2, 17)), 2)
+    indices[0, 0] = torch.tensor([1 << 40, -(1 << 40)])
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        for width in (1, 33, 1100):
+            case = f"{width}-{name(dtype)}"
+            source = Source(case)
+            yield case, ([source.integers(0, 255, 2, size, width, dtype=dtype) for size in (7, 0, 3)], indices)
+    yield "one-batch", ([Source("one-batch").integers(0, 255, 1, size, 3) for size in (6, 4)], indices)
+
+
+def _offsets(*ends: int) -> Tensor:
+    return torch.tensor([0, *ends], dtype=torch.int32)
+
+
+def _best_match() -> Cases:
+    for features in (1, 65, 130):
+        for dtype in FEATURES:
+            for limbs in (1, 2):
+                case = f"{features}-{name(dtype)}-limbs{limbs}"
+                source = Source(case)
+                keys = torch.cat([source.rows(features, dtype) for _ in range(4)], 1)
+                yield case, (source.rows(features, dtype), keys, None, None, None, 9, 36, limbs)
+    source = Source("packed")
+    x, mask = source.floats(1, 60, 24), source.bits(1, 60) % 4 > 0
+    for limbs in (1, 2):
+        offsets = (_offsets(0, 17, 40, 60), _offsets(9, 9, 50, 70))
+        yield f"packed-limbs{limbs}", (x, x.flip(1), mask, *offsets, 20, 30, limbs)
+
+
+def _merge_tokens() -> Cases:
+    sizes = (0, 1, 2, 31, 32, 33, 97, 5)
+    offsets = torch.tensor([sum(sizes[:k]) for k in range(len(sizes) + 1)]).expand(2, -1).contiguous()
+    for mode in ("mean", "sum", "amax"):
+        for dtype in FEATURES:
+            for weighted in (False, True):
+                case = f"{mode}-{name(dtype)}" + "-weighted" * weighted
+                source = Source(case)
+                x = torch.cat([source.rows(33, dtype) for _ in range(3)], 1)
+                weights = source.floats(2, 27, signed=False) if weighted else None
+                first, members = source.integers(-2, 29, 2, len(sizes)), source.integers(-1, 28, 2, sum(sizes))
+                yield case, (x, weights, first, members, offsets, mode)
+
+
+def _segmented_topk() -> Cases:
+    for size in (3000, 40000):
+        for dtype in FLOATS:
+            for by_index in (False, True):
+                case = f"{size}-{name(dtype)}" + "-by-index" * by_index
+                source = Source(case)
+                scores = torch.cat(
+                    (source.scores(1, size // 3, dtype)[0], source.floats(size - size // 3, dtype=dtype))
+                )
+                offsets = _offsets(5, 5, size // 2, size)
+                yield case, (scores, offsets, [7, 1, 300, 12], None, size, 300, by_index)
+                wanted = torch.tensor([-1, 3, 9, 1 << 20], dtype=torch.int32)
+                yield f"{case}-tensor", (scores, offsets, [0], wanted, size, 20, by_index)
+
+
+def _select_topk_levels_packed() -> Cases:
+    sizes, bounds = (90, 30, 7), [_offsets(40, 40, 90), _offsets(10, 12, 30), _offsets(0, 3, 7)]
+    for i, saliency in enumerate(("variance", "norm", "given")):
+        for dtype in FEATURES:
+            case = f"{saliency}-{name(dtype)}"
+            levels = [
+                level.flatten(0, 1)[:size] for level, size in zip(_levels(case, sizes, 24, dtype), sizes, strict=True)
+            ]
+            source = Source(f"{case}-scores")
+            scores = [source.scores(1, size, FLOATS[i])[0] for size in sizes] if saliency == "given" else []
+            yield case, (levels, bounds, scores, saliency, [9, 4, 2], None, 50, 15, i == 1)
+            wanted = source.integers(-1, 20, 3, 3, dtype=torch.int32)
+            yield f"{case}-tensor", (levels, bounds, scores, saliency, [0] * 3, wanted, 50, 12, i == 2)
+
+
+def _compact() -> Cases:
+    source = Source("compact")
+    offsets, counts = _offsets(20, 20, 50), torch.tensor([3, 9, -1], dtype=torch.int32)
+    indices = source.integers(-2, 35, 3, 8)
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        tensors = [source.integers(0, 255, *shape, dtype=dtype) for shape in ((1, 50, 33), (3, 50, 1), (4, 50, 16))]
+        yield name(dtype), (tensors, indices, counts, offsets)
+        yield f"{name(dtype)}-all", (tensors[:1], indices, None, offsets)
+
+
+def _region_variance() -> Cases:
+    for features in (1, 65, 1024):
+        for dtype in FEATURES:
+            x = Source(f"{features}-{name(dtype)}").rows(features, dtype)
+            for grid in ((3, 3, 1, 1), (3, 3, 3, 2), (9, 1, 4, 1)):
+                yield f"{features}-{name(dtype)}-{'x'.join(map(str, grid))}", (x, [], *grid)
+    x = Source("lengths").floats(2, 600, 24)
+    yield "lengths", (x, [torch.tensor([600, 37])], 20, 30, 2, 3)
+
+
+def _broadcast_regions() -> Cases:
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        scores = Source(name(dtype)).integers(0, 255, 2, 12, dtype=dtype)
+        yield name(dtype), (scores, 7, 9, 3, 4)
+
+
+def _patch_entropy() -> Cases:
+    for dtype in FEATURES:
+        for patch, bins in ((4, 2), (7, 256), (14, 1000)):
+            case = f"{patch}-{bins}-{name(dtype)}"
+            source = Source(case)
+            image = source.floats(2, 3, 28, 28, dtype=dtype, low=-6, high=0)
+            if dtype != torch.uint8:
+                image[0, :, :4, :3] = source.scores(3, 12, dtype).view(3, 4, 3)
+            yield case, (image, patch, bins)
+
+
+def _allocate_budgets_batch() -> Cases:
+    most = (1 << 31) - 1
+    for levels in (1, 3, 4, 13):
+        source = Source(f"{levels}")
+        weights = source.floats(20, levels, low=-20, high=1, signed=False)
+        weights[1::4] = source.scores(5, levels, torch.float32)
+        bounds = ([0] * levels, [most] * levels), ([3] * levels, [40 + 7 * k for k in range(levels)])
+        for k, (low, high) in enumerate(bounds):
+            size = [4096 >> (2 * level % 14) for level in range(levels)]
+            yield f"{levels}-bounds{k}", (weights, [], 273, [], size, low, high)
+            tensors = [source.integers(-9, 900, 20)], 0, [source.integers(-9, 300, 20, levels, dtype=torch.int32)]
+            yield f"{levels}-tensors-bounds{k}", (weights, *tensors, [0] * levels, low, high)
+
+
+def _adaptive_weights() -> Cases:
+    rows = [0.15, 0.2, 0.35, 0.3, 0.25, 0.3, 0.25, 0.2, 0.35, 0.3, 0.2, 0.15]
+    source = Source("difficulty")
+    variance = torch.cat((source.scores(1, 20, torch.float32)[0], source.floats(20, signed=False)))
+    limits = [-0.8472978603872036, 0.8472978603872034]
+    yield "one-length", (variance, [], 3, 0.1, 10.0, limits, rows)
+    yield "lengths", (variance, [source.integers(-3, 50, 40)], 0, -0.1, 3.0, limits, rows)
+
+
+#: For each op of the registry its cases: a name, and arguments as the functions of the two rooms take them.
+CASES: dict[str, Callable[[], Cases]] = {
+    "adaptive_weights": _adaptive_weights,
+    "allocate_budgets_batch": _allocate_budgets_batch,
+    "best_match": _best_match,
+    "blur_downsample": _blur_downsample,
+    "broadcast_regions": _broadcast_regions,
+    "compact": _compact,
+    "gather_levels": _gather_levels,
+    "merge_tokens": _merge_tokens,
+    "patch_entropy": _patch_entropy,
+    "region_variance": _region_variance,
+    "segmented_topk": _segmented_topk,
+    "select_topk_levels": _select_topk_levels,
+    "select_topk_levels_packed": _select_topk_levels_packed,
+    "token_norm": _token_norm,
+    "token_variance": _token_variance,
+    "unit_rows": _unit_rows,
+}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 of dtypes, shapes and bits in row-major order, every NaN as one pattern."""
+    sha = hashlib.sha256()
+    for x in tensors:
+        sha.update(f"{name(x.dtype)} {list(x.shape)} ".encode())
+        x = x.detach().cpu().contiguous()
+        bits = x.view(_INTEGERS[x.element_size()])
+        if x.dtype in _FORMATS:
+            bits = torch.where(x.isnan(), _FORMATS[x.dtype][3], bits).to(bits.dtype)
+        sha.update(bits.numpy().astype(bits.numpy().dtype.newbyteorder("<"), copy=False).tobytes())
+    return sha.hexdigest()
+
+
+def digests(op: str, args: Sequence[Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `golden.json` holds for a case: one digest of all inputs, and one of each output."""
+    inputs = digest(*_tensors(args))
+    result = OPS[op](*(_to(device, arg) for arg in args))
+    return {"inputs": inputs, "outputs": [digest(x) for x in _tensors(result)]}
+
+
+def _to(device: torch.device | str, value: Any) -> Any:
+    """On `device` with the same strides."""
+    if isinstance(value, Tensor):
+        if value.device == torch.device(device):
+            return value
+        storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).to(device)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
+    return [_to(device, x) for x in value] if isinstance(value, (list, tuple)) else value
+
+
+class Result(NamedTuple):
+    op: str
+    case: str
+    problem: Optional[str]
+
+
+def run(ops: Iterable[str], device: torch.device | str = "cpu", stride: int = 1) -> Iterator[Result]:
+    """Compare every `stride`-th case of `ops`, run on `device` and the backend in use, with `golden.json`."""
+    golden = json.loads(GOLDEN.read_text())
+    for op in ops:
+        for case, args in list(CASES[op]())[::stride]:
+            expected = golden.get(op, {}).get(case)
+            try:
+                actual = digests(op, args, device)
+            except Exception as error:  # a kernel that does not compile or launch is a verdict too
+                yield Result(op, case, f"{type(error).__name__}: {error}".splitlines()[0])
+                continue
+            problem: Optional[str] = None
+            if expected is None:
+                problem = "no digest in golden.json"
+            elif actual["inputs"] != expected["inputs"]:
+                problem = "the inputs differ: NumPy's Philox or torch's integer arithmetic, not the op"
+            elif len(actual["outputs"]) != len(expected["outputs"]):
+                problem = f"{len(actual['outputs'])} outputs, expected {len(expected['outputs'])}"
+            else:
+                pairs = enumerate(zip(actual["outputs"], expected["outputs"], strict=True))
+                differing = [str(k) for k, (a, e) in pairs if a != e]
+                if differing:
+                    problem = f"output {', '.join(differing)} differs"
+            yield Result(op, case, problem)
+
+
+def _backends() -> Iterator[tuple[str, str, str]]:
+    """(label, backend, device) of all that can run here."""
+    yield "reference, CPU", "reference", "cpu"
+    try:
+        interpreted = _interpreted()
+    except ImportError:
+        return
+    if interpreted:
+        yield "kernels, Triton's interpreter", "kernel", "cpu"
+    elif torch.cuda.is_available():
+        yield f"kernels, {torch.cuda.get_device_name()}", "kernel", "cuda"
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(module: str) -> str:
+    try:
+        return __import__(module).__version__
+    except ImportError:
+        return "not installed"
+
+
+def main() -> int:
+    """Print a page; 0 where all digests are equal, else 1."""
+    from . import __version__
+
+    print(f"pyramid_ops {__version__}: does this machine compute the same bits?\n")
+    print(f"processor  {_processor()}")
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        print(f"GPU        {torch.cuda.get_device_name()}, sm_{major}{minor}")
+    versions = ", ".join(f"{module} {_version(module)}" for module in ("torch", "triton", "numpy"))
+    print(f"versions   Python {platform.python_version()}, {versions}\n")
+    failed = False
+    for label, backend, device in _backends():
+        started = time.perf_counter()
+        # The interpreter's NumPy would warn where a kernel computes inf − inf.
+        with use_backend(backend), np.errstate(all="ignore"):  # type: ignore[arg-type]
+            results = list(run(sorted(OPS), device))
+        wrong = [result for result in results if result.problem]
+        failed |= bool(wrong)
+        for op in sorted(OPS):
+            equal = sum(result.op == op and not result.problem for result in results)
+            count = sum(result.op == op for result in results)
+            print(f"  {op:22} {equal:4} of {count:4} digests equal")
+        print(f"{label}: {len(results) - len(wrong)} of {len(results)} in {time.perf_counter() - started:.1f} s")
+        for result in wrong[:20]:
+            print(f"  DIFFERS: {result.op}, case {result.case}: {result.problem}")
+        if len(wrong) > 20:
+            print(f"  and {len(wrong) - 20} more")
+        print()
+    print("NO: not the same bits" if failed else "yes: the same bits")
+    return int(failed)
