@@ -8,7 +8,7 @@ from torch import Tensor
 from .numerics import (
     CACHE_ELEMENTS,
     grid_operand,
-    grid_similarity,
+    grid_products,
     narrow,
     ordered_key,
     segments,
@@ -20,6 +20,9 @@ from .numerics import (
 CHUNK = 32
 # Fraction bits of the second limb.
 LOW_BITS = 10
+# Queries made unit rows at a time, and keys that are searched at a time.
+UNITS = 1024
+PART = 64
 
 
 def best_match(
@@ -54,17 +57,41 @@ def best_match(
         usable = norms_k[0].abs() < torch.inf
         if key_mask is not None:
             usable = usable & key_mask[b, k]
-        step = max(1, CACHE_ELEMENTS // len(usable))
-        prepared = grid_operand(units_k[0])
-        for start in range(q.start, q.stop, step):
-            rows = slice(start, min(start + step, q.stop))
-            units_q, norms_q = unit_rows(queries[b : b + 1, rows], limbs, LOW_BITS)
-            scores = grid_similarity(grid_operand(units_q[0]), prepared)
-            best, index = torch.where(usable, scores, -(1 << 31)).max(-1)
-            found = (best > -(1 << 31)) & (norms_q[0].abs() < torch.inf)
-            indices[b, rows] = torch.where(found, index, -1)
-            similarity[b, rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
+        # Keys in parts of PART, the last one filled up.
+        padding = -len(usable) % PART
+        operand = grid_operand(units_k[0])
+        prepared = operand.new_zeros(len(usable) + padding, keys.shape[2])
+        prepared[: len(usable)] = operand
+        unusable = torch.cat((~usable, usable.new_ones(padding))).nonzero()[:, 0]
+        # Products that stay in cache, and enough of them to be worth a pass over the keys.
+        step = max(1, min(max(CACHE_ELEMENTS, len(prepared) * keys.shape[2]), 4 * CACHE_ELEMENTS) // len(prepared))
+        for start in range(q.start, q.stop, UNITS):
+            units_q, norms_q = unit_rows(queries[b : b + 1, start : min(start + UNITS, q.stop)], limbs, LOW_BITS)
+            for row in range(0, units_q.shape[1], step):
+                products = grid_products(grid_operand(units_q[0, row : row + step]), prepared)
+                if len(unusable):
+                    products[:, unusable] = -(2.0**31)
+                best, index = _first_largest(products)
+                found = (best > -(2.0**31)) & (norms_q[0, row : row + step].abs() < torch.inf)
+                rows = slice(start + row, start + row + len(index))
+                indices[b, rows] = torch.where(found, index, -1)
+                similarity[b, rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
     return indices, similarity
+
+
+def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row, halves rounded up to an integer, and the first index that rounds to the same."""
+    parts = products.unflatten(1, (-1, PART))
+    tops = parts.amax(-1)
+    best = (tops.amax(-1).double() + 0.5).floor()
+    least = (best - 0.5 if products.dtype == torch.float64 else best.to(products.dtype))[:, None]
+    part = _first(tops >= least)
+    row = torch.arange(len(part), device=part.device)
+    return best, part * PART + _first(parts[row, part] >= least)
+
+
+def _first(mask: Tensor) -> Tensor:
+    return mask.view(torch.uint8).argmax(-1)
 
 
 def merge_tokens(

@@ -148,23 +148,21 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
             grid.append(limb)
         return narrow(torch.stack(grid, 1), torch.float16), norm
 
-    map_rows(unit, x, units, norms)
+    map_rows(unit, x, units, norms, elements=CACHE_ELEMENTS)
     return units, norms
 
 
 def grid_operand(units: Tensor) -> Tensor:
-    """Unit rows `[N, limbs, D]` as rows `[N, D]` of one dtype in which their dot products are exact."""
+    """Unit rows `[N, limbs, D]`, times 2¹⁵, as rows `[N, D]` of one dtype in which their dot products are exact."""
+    rows = units[:, 0].to(torch.float32) * 2.0**15
     if units.shape[1] == 2:
-        return units[:, 0].double() + units[:, 1].double() * 2.0**-11
-    return units[:, 0].to(_product_dtype(units.device.type))
+        rows += units[:, 1].to(torch.float32) * 2.0**4
+    return rows.to(torch.float64 if units.shape[1] == 2 else _product_dtype(units.device.type))
 
 
-def grid_similarity(queries: Tensor, keys: Tensor) -> Tensor:
-    """int32 `[M, N]`: dot products of grid operands in units of 2⁻³⁰, halves rounded up."""
-    product = queries @ keys.mT
-    if product.dtype == torch.float64:
-        return (product * 2.0**30 + 0.5).floor().to(torch.int32)
-    return (product * 2.0**30).to(torch.int32)
+def grid_products(queries: Tensor, keys: Tensor) -> Tensor:
+    """Dot products `[M, N]` of grid operands, in units of 2⁻³⁰: exact."""
+    return queries @ keys.mT
 
 
 def _product_dtype(device: str) -> torch.dtype:

@@ -50,7 +50,8 @@ def test_similarity_equals_integer_arithmetic(features, limbs):
     integers = (high << 10) + low
     exact = (integers[:, None] * integers[None]).sum(-1)  # in units of 2^-42
     operand = numerics.grid_operand(units[0])
-    assert torch.equal(numerics.grid_similarity(operand, operand).to(torch.int64), (exact + 2048) >> 12)
+    products = numerics.grid_products(operand, operand).double() * 4096
+    assert torch.equal(products.to(torch.int64), exact)
 
 
 def test_similarity_is_exact_whatever_the_ambient_precision():
