@@ -62,10 +62,11 @@ def region_variance(
     Returns
     -------
     Tensor
-        float32 ``[B, R_h * R_w]``, regions row by row, within 8 ulp of the exact unbiased variance for finite features
-        whose squares neither overflow nor vanish, whatever their mean. NaN for a region of fewer than two features,
-        where a feature is NaN or infinite, and where a sum of unequal features of a token, or of unequal token means,
-        overflows float32. Otherwise exactly 0 where all features of a region are the same finite number.
+        float32 ``[B, R_h * R_w]``, regions row by row. For regions of at most 2¹⁶ tokens within 8 ulp of the exact
+        unbiased variance, whatever the mean, for finite features whose squares neither overflow nor vanish; above,
+        rounding grows with the tokens of a lane (see the notes). NaN for a region of fewer than two features, where a
+        feature is NaN or infinite, and where a sum of unequal features of a token, or of unequal token means, overflows
+        float32. Otherwise exactly 0 where all features of a region are the same finite number.
 
     Raises
     ------

@@ -54,6 +54,15 @@ def test_region_variance_is_within_8_ulp(grid, regions, features):
             assert ulps(region_variance(x, grid, regions), exact(x, grid, regions)).max() <= 8, (mean, spread)
 
 
+@pytest.mark.parametrize("features", [1, 3])
+def test_region_variance_of_65536_skewed_tokens_is_within_8_ulp(features):
+    generator = torch.Generator().manual_seed(features)
+    for power in (1, 3, 6):
+        for mean in (0.0, 1e4):
+            x = torch.randn(1, 1 << 16, features, generator=generator).abs() ** power + mean
+            assert ulps(region_variance(x, (256, 256), (1, 1)), exact(x, (256, 256), (1, 1))).max() <= 8
+
+
 @pytest.mark.parametrize("features", [3, 64, 767, 768, 3000])
 def test_region_variance_is_within_8_ulp_where_features_differ_by_their_last_bit(features):
     generator = torch.Generator().manual_seed(features)
