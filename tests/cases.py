@@ -213,7 +213,9 @@ def gather_levels() -> Iterator:
 
 def best_match() -> Iterator:
     for dtype in FEATURES:
-        for features, queries, keys in ((1, 3, 2), (24, 17, 31), (65, 5, 130), (128, 130, 7)):
+        for features, queries, keys in ((1, 3, 2), (24, 17, 31), (65, 5, 130), (128, 130, 7), (5000, 3, 4)):
+            if features == 5000 and dtype != torch.float32:
+                continue
             q, k = special_rows(features, dtype, 1), special_rows(features, dtype, 2)
             q = q.repeat(1, -(-queries // 9), 1)[:, :queries]
             k = k.repeat(1, -(-keys // 9), 1)[:, :keys]
