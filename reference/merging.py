@@ -59,9 +59,10 @@ def best_match(
             usable = usable & key_mask[b, k]
         # Keys in parts of PART, the last one filled up.
         padding = -len(usable) % PART
-        operand = grid_operand(units_k[0])
-        prepared = operand.new_zeros(len(usable) + padding, keys.shape[2])
-        prepared[: len(usable)] = operand
+        prepared = operand = grid_operand(units_k[0])
+        if padding:
+            prepared = operand.new_zeros(len(usable) + padding, keys.shape[2])
+            prepared[: len(usable)] = operand
         unusable = torch.cat((~usable, usable.new_ones(padding))).nonzero()[:, 0]
         # Products that stay in cache, and enough of them to be worth a pass over the keys.
         step = max(1, min(max(CACHE_ELEMENTS, len(prepared) * keys.shape[2]), 4 * CACHE_ELEMENTS) // len(prepared))
@@ -105,7 +106,7 @@ def merge_tokens(
     of keys, the earliest of equals.
     """
     count = x.shape[1]
-    out = x.new_zeros(x.shape[0], first.shape[1], x.shape[2])
+    out = (x.new_empty if count else x.new_zeros)(x.shape[0], first.shape[1], x.shape[2])
     totals = torch.zeros(first.shape, dtype=torch.float32, device=x.device)
     for b in range(x.shape[0] if count else 0):
         weight = None if weights is None else weights[b]
@@ -114,11 +115,12 @@ def merge_tokens(
         sizes = (bounds[1:] - bounds[:-1]).clamp(min=0)
         groups = _Groups(first[b], members[b], bounds[:-1], sizes, count)
         totals[b] = groups.fold(ones if weight is None else weight[:, None], None, "sum")[:, 0]
-        folded = groups.used
+        folded, empty = groups.used, ~groups.used
         if mode == "mean":
-            lone = (groups.lone & (totals[b] != 0)).nonzero()[:, 0]
-            out[b, lone] = x[b, groups.any_row[lone]]
-            folded = ~groups.lone & (totals[b] != 0)
+            torch.index_select(x[b], 0, groups.any_row, out=out[b])
+            empty = totals[b] == 0
+            folded = ~groups.lone & ~empty
+        out[b, empty.nonzero()[:, 0]] = 0
         some = folded.nonzero()[:, 0]
         groups = _Groups(first[b, some], members[b], bounds[some], sizes[some], count)
         result = groups.fold(x[b], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum")
@@ -155,9 +157,9 @@ class _Groups:
         start = 0.0 if mode == "sum" else -torch.inf
 
         def term(token: Tensor, inside: Tensor) -> Tensor:
-            rows = widen(values[token])
+            rows = widen(values.index_select(0, token))
             rows = rows if weights is None else rows * weights[token, None]
-            return torch.where(inside[:, None], rows, start)
+            return rows if bool(inside.all()) else torch.where(inside[:, None], rows, start)
 
         shape = (len(self.begin), values.shape[1])
         sums = torch.full(shape, start, dtype=torch.float32, device=values.device)

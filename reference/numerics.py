@@ -154,7 +154,8 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
 
 def grid_operand(units: Tensor) -> Tensor:
     """Unit rows `[N, limbs, D]`, times 2¹⁵, as rows `[N, D]` of one dtype in which their dot products are exact."""
-    rows = units[:, 0].to(torch.float32) * 2.0**15
+    rows = units[:, 0].to(torch.float32)
+    rows *= 2.0**15
     if units.shape[1] == 2:
         rows += units[:, 1].to(torch.float32) * 2.0**4
     return rows.to(torch.float64 if units.shape[1] == 2 else _product_dtype(units.device.type))

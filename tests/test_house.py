@@ -62,6 +62,7 @@ ALLOWED_CALLS = {
 }
 ALLOWED_BUILTINS = {
     "abs",
+    "bool",
     "divmod",
     "enumerate",
     "int",
@@ -140,7 +141,7 @@ class FloatArithmetic(TorchDispatchMode):
 # Rounds each element once, or only moves, compares or creates; mm and amax are of exact products, without NaN.
 ONE_ROUNDING = re.compile(
     r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div\.Tensor|aten\.(sqrt|floor|mm|amax)\.default|aten\.(lt|gt|ge|eq|ne)\.\w+"
-    r"|aten\.(where|abs|copy_|_to_copy|clone|fill_|zero_|nonzero|index|index_put_|slice|select|view|as_strided|expand"
+    r"|aten\.(where|abs|copy_|_to_copy|clone|fill_|zero_|nonzero|index|index_put_|index_select|slice|select|view|as_strided|expand"
     r"|unsqueeze|stack|cat|unbind|alias|_unsafe_view|reshape|new_empty|new_zeros|empty_like|ones_like|lift_fresh|detach"
     r"|_local_scalar_dense|new_empty_strided|zeros_like|full_like|unfold|transpose|permute|squeeze|is_same_size)(\.\w+)?"
 )
