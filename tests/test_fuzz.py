@@ -201,7 +201,7 @@ def merge(case):
 
 
 STARTS = (from_images, from_tokens)
-STEPS = (score, units, select, gather, pack, regions, match, merge)  # in this order, each or not
+STEPS = (score, units, select, gather, pack, regions, match, merge)  # in this order, each with probability 1/3
 
 
 @contextlib.contextmanager
@@ -234,7 +234,7 @@ def compose(random, device):
     with tiles(case):
         case.choice(*STARTS)(case)
         for step in STEPS:
-            if case.choice(True, False):
+            if case.choice(True, False, False):
                 step(case)
 
 
