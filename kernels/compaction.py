@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH
-from .selection import bounds, copy_rows, packed_row, packed_start
+from .numerics import LAUNCH, bounds
+from .selection import copy_rows, packed_row, packed_start
 
 
 @triton.jit(do_not_specialize=["segments", "capacity", "size"])

@@ -8,20 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, narrow, ordered_key, target_arch, unit_rows, widen
+from .numerics import LAUNCH, bounds, narrow, ordered_key, target_arch, unit_rows, widen
 
 # Members of a group that one partial sum holds.
 CHUNK = 32
 # Fraction bits of the second limb. Its products are exact over 64 features at a time, whatever these are.
 LOW_BITS = 10
-
-
-@triton.jit
-def _segment(cu_seqlens_ptr, segment, tokens, longest):
-    """(start, length) of a segment, inside the tensor whatever the offsets are."""
-    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + segment), 0), tokens)
-    end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + segment + 1), start), tokens)
-    return start, tl.minimum(end - start, longest)
 
 
 @triton.jit
@@ -58,10 +50,12 @@ def _best_match_kernel(
     query_count = longest_q
     key_count = longest_k
     if PACKED:
-        start, query_count = _segment(cu_seqlens_q_ptr, sample, queries, longest_q)
+        start, query_count = bounds(cu_seqlens_q_ptr, sample, queries)
         query_start = tl.zeros((), tl.int64) + start
-        start, key_count = _segment(cu_seqlens_k_ptr, sample, keys, longest_k)
+        query_count = tl.minimum(query_count, longest_q)
+        start, key_count = bounds(cu_seqlens_k_ptr, sample, keys)
         key_start = tl.zeros((), tl.int64) + start
+        key_count = tl.minimum(key_count, longest_k)
         if key_mask_ptr is not None:
             mask_ptr += key_start
     elif key_mask_ptr is not None:
@@ -201,13 +195,6 @@ def _start(MODE: tl.constexpr, BLOCK: tl.constexpr):
     return tl.full((BLOCK,), float("-inf") if MODE == "amax" else 0.0, tl.float32)
 
 
-@triton.jit
-def _bounds(offsets_ptr, group, members):
-    begin = tl.minimum(tl.maximum(tl.load(offsets_ptr + group), 0), members)
-    end = tl.minimum(tl.maximum(tl.load(offsets_ptr + group + 1), begin), members)
-    return begin.to(tl.int32), end.to(tl.int32)
-
-
 @triton.jit(do_not_specialize=["count", "members", "groups"])
 def _chunk_kernel(
     x_ptr, weights_ptr, members_ptr, group_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, stride_b, stride_n,
@@ -227,7 +214,9 @@ def _chunk_kernel(
     position = (window % windows) * CHUNK + tl.arange(0, CHUNK)
     group = tl.load(group_ptr + sample * members + position, mask=position < members, other=-1)
     inside = (group >= 0) & (group < groups)
-    begin, end = _bounds(offsets_ptr, tl.where(inside, group, 0), members)
+    begin, size = bounds(offsets_ptr, tl.where(inside, group, 0), members)
+    begin = begin.to(tl.int32)
+    end = begin + size.to(tl.int32)
     starts = inside & (end - begin > CHUNK) & (position >= begin) & (position < end) & ((position - begin) % CHUNK == 0)
     for slot in range(2):
         here = starts & ((position == begin).to(tl.int32) == slot)
@@ -262,7 +251,9 @@ def _merge_kernel(
     if weights_ptr is not None:
         weights_ptr += sample * weight_stride
     members_ptr += sample * members
-    begin, end = _bounds(offsets_ptr + sample * (groups + 1), row % groups, members)
+    begin, size = bounds(offsets_ptr + sample * (groups + 1), row % groups, members)
+    begin = begin.to(tl.int32)
+    end = begin + size.to(tl.int32)
     first = tl.load(first_ptr + row)
     has_first = (first >= 0) & (first < count)
     lone = False

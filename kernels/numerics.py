@@ -45,6 +45,14 @@ def ordered_key(x):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+@triton.jit
+def bounds(cu_ptr, segment, size):
+    """(start, length) of a packed segment, clamped to [0, size]."""
+    first = tl.minimum(tl.maximum(tl.load(cu_ptr + segment), 0), size)
+    last = tl.minimum(tl.maximum(tl.load(cu_ptr + segment + 1), 0), size)
+    return first, tl.maximum(last - first, 0)
+
+
 # A row of D features is split into BLOCKS blocks, each held as a tile row of a warp, in CHUNKS chunks of WIDTH
 # features: tile row r * BLOCKS + b of chunk c holds the WIDTH features of row r from (b * CHUNKS + c) * WIDTH on. The
 # sum of a row, and whatever is computed from it, is kept *spread*: [TILES, WIDTH // VECTOR], the same value in every

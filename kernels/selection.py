@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, ordered_key, widen
+from .numerics import LAUNCH, bounds, ordered_key, widen
 from .scoring import score_levels
 
 
@@ -269,14 +269,6 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
 def _clear(x):
     """The integer that `_opaque` hid."""
     return ((tl.zeros((), tl.int64) + x) >> 4).to(tl.int32)
-
-
-@triton.jit
-def bounds(cu_ptr, segment, size):
-    """(start, length) of a packed segment, clamped to [0, size]."""
-    first = tl.minimum(tl.maximum(tl.load(cu_ptr + segment), 0), size)
-    last = tl.minimum(tl.maximum(tl.load(cu_ptr + segment + 1), 0), size)
-    return first, tl.maximum(last - first, 0)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Merging similar tokens: exact cosine matching, bipartite plans, deterministic means."""
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -78,13 +78,6 @@ def limbs_of(op: str, precision: Optional[str], *xs: Tensor) -> int:
     if precision is None:
         precision = "high" if any(x.dtype == torch.float32 for x in xs) else "grid"
     return 2 if check.choice(op, "precision", precision, "grid", "high") == "high" else 1
-
-
-def _offsets(op: str, name: str, cu_seqlens: Tensor, x: Tensor) -> Tensor:
-    check.tensor(op, name, cu_seqlens, "S+1", dtypes=(torch.int32,))
-    if len(cu_seqlens) < 1 or cu_seqlens.device != x.device:
-        raise ValueError(f"{op}: {name}: expected at least one offset on {x.device}, got {check.describe(cu_seqlens)}")
-    return cu_seqlens.contiguous()
 
 
 def best_match(
@@ -169,12 +162,8 @@ def best_match(
             raise ValueError(
                 f"{op}: cu_seqlens_q: expected only with packed [T, D] rows, got {check.describe(queries)}"
             )
-        cu_seqlens_q = _offsets(op, "cu_seqlens_q", cu_seqlens_q, q)
-        cu_seqlens_k = _offsets(op, "cu_seqlens_k", cu_seqlens_k, k)
-        if len(cu_seqlens_q) != len(cu_seqlens_k):
-            raise ValueError(
-                f"{op}: cu_seqlens_k: expected {len(cu_seqlens_q)} offsets as in cu_seqlens_q, got {len(cu_seqlens_k)}"
-            )
+        cu_seqlens_q = check.cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q)
+        cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, len(cu_seqlens_q) - 1)
     limbs = limbs_of(op, precision, q, k)
     indices, similarity = _best_match(q, k, key_mask, cu_seqlens_q, cu_seqlens_k, *longest, limbs)
     return BestMatch(indices[0], similarity[0]) if packed else BestMatch(indices, similarity)
@@ -257,7 +246,7 @@ def tome_matching(
         )
     if metric.dim() != 2:
         raise ValueError(f"{op}: cu_seqlens: expected only with packed [T, D] tokens, got {check.describe(metric)}")
-    cu_seqlens = _offsets(op, "cu_seqlens", cu_seqlens, rows)
+    cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows)
     longest = (
         rows.shape[1] if max_seqlen is None else min(check.integer(op, "max_seqlen", max_seqlen, 0), rows.shape[1])
     )
@@ -269,6 +258,16 @@ def _descending(similarity: Tensor) -> Tensor:
     last = similarity.shape[1] - 1
     keys = (ordered_key(similarity).to(torch.int64) << 32) + (last - torch.arange(last + 1, device=similarity.device))
     return last - (keys.sort(1, descending=True).values & 0xFFFFFFFF)
+
+
+def _output_rows(place: Tensor, target: Tensor, kept: Union[int, Tensor], distill_token: bool) -> tuple[Tensor, Tensor]:
+    """Rows of unmerged tokens, by their place, and of destinations, by their number, after `kept` unmerged ones.
+
+    ToMe puts the distillation token behind the class token.
+    """
+    if distill_token:
+        return torch.where(place > 0, place + 1, 0), torch.where(target > 0, kept + target, 1)
+    return place, kept + target
 
 
 def bipartite_plan(
@@ -295,21 +294,17 @@ def bipartite_plan(
     if class_token:
         kept = kept.sort(1).values
     target = partner.gather(1, merged)
-    place = torch.arange(kept.shape[1], device=device)
-    target_place = torch.arange(len(b), device=device) + kept.shape[1]
-    if distill_token:  # ToMe puts the distillation token behind the class token
-        place = torch.where(place > 0, place + 1, 0)
-        target_place = torch.where(target_place > kept.shape[1], target_place, 1)
+    place, target_place = _output_rows(
+        torch.arange(kept.shape[1], device=device), torch.arange(len(b), device=device), kept.shape[1], distill_token
+    )
     rows = torch.zeros(batch, count, dtype=torch.int64, device=device)
     rows.scatter_(1, a[kept], place.expand_as(kept))
     rows.scatter_(1, b.expand(batch, -1), target_place.expand(batch, -1))
-    found = target >= 0
-    safe = target.clamp(min=0)
-    if r:
-        rows.scatter_(1, a[merged], torch.where(found, target_place[safe], -1))
+    found, safe = target >= 0, target.clamp(min=0)
+    rows.scatter_(1, a[merged], torch.where(found, target_place[safe], -1))
     return MergePlan(
         sources=a[merged],
-        destinations=torch.where(found, b[safe], -1) if r else target,
+        destinations=torch.where(found, b[safe], -1),
         unmerged=a[kept],
         similarities=similarity.gather(1, merged),
         rows=rows,
@@ -326,7 +321,7 @@ def _packed_plan(
     lengths = (offsets[1:] - offsets[:-1]).clamp(0, longest)
     token = torch.arange(tokens, device=device)
     segments = len(lengths)
-    if not tokens or not segments:
+    if not segments:
         empty = torch.full((tokens,), -1, dtype=torch.int64, device=device)
         return MergePlan(
             empty, empty, empty, torch.full_like(empty, -torch.inf, dtype=torch.float32), empty, tokens, cu_seqlens
@@ -378,14 +373,9 @@ def _packed_plan(
     if class_token:
         before = kept.to(torch.int64).cumsum(0) - kept.to(torch.int64)
         place = before - before[even_starts[segment_a].clamp(max=tokens - 1)]
-    target_place = torch.where(partner >= 0, kept_count + partner, -1)
-    if distill_token:
-        place = torch.where(place > 0, place + 1, 0)
-        target_place = torch.where(partner == 0, 1, target_place)
-    target_row = torch.where(target_place >= 0, base + target_place, -1)
-    place_b = position // 2 + (even_counts - many)[segment]
-    if distill_token:
-        place_b = torch.where(position == 1, 1, place_b)
+    place, target_place = _output_rows(place, partner, kept_count, distill_token)
+    target_row = torch.where(partner >= 0, base + target_place, -1)
+    _, place_b = _output_rows(position, position // 2, (even_counts - many)[segment], distill_token)
     out = torch.where(is_odd, new_starts[segment] + place_b, -1)
     out = torch.where(is_even, scatter(a, used, torch.where(merged, target_row, base + place)), out)
     slot = starts(many)[segment_a] + rank

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from .numerics import (
     CACHE_ELEMENTS,
-    grid_operand,
     grid_products,
+    grid_rows,
     narrow,
     ordered_key,
     segments,
-    unit_rows,
     widen,
 )
 
@@ -20,9 +19,10 @@ from .numerics import (
 CHUNK = 32
 # Fraction bits of the second limb.
 LOW_BITS = 10
-# Queries made unit rows at a time, and keys that are searched at a time.
-UNITS = 1024
+# Keys that are searched at a time.
 PART = 64
+# Bytes of products that exist at a time, and at most half as many of query rows.
+BUFFER = 1 << 22
 
 
 def best_match(
@@ -51,33 +51,36 @@ def best_match(
         slices = [map(slice, starts.tolist(), (starts + lengths).tolist()) for starts, lengths in bounds]
         parts = [(0, q, k) for q, k in zip(*slices, strict=True)]
     for b, q, k in parts:
-        if q.start == q.stop or k.start == k.stop:
-            continue
-        units_k, norms_k = unit_rows(keys[b : b + 1, k], limbs, LOW_BITS)
-        usable = norms_k[0].abs() < torch.inf
-        if key_mask is not None:
-            usable = usable & key_mask[b, k]
-        # Keys in parts of PART, the last one filled up.
-        padding = -len(usable) % PART
-        prepared = operand = grid_operand(units_k[0])
-        if padding:
-            prepared = operand.new_zeros(len(usable) + padding, keys.shape[2])
-            prepared[: len(usable)] = operand
-        unusable = torch.cat((~usable, usable.new_ones(padding))).nonzero()[:, 0]
-        # Products that stay in cache, and enough of them to be worth a pass over the keys.
-        step = max(1, min(max(CACHE_ELEMENTS, len(prepared) * keys.shape[2]), 4 * CACHE_ELEMENTS) // len(prepared))
-        for start in range(q.start, q.stop, UNITS):
-            units_q, norms_q = unit_rows(queries[b : b + 1, start : min(start + UNITS, q.stop)], limbs, LOW_BITS)
-            for row in range(0, units_q.shape[1], step):
-                products = grid_products(grid_operand(units_q[0, row : row + step]), prepared)
-                if len(unusable):
-                    products[:, unusable] = -(2.0**31)
-                best, index = _first_largest(products)
-                found = (best > -(2.0**31)) & (norms_q[0, row : row + step].abs() < torch.inf)
-                rows = slice(start + row, start + row + len(index))
-                indices[b, rows] = torch.where(found, index, -1)
-                similarity[b, rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
+        if q.start < q.stop and k.start < k.stop:
+            mask = None if key_mask is None else key_mask[b, k]
+            _search(queries[b, q], keys[b, k], mask, limbs, indices[b, q], similarity[b, q])
     return indices, similarity
+
+
+def _search(
+    queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
+) -> None:
+    key_rows, norms = grid_rows(keys, limbs, LOW_BITS, multiple=PART)
+    unusable = ~(norms.abs() < torch.inf)
+    if key_mask is not None:
+        unusable[: len(keys)] |= ~key_mask
+    unusable = unusable.nonzero()[:, 0]
+    size = key_rows.element_size()
+    step = max(1, min(max(BUFFER // 2, size * key_rows.numel()), BUFFER) // (size * len(key_rows)))
+    buffer = key_rows.new_empty(min(step, len(queries)), len(key_rows))
+    block = max(1, BUFFER // (2 * size * keys.shape[1]))
+    for first in range(0, len(queries), block):
+        query_rows, norms = grid_rows(queries[first : first + block], limbs, LOW_BITS)
+        for row in range(0, len(query_rows), step):
+            part = query_rows[row : row + step]
+            products = grid_products(part, key_rows, buffer[: len(part)])
+            if len(unusable):
+                products[:, unusable] = -(2.0**31)
+            best, index = _first_largest(products)
+            found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
+            rows = slice(first + row, first + row + len(part))
+            indices[rows] = torch.where(found, index, -1)
+            similarity[rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
 
 
 def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,14 +109,15 @@ def merge_tokens(
     of keys, the earliest of equals.
     """
     count = x.shape[1]
-    out = (x.new_empty if count else x.new_zeros)(x.shape[0], first.shape[1], x.shape[2])
     totals = torch.zeros(first.shape, dtype=torch.float32, device=x.device)
-    for b in range(x.shape[0] if count else 0):
+    if not count:
+        return x.new_zeros(*first.shape, x.shape[2]), totals
+    out = x.new_empty(*first.shape, x.shape[2])
+    for b in range(x.shape[0]):
         weight = None if weights is None else weights[b]
         ones = torch.ones(count, 1, dtype=torch.float32, device=x.device)
-        bounds = offsets[b].clamp(0, members.shape[1])
-        sizes = (bounds[1:] - bounds[:-1]).clamp(min=0)
-        groups = _Groups(first[b], members[b], bounds[:-1], sizes, count)
+        begin, sizes = segments(offsets[b], members.shape[1], members.shape[1])
+        groups = _Groups(first[b], members[b], begin, sizes, count)
         totals[b] = groups.fold(ones if weight is None else weight[:, None], None, "sum")[:, 0]
         folded, empty = groups.used, ~groups.used
         if mode == "mean":
@@ -122,11 +126,16 @@ def merge_tokens(
             folded = ~groups.lone & ~empty
         out[b, empty.nonzero()[:, 0]] = 0
         some = folded.nonzero()[:, 0]
-        groups = _Groups(first[b, some], members[b], bounds[some], sizes[some], count)
-        result = groups.fold(x[b], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum")
-        if mode == "mean":
-            result = result / totals[b, some, None]
-        out[b, some] = narrow(result, x.dtype)
+        groups = _Groups(first[b, some], members[b], begin[some], sizes[some], count)
+        step = max(64, CACHE_ELEMENTS // (4 * max(1, len(some))))
+        for column in range(0, x.shape[2] if len(some) else 0, step):
+            columns = slice(column, column + step)
+            result = groups.fold(
+                x[b, :, columns], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum"
+            )
+            if mode == "mean":
+                result /= totals[b, some, None]
+            out[b, :, columns].index_copy_(0, some, narrow(result, x.dtype))
     return out, totals
 
 

@@ -113,8 +113,8 @@ def scaled_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def round_to_integer(x: Tensor) -> Tensor:
-    """Nearest integer, ties to even, for |x| < 2^22; a zero is +0."""
-    return (x + 12582912.0) - 12582912.0
+    """Nearest integer, ties to even, for |x| < 2^22; a zero is +0. A buffer of its own."""
+    return (x + 12582912.0).sub_(12582912.0)
 
 
 def map_rows(
@@ -130,6 +130,22 @@ def map_rows(
                 out[sample, start : start + step] = result
 
 
+def _limbs(rows: Tensor, limbs: int, bits: int) -> tuple[list[Tensor], Tensor]:
+    """(integers `[R, D]` float32: unit rows in units of 2⁻¹¹, and the rest in units of 2^(−11 − bits); norms `[R]`)."""
+    u, length, unscale = scaled_norm(widen(rows))
+    norm = length * unscale
+    usable = (norm > 0) & (norm < torch.inf)
+    u /= (length * 2.0**-11)[:, None]
+    if not bool(usable.all()):
+        u = torch.where(usable[:, None], u, 0.0)
+    grid = [round_to_integer(u)]
+    if limbs == 2:
+        u -= grid[0]
+        u *= 2.0**bits
+        grid.append(round_to_integer(u))
+    return grid, norm
+
+
 def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     """(units `[B, N, limbs, D]`, norms `[B, N]`); the second limb has `bits` fraction bits."""
     batch, tokens, features = x.shape
@@ -137,33 +153,39 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
 
     def unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-        scaled, length, unscale = scaled_norm(widen(rows))
-        norm = length * unscale
-        usable = (norm > 0) & (norm < torch.inf)
-        u = torch.where(usable[:, None], scaled / length[:, None], 0.0)
-        limb = round_to_integer(u * 2048.0) * 2.0**-11
-        grid = [limb]
-        if limbs == 2:
-            limb = round_to_integer((u - limb) * 2.0 ** (11 + bits)) * 2.0**-bits
-            grid.append(limb)
-        return narrow(torch.stack(grid, 1), torch.float16), norm
+        grid, norm = _limbs(rows, limbs, bits)
+        scaled = [limb * 2.0**-exponent for limb, exponent in zip(grid, (11, bits)[:limbs], strict=True)]
+        return narrow(torch.stack(scaled, 1), torch.float16), norm
 
     map_rows(unit, x, units, norms, elements=CACHE_ELEMENTS)
     return units, norms
 
 
-def grid_operand(units: Tensor) -> Tensor:
-    """Unit rows `[N, limbs, D]`, times 2¹⁵, as rows `[N, D]` of one dtype in which their dot products are exact."""
-    rows = units[:, 0].to(torch.float32)
-    rows *= 2.0**15
-    if units.shape[1] == 2:
-        rows += units[:, 1].to(torch.float32) * 2.0**4
-    return rows.to(torch.float64 if units.shape[1] == 2 else _product_dtype(units.device.type))
+def grid_rows(x: Tensor, limbs: int, bits: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """(unit rows of `x` `[N, D]`, times 2¹⁵, in a dtype in which their dot products are exact; norms `[N]`).
+
+    Zero rows of norm +inf follow up to a multiple of so many rows.
+    """
+    count = x.shape[0] + -x.shape[0] % multiple
+    dtype = torch.float64 if limbs == 2 else _product_dtype(x.device.type)
+    rows = torch.empty(count, x.shape[1], dtype=dtype, device=x.device)
+    rows[x.shape[0] :] = 0
+    norms = torch.full((count,), torch.inf, dtype=torch.float32, device=x.device)
+
+    def unit(part: Tensor) -> tuple[Tensor, Tensor]:
+        grid, norm = _limbs(part, limbs, bits)
+        row = grid[0].mul_(2.0**4)
+        if limbs == 2:
+            row += grid[1].mul_(2.0 ** (4 - bits))
+        return row, norm
+
+    map_rows(unit, x[None], rows[None, : x.shape[0]], norms[None, : x.shape[0]], elements=CACHE_ELEMENTS // limbs)
+    return rows, norms
 
 
-def grid_products(queries: Tensor, keys: Tensor) -> Tensor:
-    """Dot products `[M, N]` of grid operands, in units of 2⁻³⁰: exact."""
-    return queries @ keys.mT
+def grid_products(queries: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
+    """Dot products `[M, N]` of grid rows, in units of 2⁻³⁰: exact."""
+    return torch.mm(queries, keys.mT, out=out)
 
 
 def _product_dtype(device: str) -> torch.dtype:
