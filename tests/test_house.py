@@ -40,8 +40,8 @@ ALLOWED_CALLS = {
         "new_zeros",
     ),
     *("arange", "cat", "stack", "tensor", "to", "unbind", "unflatten", "view", "zeros_like", "nonzero"),
-    "index_select",
-    *("add", "mul", "sub", "where", "abs", "double", "sqrt", "float"),
+    *("index_select", "index_copy_"),
+    *("add", "mul", "mul_", "sub", "sub_", "where", "abs", "double", "sqrt", "float"),
     # Of integers, see test_reference_rounds_one_operation_at_a_time.
     *(
         "amax",
@@ -57,6 +57,7 @@ ALLOWED_CALLS = {
         "topk",
         "all",
     ),
+    "mm",  # see test_reference_multiplies_matrices_of_grid_values_only
     *("floor", "full_like", "is_autocast_enabled", "ones", "pairwise", "tolist", "zeros"),
     *("fold",),  # a method of reference/merging.py
 }
@@ -118,7 +119,9 @@ def test_reference_multiplies_matrices_of_grid_values_only():
     for path in REFERENCE:
         for function in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]:
             for node in ast.walk(function):
-                if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+                called = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
+                operator = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
+                if operator or called in ("mm", "bmm", "matmul", "einsum"):
                     assert (path.name, function.name) == ("numerics.py", "grid_products")
 
 
@@ -140,9 +143,9 @@ class FloatArithmetic(TorchDispatchMode):
 
 # Rounds each element once, or only moves, compares or creates; mm and amax are of exact products, without NaN.
 ONE_ROUNDING = re.compile(
-    r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div\.Tensor|aten\.(sqrt|floor|mm|amax)\.default|aten\.(lt|gt|ge|eq|ne)\.\w+"
+    r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div_?\.Tensor|aten\.mm\.(default|out)|aten\.(sqrt|floor|amax)\.default|aten\.(lt|gt|ge|eq|ne)\.\w+"
     r"|aten\.(where|abs|copy_|_to_copy|clone|fill_|zero_|nonzero|index|index_put_|index_select|slice|select|view|as_strided|expand"
-    r"|unsqueeze|stack|cat|unbind|alias|_unsafe_view|reshape|new_empty|new_zeros|empty_like|ones_like|lift_fresh|detach"
+    r"|unsqueeze|index_copy_?|stack|cat|unbind|alias|_unsafe_view|reshape|new_empty|new_zeros|empty_like|ones_like|lift_fresh|detach"
     r"|_local_scalar_dense|new_empty_strided|zeros_like|full_like|unfold|transpose|permute|squeeze|is_same_size)(\.\w+)?"
 )
 
