@@ -25,7 +25,7 @@ REFERENCE = sorted((ROOT / "reference").glob("*.py"))
 # What the specification may call: shape and memory, integers and comparisons, and elementwise arithmetic that rounds
 # once. No float reduction, nothing that fuses a multiply and an add.
 ALLOWED_CALLS = {
-    *("append", "pop", "bit_length", "index", "insert", "is_contiguous", "extend"),
+    *("append", "pop", "bit_length", "element_size", "index", "insert", "is_contiguous", "extend", "numel"),
     *(
         "contiguous",
         "copy_",
