@@ -8,29 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, bounds, narrow, ordered_key, target_arch, unit_rows, widen
+from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, narrow, ordered_key, target_arch, unit_rows, widen
 
 # Members of a group that one partial sum holds.
 CHUNK = 32
-# Fraction bits of the second limb. Its products are exact over 64 features at a time, whatever these are.
-LOW_BITS = 10
-
-
-@triton.jit
-def _load_units(units_ptr, row, mask, k, D: tl.constexpr, LIMBS: tl.constexpr, LIMB: tl.constexpr, BLOCK: tl.constexpr):
-    """Features k … k + BLOCK − 1 of one limb of unit rows: [rows, BLOCK]."""
-    feature = k + tl.arange(0, BLOCK)
-    keep = mask[:, None]
-    if D % BLOCK:
-        keep = keep & (feature < D)[None, :]
-    return tl.load(units_ptr + (row * (LIMBS * D) + LIMB * D)[:, None] + feature[None, :], mask=keep, other=0.0)
-
-
-@triton.jit
-def _fixed_point(high, cross, low):
-    """high + 2⁻³² cross + 2⁻⁴² low in units of 2⁻³⁰, halves rounded up: int32."""
-    rest = cross & 3
-    return ((high * 4194304.0).to(tl.int32) << 8) + (cross >> 2) + (((rest << 10) + low + 2048) >> 12).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "mask_stride"])
@@ -69,29 +50,16 @@ def _best_match_kernel(
         for n in range(split * share, end, BLOCK_N):
             column = n + tl.arange(0, BLOCK_N)
             column_mask = column < end
-            high = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            if LIMBS == 2:
-                cross = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-                low = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if D <= 4096 else tl.int64)
-            for k in range(0, D, BLOCK_K):
-                q = _load_units(queries_ptr, query_start + row, row_mask, k, D, LIMBS, 0, BLOCK_K)
-                u = _load_units(keys_ptr, key_start + column, column_mask, k, D, LIMBS, 0, BLOCK_K)
-                high = tl.dot(q, tl.trans(u), high)
-                if LIMBS == 2:
-                    q_low = _load_units(queries_ptr, query_start + row, row_mask, k, D, LIMBS, 1, BLOCK_K)
-                    u_low = _load_units(keys_ptr, key_start + column, column_mask, k, D, LIMBS, 1, BLOCK_K)
-                    cross += (tl.dot(q, tl.trans(u_low)) * 2097152.0).to(tl.int32)
-                    cross += (tl.dot(q_low, tl.trans(u)) * 2097152.0).to(tl.int32)
-                    low += (tl.dot(q_low, tl.trans(u_low)) * 1048576.0).to(tl.int32)
+            score = exact_dots(
+                queries_ptr, query_start + row, row_mask, keys_ptr, key_start + column, column_mask,
+                D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
             norm = tl.load(key_norms_ptr + key_start + column, mask=column_mask, other=float("inf"))
             usable = norm < float("inf")
             if key_mask_ptr is not None:
                 usable = usable & (tl.load(mask_ptr + column, mask=column_mask, other=0) != 0)
-            # A similarity is at least −1.1; −2 stands for no key.
-            if LIMBS == 2:
-                score = tl.where(usable[None, :], _fixed_point(high, cross, low), -(1 << 31))
-            else:
-                score = tl.where(usable[None, :], high, -2.0)
+            # A similarity is at least −1.1; −2 and the least integer stand for no key.
+            score = tl.where(usable[None, :], score, -(1 << 31) if LIMBS == 2 else -2.0)
             top = tl.max(score, axis=1)
             at = tl.min(tl.where(score == top[:, None], column[None, :], 0x7FFFFFFF), axis=1)
             if LIMBS == 1:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 # Every launch takes these: a multiply and an add are two roundings.
 LAUNCH = {"enable_fp_fusion": False}
+# Fraction bits of the second limb of unit rows that are multiplied. Its products are exact over 64 features at a time,
+# whatever these are.
+LOW_BITS = 10
 
 
 @triton.jit
@@ -174,11 +177,11 @@ def row_tiles(rows: Sequence[Tensor], warps: int = 0, load_bytes: int = 16) -> d
 
     VECTOR elements (`load_bytes` where the strides allow) to a thread, a tile row no wider than a warp.
     """
-    features = rows[0].shape[2]
+    features = rows[0].shape[-1]
     lanes = min(256, triton.next_power_of_2(features))
     vector = min(max(1, load_bytes // rows[0].element_size()), lanes)
     for x in rows:
-        vector = math.gcd(vector, x.stride(0), x.stride(1), x.data_ptr() // x.element_size())
+        vector = math.gcd(vector, *x.stride()[:-1], x.data_ptr() // x.element_size())
     width = min(lanes, 32 * vector)
     blocks = triton.next_power_of_2(triton.cdiv(features, 1536))
     warps = max(warps or (4 if features <= 1024 else 8), blocks)
@@ -195,7 +198,7 @@ def row_tiles(rows: Sequence[Tensor], warps: int = 0, load_bytes: int = 16) -> d
 
 @triton.jit
 def _unit_rows_kernel(
-    x_ptr, units_ptr, norms_ptr, stride_b, stride_n, tokens,
+    x_ptr, units_ptr, norms_ptr, stride_b, stride_h, stride_n, heads, tokens,
     D: tl.constexpr, LIMBS: tl.constexpr, LOW_BITS: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr,
     PARTS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -203,7 +206,7 @@ def _unit_rows_kernel(
     sample = (tl.program_id(0) // programs).to(tl.int64)
     token = (tl.program_id(0) % programs) * (TILES // BLOCKS) + tl.arange(0, TILES) // BLOCKS  # [TILES]
     mask = token < tokens
-    x_ptr += tl.multiple_of(sample * stride_b, VECTOR)
+    x_ptr += tl.multiple_of(sample // heads * stride_b + sample % heads * stride_h, VECTOR)
     chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
     scale, length, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
     norm = length * unscale
@@ -237,17 +240,79 @@ def store_rows(
 
 
 def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
-    batch, tokens, features = x.shape
-    units = torch.empty(batch, tokens, limbs, features, dtype=torch.float16, device=x.device)
-    norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
+    """Unit rows and norms of `[B, N, D]`, or of `[B, H, N, D]` as of B · H samples."""
+    heads, tokens, features = x.shape[1] if x.dim() == 4 else 1, *x.shape[-2:]
+    samples = x.shape[0] * heads
+    units = torch.empty(samples, tokens, limbs, features, dtype=torch.float16, device=x.device)
+    norms = torch.empty(samples, tokens, dtype=torch.float32, device=x.device)
     if norms.numel():
         tiles = row_tiles([x])
-        grid = (batch * triton.cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)
+        grid = (samples * triton.cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)
         _unit_rows_kernel[grid](
-            x, units, norms, x.stride(0), x.stride(1), tokens,
+            x, units, norms, x.stride(0), x.stride(1) if x.dim() == 4 else 0, x.stride(-2), heads, tokens,
             D=features, LIMBS=limbs, LOW_BITS=bits, **tiles, **LAUNCH,
         )  # fmt: skip
     return units, norms
+
+
+@triton.jit
+def load_units(units_ptr, row, mask, k, D: tl.constexpr, LIMBS: tl.constexpr, LIMB: tl.constexpr, BLOCK: tl.constexpr):
+    """Features k … k + BLOCK − 1 of one limb of unit rows: [rows, BLOCK]."""
+    feature = k + tl.arange(0, BLOCK)
+    keep = mask[:, None]
+    if D % BLOCK:
+        keep = keep & (feature < D)[None, :]
+    return tl.load(units_ptr + (row * (LIMBS * D) + LIMB * D)[:, None] + feature[None, :], mask=keep, other=0.0)
+
+
+@triton.jit
+def _fixed_point(high, cross, low):
+    """high + 2⁻³² cross + 2⁻⁴² low in units of 2⁻³⁰, halves rounded up: int32."""
+    rest = cross & 3
+    return ((high * 4194304.0).to(tl.int32) << 8) + (cross >> 2) + (((rest << 10) + low + 2048) >> 12).to(tl.int32)
+
+
+@triton.jit
+def exact_dots(
+    a_ptr, a_row, a_mask, b_ptr, b_row, b_mask, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Dot products [BLOCK_A, BLOCK_B] of unit rows: exact, float32; of two limbs int32 in units of 2⁻³⁰, halves up."""
+    high = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    if LIMBS == 2:
+        cross = tl.zeros((BLOCK_A, BLOCK_B), tl.int32)
+        low = tl.zeros((BLOCK_A, BLOCK_B), tl.int32 if D <= 4096 else tl.int64)
+    for k in range(0, D, BLOCK_K):
+        a = load_units(a_ptr, a_row, a_mask, k, D, LIMBS, 0, BLOCK_K)
+        b = load_units(b_ptr, b_row, b_mask, k, D, LIMBS, 0, BLOCK_K)
+        high = tl.dot(a, tl.trans(b), high)
+        if LIMBS == 2:
+            a_low = load_units(a_ptr, a_row, a_mask, k, D, LIMBS, 1, BLOCK_K)
+            b_low = load_units(b_ptr, b_row, b_mask, k, D, LIMBS, 1, BLOCK_K)
+            cross += (tl.dot(a, tl.trans(b_low)) * 2097152.0).to(tl.int32)
+            cross += (tl.dot(a_low, tl.trans(b)) * 2097152.0).to(tl.int32)
+            low += (tl.dot(a_low, tl.trans(b_low)) * 1048576.0).to(tl.int32)
+    if LIMBS == 2:
+        return _fixed_point(high, cross, low)
+    return high
+
+
+@triton.jit
+def exp2(t, DEGREE: tl.constexpr, EXPONENT: tl.constexpr):
+    """2^(t + EXPONENT) by a polynomial, exactly a power of two where t is an integer."""
+    shifted = t + (12582912.0 + EXPONENT)
+    r = t - (shifted - (12582912.0 + EXPONENT))
+    if DEGREE == 3:
+        power = r * 0.05500887334346771 + 0.2422109842300415
+        power = power * r + 0.693282961845398
+    else:
+        power = r * 0.001326472032815218 + 0.009671512991189957
+        power = power * r + 0.05550733581185341
+        power = power * r + 0.24022242426872253
+        power = power * r + 0.6931470036506653
+    power = power * r + 1.0
+    bits = power.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+    return bits.to(tl.float32, bitcast=True)
 
 
 INTERPRETED = not isinstance(widen, triton.JITFunction)

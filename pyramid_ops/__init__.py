@@ -5,6 +5,7 @@ as its specification in :mod:`pyramid_ops.reference`.
 """
 
 from ._dispatch import use_backend
+from .attention import attention_importance
 from .budgets import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch
 from .compaction import Compaction, compact
 from .merging import (
@@ -48,6 +49,7 @@ __all__ = [
     "allocate_budgets",
     "allocate_budgets_batch",
     "assign_mean",
+    "attention_importance",
     "best_match",
     "blur_downsample",
     "broadcast_regions",

@@ -11,6 +11,7 @@ from .numerics import (
     grid_rows,
     narrow,
     ordered_key,
+    segment_slices,
     segments,
     widen,
 )
@@ -44,12 +45,8 @@ def best_match(
     batch, count = queries.shape[:2]
     indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
     similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
-    if cu_seqlens_q is None or cu_seqlens_k is None:
-        parts = [(b, slice(0, count), slice(0, keys.shape[1])) for b in range(batch)]
-    else:
-        bounds = (segments(cu_seqlens_q, count, max_seqlen_q), segments(cu_seqlens_k, keys.shape[1], max_seqlen_k))
-        slices = [map(slice, starts.tolist(), (starts + lengths).tolist()) for starts, lengths in bounds]
-        parts = [(0, q, k) for q, k in zip(*slices, strict=True)]
+    lengths = (count, keys.shape[1])
+    parts = segment_slices(batch, *lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     for b, q, k in parts:
         if q.start < q.stop and k.start < k.stop:
             mask = None if key_mask is None else key_mask[b, k]

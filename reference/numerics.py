@@ -117,6 +117,33 @@ def round_to_integer(x: Tensor) -> Tensor:
     return (x + 12582912.0).sub_(12582912.0)
 
 
+# Coefficients of r, r², … in 2^r = 1 + …, |r| ≤ 1/2: within 1.0e-4 and 1.1e-7 of it.
+EXP2 = {
+    3: (0.693282961845398, 0.2422109842300415, 0.05500887334346771),
+    5: (0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472032815218),
+}
+# The degree that goes with so many limbs.
+EXP2_DEGREE = {1: 3, 2: 5}
+
+
+def exp2(t: Tensor, degree: int, exponent: int) -> Tensor:
+    """2^(t + exponent) by a polynomial, exactly a power of two where t is an integer; `t` is overwritten.
+
+    t + exponent has to stay within the exponents of normal float32.
+    """
+    shifted = t + (12582912.0 + exponent)
+    t -= shifted - (12582912.0 + exponent)
+    *rest, last = EXP2[degree]
+    power = t * last
+    for coefficient in reversed(rest):
+        power += coefficient
+        power *= t
+    power += 1.0
+    bits = power.view(torch.int32)
+    bits += shifted.view(torch.int32).bitwise_left_shift_(23)
+    return power
+
+
 def map_rows(
     function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, *outs: Tensor, elements: int = 4 * CACHE_ELEMENTS
 ) -> None:
@@ -199,3 +226,20 @@ def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Te
     """(starts, lengths) int64 `[S]` of segments inside `[0, size]`, none negative or longer than `max_seqlen`."""
     bounds = cu_seqlens.to(torch.int64).clamp(0, size)
     return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)
+
+
+def segment_slices(
+    batch: int,
+    queries: int,
+    keys: int,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+) -> list[tuple[int, slice, slice]]:
+    """(sample, its queries, its keys) of every sample, or of every segment of the one packed sample."""
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        return [(b, slice(0, queries), slice(0, keys)) for b in range(batch)]
+    bounds = (segments(cu_seqlens_q, queries, max_seqlen_q), segments(cu_seqlens_k, keys, max_seqlen_k))
+    slices = [map(slice, starts.tolist(), (starts + lengths).tolist()) for starts, lengths in bounds]
+    return [(0, q, k) for q, k in zip(*slices, strict=True)]

@@ -1,0 +1,384 @@
+"""Importance of tokens from attention without the attention matrix: probabilities in fixed point, integer sums."""
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, exp2, ordered_key, target_arch, unit_rows
+
+# The largest slope and norm that count, so that logits are finite; the logit of no key.
+_LARGEST = tl.constexpr(2.0**60)
+_MASKED = tl.constexpr(-(2.0**121))
+
+
+@triton.jit
+def _segment(cu_seqlens_ptr, segment, size, longest, PACKED: tl.constexpr):
+    """(first row in the sample's heads, rows) of a segment, or of a sample."""
+    start = tl.zeros((), tl.int64)
+    count = longest
+    if PACKED:
+        first, count = bounds(cu_seqlens_ptr, segment, size)
+        start += first
+        count = tl.minimum(count, longest)
+    return start, count
+
+
+@triton.jit
+def _factor(norms_ptr, row, mask, scale):
+    """(factor a row brings to its logits, whether it is usable): a norm that is not finite is of no use."""
+    norm = tl.load(norms_ptr + row, mask=mask, other=float("inf"))
+    usable = norm < float("inf")
+    factor = norm * scale
+    return tl.where(usable, tl.where(factor < _LARGEST, factor, _LARGEST), 0.0), usable
+
+
+@triton.jit
+def _query_rows(
+    norms_ptr, positions_ptr, first_head, sample, start, index, count, length, queries, rows, scale,
+    CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Rows `index` of consecutive heads: (row in the tensor, mask, factor, last key in sight, query in the sample)."""
+    mask = index < rows
+    query = index % tl.maximum(count, 1)
+    row = (first_head + index // tl.maximum(count, 1)) * queries + start + query
+    factor, usable = _factor(norms_ptr, row, mask, scale)
+    position = length - count + query
+    if positions_ptr is not None:
+        position = tl.load(positions_ptr + sample * queries + start + query, mask=mask, other=-1)
+        usable = usable & (position >= 0)
+    if CAUSAL == 0:
+        position = tl.zeros_like(position) + 0x7FFFFFFF
+    return row, mask, factor, tl.where(usable, position, -1), query
+
+
+@triton.jit
+def _logits(scores, factor_q, factor_k, seen, cap, LIMBS: tl.constexpr, CAPPED: tl.constexpr):
+    """Logits to base 2 from dot products of unit rows."""
+    unit: tl.constexpr = 1.0 if LIMBS == 1 else 2.0**-30
+    x = scores.to(tl.float32) * (factor_q * unit)
+    x = x * factor_k
+    if CAPPED:
+        inside = tl.where(x < 60.0, tl.where(x > -60.0, x, -60.0), 60.0)
+        power = exp2(inside, 5, 0) + 1.0
+        x = (1.0 - tl.div_rn(tl.zeros_like(power) + 2.0, power)) * cap
+    return tl.where(seen, x, _MASKED)
+
+
+@triton.jit(
+    do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "kv_heads", "group", "scale", "cap"]
+)
+def _row_kernel(
+    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr, sums_ptr,
+    queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, SUM: tl.constexpr, CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Greatest logit of each query row, or the sum of 2^(logit − greatest), over one split of the keys.
+
+    The query heads that share a key head are one long row of queries.
+    """
+    tiles = tl.cdiv(longest_q * group, BLOCK_M)
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles % splits
+    head = tl.program_id(0) // tiles // splits % kv_heads
+    segment = (tl.program_id(0) // tiles // splits // kv_heads).to(tl.int64)
+    sample = segment
+    if PACKED:
+        sample = segment - segment
+    start_q, count = _segment(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
+    start_k, length = _segment(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    key_rows = (sample * kv_heads + head) * keys + start_k
+    index = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row, mask, factor, position, _ = _query_rows(
+        q_norms_ptr, positions_ptr, (sample * kv_heads + head) * group, sample, start_q, index, count, length, queries,
+        count * group, scale, CAUSAL,
+    )  # fmt: skip
+    share = tl.cdiv(tl.cdiv(length, BLOCK_N), splits) * BLOCK_N
+    end = tl.minimum((split + 1) * share, length)
+    if CAUSAL:
+        end = tl.minimum(end, tl.max(tl.where(mask, position, -1), axis=0) + 1)
+    if split * share < end:
+        if SUM:
+            key = tl.load(tops_ptr + row, mask=mask, other=0)
+            top = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+            total = tl.zeros((BLOCK_M,), tl.int64)
+        else:
+            best = tl.full((BLOCK_M,), _MASKED, tl.float32)
+        for n in range(split * share, end, BLOCK_N):
+            column = n + tl.arange(0, BLOCK_N)
+            column_mask = column < end
+            factor_k, usable = _factor(k_norms_ptr, key_rows + column, column_mask, 1.0)
+            scores = exact_dots(
+                q_ptr, row, mask, k_ptr, key_rows + column, column_mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K
+            )
+            seen = usable[None, :] & (column[None, :] <= position[:, None])
+            x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
+            if SUM:
+                x = tl.maximum(x - top[:, None], -32.0)
+                e = (exp2(x, 3 if LIMBS == 1 else 5, 30) + 0.5).to(tl.int32)
+                total += tl.sum(e.to(tl.int64), axis=1)
+            else:
+                best = tl.maximum(best, tl.max(x, axis=1))
+        if SUM:
+            tl.atomic_add(sums_ptr + row, total, mask=mask, sem="relaxed")
+        else:
+            tl.atomic_max(tops_ptr + row, ordered_key(best), mask=mask, sem="relaxed")
+
+
+@triton.jit
+def _probabilities(
+    k_ptr, key_rows, key, key_mask, factor_k, usable_k, q_ptr, q_norms_ptr, positions_ptr, weights_ptr, lse_ptr,
+    tops_ptr, sums_ptr, head, sample, start_q, index, count, length, queries, rows, scale, cap, CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Attention that the keys [BLOCK_M] get from the queries [BLOCK_N] of a head: int32 in units of 2⁻³⁰."""
+    row, mask, factor, position, query = _query_rows(
+        q_norms_ptr, positions_ptr, head, sample, start_q, index, count, length, queries, rows, scale, CAUSAL
+    )
+    if lse_ptr is not None:
+        top = tl.load(lse_ptr + row, mask=mask, other=float("inf"))
+        used = (tl.abs(top) < float("inf")) & (position >= 0)
+        top = tl.where(used, top, 0.0)
+        share = tl.full((BLOCK_N,), 1.0, tl.float32)
+    else:
+        bits = tl.load(tops_ptr + row, mask=mask, other=-(1 << 31))
+        top = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        total = tl.load(sums_ptr + row, mask=mask, other=0).to(tl.float32)
+        used = (top > _MASKED) & (position >= 0)
+        share = tl.div_rn(tl.full((BLOCK_N,), 1073741824.0, tl.float32), total)
+    if weights_ptr is not None:
+        share = share * tl.load(weights_ptr + sample * queries + start_q + query, mask=mask, other=0.0)
+    share = tl.where(used & mask, share, 0.0)
+    top = tl.where(used & mask, top, 0.0)
+    scores = exact_dots(k_ptr, key_rows + key, key_mask, q_ptr, row, mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K)
+    seen = usable_k[:, None] & (key[:, None] <= position[None, :])
+    x = _logits(scores, factor[None, :], factor_k[:, None], seen, cap, LIMBS, CAPPED)
+    x = tl.maximum(x - top[None, :], -32.0)
+    if lse_ptr is not None:
+        x = tl.minimum(x, 0.0)
+    return (exp2(x, 3 if LIMBS == 1 else 5, 30) * share[None, :] + 0.5).to(tl.int32)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "queries", "keys", "longest_q", "longest_k", "splits", "heads", "kv_heads", "scale", "cap", "key_start",
+        "key_stop", "out_heads",
+    ]
+)  # fmt: skip
+def _column_kernel(
+    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, positions_ptr, weights_ptr, lse_ptr, tops_ptr, sums_ptr, cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr, totals_ptr, queries, keys, longest_q, longest_k, key_start, key_stop, splits, heads, kv_heads,
+    out_heads, scale, cap, JOINED: tl.constexpr, HEADS: tl.constexpr, REDUCTION: tl.constexpr, CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Attention received by BLOCK_M keys from one split of the queries: its sum, or the greatest.
+
+    A program takes one head, or JOINED heads that share a key head one after another, or with HEADS ("sum", "max",
+    "rms") all heads at a time, reduced before queries are.
+    """
+    GROUPS: tl.constexpr = 1 if HEADS != "" else 0
+    units = heads // JOINED
+    if GROUPS:
+        units = heads // heads
+    tiles = tl.cdiv(tl.minimum(key_stop, longest_k) - key_start, BLOCK_M)
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles % splits
+    unit = tl.program_id(0) // tiles // splits % units
+    segment = (tl.program_id(0) // tiles // splits // units).to(tl.int64)
+    sample = segment
+    if PACKED:
+        sample = segment - segment
+    start_q, count = _segment(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
+    start_k, length = _segment(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    group = heads // kv_heads
+    rows = count * JOINED
+    first = key_start + tile * BLOCK_M
+    key = first + tl.arange(0, BLOCK_M)
+    key_mask = (key < length) & (key < key_stop)
+    share = tl.cdiv(tl.cdiv(rows, BLOCK_N), splits) * BLOCK_N
+    begin = split * share
+    end = tl.minimum(begin + share, rows)
+    if CAUSAL and JOINED == 1 and positions_ptr is None:  # earlier queries see none of these keys
+        begin = tl.maximum(begin, (first + count - length) // BLOCK_N * BLOCK_N)
+    if (first < length) & (begin < end):
+        total = tl.zeros((BLOCK_M,), tl.int64)
+        for i in range(begin, end, BLOCK_N):
+            index = i + tl.arange(0, BLOCK_N)
+            if HEADS == "":
+                head = sample * heads + unit * JOINED
+                key_rows = (sample * kv_heads + unit * JOINED // group) * keys + start_k
+                factor_k, usable_k = _factor(k_norms_ptr, key_rows + key, key_mask, 1.0)
+                p = _probabilities(
+                    k_ptr, key_rows, key, key_mask, factor_k, usable_k, q_ptr, q_norms_ptr, positions_ptr,
+                    weights_ptr, lse_ptr, tops_ptr, sums_ptr, head, sample, start_q, index, count, length, queries,
+                    rows, scale, cap, CAUSAL, CAPPED, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                ).to(tl.int64)  # fmt: skip
+            else:
+                p = tl.zeros((BLOCK_M, BLOCK_N), tl.float32 if HEADS == "rms" else tl.int64)
+                for h in range(0, heads):
+                    key_rows = (sample * kv_heads + h // group) * keys + start_k
+                    factor_k, usable_k = _factor(k_norms_ptr, key_rows + key, key_mask, 1.0)
+                    x = _probabilities(
+                        k_ptr, key_rows, key, key_mask, factor_k, usable_k, q_ptr, q_norms_ptr, positions_ptr, None,
+                        lse_ptr, tops_ptr, sums_ptr, sample * heads + h, sample, start_q, index, count, length,
+                        queries, rows, scale, cap, CAUSAL, CAPPED, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                    )  # fmt: skip
+                    if HEADS == "rms":
+                        y = x.to(tl.float32) * (1.0 / 1073741824.0)
+                        p = p + y * y
+                    elif HEADS == "max":
+                        p = tl.maximum(p, x.to(tl.int64))
+                    else:
+                        p += x.to(tl.int64)
+                if HEADS == "rms":
+                    p = tl.div_rn(p, tl.zeros_like(p) + heads)
+                    p = (tl.sqrt_rn(p) * 1073741824.0 + 0.5).to(tl.int64)
+                if weights_ptr is not None:
+                    weight = tl.load(weights_ptr + sample * queries + start_q + index, mask=index < rows, other=0.0)
+                    p = (p.to(tl.float32) * weight[None, :] + 0.5).to(tl.int64)
+            if REDUCTION == "max":
+                total = tl.maximum(total, tl.max(p, axis=1))
+            else:
+                total += tl.sum(p, axis=1)
+        at = totals_ptr + (sample * out_heads + tl.where(out_heads > 1, unit, 0)) * keys + start_k + key
+        if REDUCTION == "max":
+            tl.atomic_max(at, total, mask=key_mask, sem="relaxed")
+        else:
+            tl.atomic_add(at, total, mask=key_mask, sem="relaxed")
+
+
+@triton.jit(
+    do_not_specialize=["queries", "keys", "longest_q", "longest_k", "heads", "key_start", "key_stop", "out_heads"]
+)
+def _finish_kernel(
+    totals_ptr, counts_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, out_ptr, queries, keys, longest_q, longest_k,
+    key_start, key_stop, heads, out_heads, HEADS: tl.constexpr, MEAN: tl.constexpr, DIVIDE: tl.constexpr,
+    WEIGHTED: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Scores from the integers of one or of all heads."""
+    tiles = tl.cdiv(tl.minimum(key_stop, longest_k) - key_start, BLOCK)
+    segment = (tl.program_id(0) // tiles).to(tl.int64)
+    sample = segment
+    if PACKED:
+        sample = segment - segment
+    _, count = _segment(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
+    start, length = _segment(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    key = key_start + (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
+    mask = (key < length) & (key < key_stop)
+    divisor = tl.zeros((BLOCK,), tl.int64) + count
+    if counts_ptr is not None:
+        divisor = tl.load(counts_ptr + sample * keys + start + key, mask=mask, other=0)
+    elif CAUSAL:
+        divisor = tl.minimum(divisor, length - key)
+    divisor = divisor.to(tl.float32)
+    if WEIGHTED:
+        divisor = divisor * (1.0 / 1073741824.0)
+    score = tl.zeros((BLOCK,), tl.float32)
+    for h in range(0, out_heads):
+        total = tl.load(totals_ptr + (sample * out_heads + h) * keys + start + key, mask=mask, other=0)
+        x = total.to(tl.float32) * (1.0 / 1073741824.0)
+        if MEAN:
+            x = tl.where(divisor > 0, tl.div_rn(x, divisor), 0.0)
+        if HEADS == "max":
+            score = tl.maximum(score, x)
+        elif HEADS == "rms":
+            score = score + x * x
+        else:
+            score = score + x
+    if DIVIDE:
+        score = tl.div_rn(score, tl.zeros_like(score) + heads)
+    if HEADS == "rms":
+        score = tl.sqrt_rn(score)
+    tl.store(out_ptr + sample * keys + start + key, score, mask=mask)
+
+
+def attention_config(features: int, limbs: int, rows: int, arch: int | str) -> dict:
+    """Tiles of queries by keys whose logits stay in registers; few queries make a flat tile."""
+    m = 16 if rows <= 16 else 64
+    n, k = (64, 64) if limbs == 1 else (32, 64)
+    k = min(k, max(16, triton.next_power_of_2(features)))
+    return {"queries": m, "keys": n if m > 16 else 2 * n, "BLOCK_K": k, "num_warps": 4, "num_stages": 2}
+
+
+def attention_splits(programs: int, tiles: int) -> int:
+    """Parts of a loop over so many tiles, for some 500 programs of at least four tiles."""
+    return max(1, min(triton.cdiv(512, max(1, programs)), tiles // 4))
+
+
+def attention_importance(
+    query: Tensor,
+    key: Tensor,
+    positions: Optional[Tensor],
+    weights: Optional[Tensor],
+    log_sum_exp: Optional[Tensor],
+    counts: Optional[Tensor],
+    cu_seqlens_q: Optional[Tensor],
+    cu_seqlens_k: Optional[Tensor],
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    key_start: int,
+    key_stop: int,
+    causal: bool,
+    scale: float,
+    cap: float,
+    limbs: int,
+    head_reduction: str,
+    query_reduction: str,
+    heads_first: bool,
+) -> Tensor:
+    batch, heads, queries, features = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    device = query.device
+    packed = cu_seqlens_q is not None
+    segments = len(cu_seqlens_q) - 1 if cu_seqlens_q is not None else batch
+    out = torch.zeros(batch, keys, dtype=torch.float32, device=device)
+    span = min(key_stop, max_seqlen_k) - key_start
+    if span <= 0 or not segments * heads * max_seqlen_q:
+        return out
+    group = heads // kv_heads
+    same = head_reduction != "rms" and (head_reduction == "max") == (query_reduction == "max")
+    by_tile = heads_first and not same
+    # Heads that share a key head are one row of queries, but where many queries see the later keys only.
+    joined = group if same and (not causal or max_seqlen_q <= 64) else 1
+    out_heads = 1 if same or by_tile else heads
+    q_units, q_norms = unit_rows(query, limbs, LOW_BITS)
+    k_units, k_norms = unit_rows(key, limbs, LOW_BITS)
+    positions, weights, log_sum_exp, counts = (
+        None if x is None else x.contiguous() for x in (positions, weights, log_sum_exp, counts)
+    )
+    config = attention_config(features, limbs, max_seqlen_q * group, target_arch())
+    block_q, block_k = config.pop("queries"), config.pop("keys")
+    common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs, **config, **LAUNCH}
+    operands = (q_units, q_norms, k_units, k_norms, positions)
+    sizes = (queries, keys, max_seqlen_q, max_seqlen_k)
+    tops = sums = None
+    if log_sum_exp is None:
+        tops = torch.full((batch, heads, queries), -(1 << 31), dtype=torch.int32, device=device)
+        sums = torch.zeros(batch, heads, queries, dtype=torch.int64, device=device)
+        programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, block_q)
+        splits = attention_splits(programs, triton.cdiv(max_seqlen_k, block_k))
+        for is_sum in (False, True):
+            _row_kernel[(programs * splits,)](
+                *operands, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes, splits, kv_heads, group, scale, cap,
+                SUM=is_sum, BLOCK_M=block_q, BLOCK_N=block_k, **common,
+            )  # fmt: skip
+    totals = torch.zeros(batch, out_heads, keys, dtype=torch.int64, device=device)
+    programs = segments * (1 if by_tile else heads // joined) * triton.cdiv(span, block_k)
+    splits = attention_splits(programs, triton.cdiv(max_seqlen_q * joined, block_q))
+    _column_kernel[(programs * splits,)](
+        *operands, weights, log_sum_exp, tops, sums, cu_seqlens_q, cu_seqlens_k, totals, *sizes, key_start, key_stop,
+        splits, heads, kv_heads, out_heads, scale, cap, JOINED=joined, HEADS=head_reduction if by_tile else "",
+        REDUCTION="max" if query_reduction == "max" else "sum", BLOCK_M=block_k, BLOCK_N=block_q, **common,
+    )  # fmt: skip
+    _finish_kernel[(segments * triton.cdiv(span, 256),)](
+        totals, counts, cu_seqlens_q, cu_seqlens_k, out, *sizes, key_start, key_stop, heads, out_heads,
+        HEADS="sum" if by_tile else head_reduction, MEAN=query_reduction == "mean",
+        DIVIDE=head_reduction == "mean" or (head_reduction == "rms" and not by_tile), WEIGHTED=weights is not None,
+        CAUSAL=causal, PACKED=packed, BLOCK=256, **LAUNCH,
+    )  # fmt: skip
+    return out

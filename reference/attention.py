@@ -1,0 +1,229 @@
+"""Importance of tokens from attention: probabilities in fixed point, so that their sums have no order."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from .numerics import EXP2_DEGREE, exp2, grid_products, grid_rows, segment_slices, sqrt
+
+# Fraction bits of the second limb.
+LOW_BITS = 10
+# Logits of a block: a few such buffers stay in cache.
+BLOCK = 1 << 18
+# A probability of 1; the largest slope and norm that count, so that logits are finite; the logit of no key.
+ONE = 2.0**30
+LARGEST = 2.0**60
+MASKED = -(2.0**121)
+
+
+class _Rows(NamedTuple):
+    """Grid rows of one head, and the factor that each brings to its logits; 0 where a row is of no use."""
+
+    units: Tensor
+    factor: Tensor
+    usable: Tensor
+
+    def take(self, part: slice) -> "_Rows":
+        return _Rows(*[x[part] for x in self])
+
+
+def _rows(x: Tensor, scale: float, limbs: int) -> _Rows:
+    units, norms = grid_rows(x, limbs, LOW_BITS)
+    usable = norms < torch.inf
+    factor = norms * scale
+    return _Rows(units, torch.where(usable, torch.where(factor < LARGEST, factor, LARGEST), 0.0), usable)
+
+
+def _logits(q: _Rows, k: _Rows, position: Optional[Tensor], cap: float) -> Tensor:
+    """Logits to base 2 `[R, N]`, MASKED for keys that are of no use or past the `position` of the query."""
+    products = grid_products(q.units, k.units)
+    if products.dtype == torch.float64:
+        products = products.add_(0.5).floor_().to(torch.float32)
+    products *= (q.factor * 2.0**-30)[:, None]
+    products *= k.factor
+    if cap:
+        inside = torch.where(products < 60.0, torch.where(products > -60.0, products, -60.0), 60.0)
+        power = exp2(inside, 5, 0) + 1.0
+        products = (1.0 - torch.full_like(power, 2.0) / power) * cap
+    if position is not None:
+        visible = torch.arange(len(k.units), device=position.device) <= position[:, None]
+        products = torch.where(visible, products, MASKED)
+    if not bool(k.usable.all()):
+        products[:, (~k.usable).nonzero()[:, 0]] = MASKED
+    return products
+
+
+class _Segment(NamedTuple):
+    """Attention of all heads within one sample or segment."""
+
+    queries: list[_Rows]
+    keys: list[_Rows]
+    position: Tensor
+    weight: Tensor
+    log_sum_exp: Optional[Tensor]
+    columns: slice
+    causal: bool
+    cap: float
+    limbs: int
+
+    def attention(self, head: int, part: slice, weighted: bool) -> Tensor:
+        """Attention `[R, N]` of some queries, times their weights, to the keys of `columns`: integers, times 2⁻³⁰.
+
+        0 for a query that sees no key.
+        """
+        q, k = self.queries[head].take(part), self.keys[head * len(self.keys) // len(self.queries)]
+        position = self.position[part]
+        weight = torch.where(position >= 0, self.weight[part] if weighted else 1.0, 0.0)
+        t = _logits(q, k, position if self.causal else None, self.cap)
+        if self.log_sum_exp is None:
+            top = t.amax(1)
+            usable = q.usable & (top > MASKED)
+            t -= top[:, None]
+            e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30)
+            total = (e + 0.5).floor_().sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
+            factor = torch.full_like(total, ONE) / total * weight
+        else:
+            log_sum_exp = self.log_sum_exp[head, part]
+            usable = q.usable & (log_sum_exp.abs() < torch.inf)
+            t -= torch.where(usable, log_sum_exp, 0.0)[:, None]
+            e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.limbs], 30)
+            factor = weight
+        e = e[:, self.columns]
+        e *= torch.where(usable, factor, 0.0)[:, None]
+        e += 0.5
+        return e.floor_()
+
+
+def _fixed(x: Tensor) -> Tensor:
+    """Integers, as float64, nearest to the float32 numbers `x`, halves up."""
+    return (x + 0.5).double().floor_()
+
+
+def attention_importance(
+    query: Tensor,
+    key: Tensor,
+    positions: Optional[Tensor],
+    weights: Optional[Tensor],
+    log_sum_exp: Optional[Tensor],
+    counts: Optional[Tensor],
+    cu_seqlens_q: Optional[Tensor],
+    cu_seqlens_k: Optional[Tensor],
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    key_start: int,
+    key_stop: int,
+    causal: bool,
+    scale: float,
+    cap: float,
+    limbs: int,
+    head_reduction: str,
+    query_reduction: str,
+    heads_first: bool,
+) -> Tensor:
+    """Attention that each key receives, float32 `[B, Nk]`: from `query` `[B, H, Nq, D]` and `key` `[B, Hkv, Nk, D]`.
+
+    `positions` int32 `[B, Nq]`: the last key that a query sees if `causal`, negative for a query that is left out.
+    `weights` `[B, Nq]` within [0, 1], `log_sum_exp` `[B, H, Nq]` to base 2, `counts` int64 `[B, Nk]`: what "mean" over
+    queries divides by, with weights in units of 2⁻³⁰. Keys outside [key_start, key_stop) of a segment get 0.
+    Logits to base 2 are cosine · (norm · scale) · norm; with a `cap` other than 0 they are cap · (1 − 2 / (2^x + 1)).
+    """
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    out = torch.zeros(batch, keys, dtype=torch.float32, device=query.device)
+    by_tile = heads_first and (head_reduction == "rms" or (head_reduction == "max") != (query_reduction == "max"))
+    parts = segment_slices(batch, queries, keys, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    for b, qs, ks in parts:
+        count, length = qs.stop - qs.start, ks.stop - ks.start
+        columns = slice(min(key_start, length), min(key_stop, length))
+        if not count or columns.start >= columns.stop:
+            continue
+        position = torch.arange(length - count, length, device=query.device)
+        if positions is not None:
+            position = positions[b, qs]
+        elif not causal:
+            position = torch.zeros_like(position)
+        segment = _Segment(
+            [_rows(query[b, h, qs], scale, limbs) for h in range(heads)],
+            [_rows(key[b, h, ks], 1.0, limbs) for h in range(key.shape[1])],
+            position,
+            torch.ones(count, dtype=torch.float32, device=query.device) if weights is None else weights[b, qs],
+            None if log_sum_exp is None else log_sum_exp[b, :, qs],
+            columns,
+            causal,
+            cap,
+            limbs,
+        )
+        step = max(1, BLOCK // length)
+        blocks = [slice(start, start + step) for start in range(0, count, step)]
+        size = columns.stop - columns.start
+        totals = torch.zeros(1 if by_tile else heads, size, dtype=torch.int64, device=query.device)
+        for part in blocks if by_tile else ():
+            over_heads = _reduce_heads([segment.attention(h, part, False) for h in range(heads)], head_reduction)
+            if weights is not None:
+                over_heads = _fixed(over_heads.to(torch.float32) * segment.weight[part, None])
+            _accumulate(totals[0], over_heads, query_reduction)
+        for h in range(0 if by_tile else heads):
+            for part in blocks:
+                _accumulate(totals[h], segment.attention(h, part, True), query_reduction)
+        divisor = None
+        if query_reduction == "mean":
+            seen = _counts(count, length, causal, out.device) if counts is None else counts[b, ks]
+            divisor = seen[columns].to(torch.float32)
+            if weights is not None:
+                divisor = divisor * 2.0**-30
+        out[b, ks][columns] = _finish(totals, divisor, heads, head_reduction, query_reduction, by_tile)
+    return out
+
+
+def _counts(queries: int, keys: int, causal: bool, device: torch.device) -> Tensor:
+    """How many of all queries see each key."""
+    seen = torch.full((keys,), queries, dtype=torch.int64, device=device)
+    return (keys - torch.arange(keys, device=device)).clamp(max=queries) if causal else seen
+
+
+def _reduce_heads(p: list[Tensor], reduction: str) -> Tensor:
+    """Integers `[R, N]` as float64: the sum, the greatest, or the root mean square of heads."""
+    if reduction == "rms":
+        squares = torch.zeros_like(p[0])
+        for x in p:
+            x = x * 2.0**-30
+            squares = squares + x * x
+        return _fixed(sqrt(squares / torch.full_like(squares, len(p))) * ONE)
+    total = p[0].double()
+    for x in p[1:]:
+        total = torch.where(x > total, x, total) if reduction == "max" else total + x
+    return total
+
+
+def _accumulate(total: Tensor, p: Tensor, reduction: str) -> None:
+    if reduction == "max":
+        top = p.amax(0).to(torch.int64)
+        total.copy_(torch.where(top > total, top, total))
+    else:
+        total += p.sum(0, dtype=torch.float64).to(torch.int64)
+
+
+def _finish(
+    totals: Tensor, divisor: Optional[Tensor], heads: int, head_reduction: str, query_reduction: str, by_tile: bool
+) -> Tensor:
+    """Float32 scores from integers of one or of all heads `[H, N]`."""
+    if head_reduction != "rms" and (head_reduction == "max") == (query_reduction == "max"):
+        totals = totals.amax(0)[None] if head_reduction == "max" else totals.sum(0)[None]
+        by_tile = True
+    scores = totals.to(torch.float32) * 2.0**-30
+    if divisor is not None:
+        scores = torch.where(divisor > 0, scores / divisor, 0.0)
+    if by_tile:
+        score = scores[0]
+    elif head_reduction == "max":
+        score = scores.amax(0)
+    else:
+        score = torch.zeros_like(scores[0])
+        for x in scores:
+            score = score + (x * x if head_reduction == "rms" else x)
+    if head_reduction == "mean" or (head_reduction == "rms" and not by_tile):
+        score = score / torch.full_like(score, heads)
+    if head_reduction == "rms" and not by_tile:
+        score = sqrt(score)
+    return score
