@@ -7,11 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, exp2, ordered_key, target_arch, unit_rows
+from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, exp2, ordered_key, unit_rows
 
 # The largest slope and norm that count, so that logits are finite; the logit of no key.
 _LARGEST = tl.constexpr(2.0**60)
 _MASKED = tl.constexpr(-(2.0**121))
+
+
+@triton.jit
+def _float(key):
+    """The number that an ordered key stands for."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -40,7 +46,7 @@ def _query_rows(
     norms_ptr, positions_ptr, first_head, sample, start, index, count, length, queries, rows, scale,
     CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Rows `index` of consecutive heads: (row in the tensor, mask, factor, last key in sight, query in the sample)."""
+    """Rows `index` of consecutive heads: (row in the tensor, mask, factor, last key in sight)."""
     mask = index < rows
     query = index % tl.maximum(count, 1)
     row = (first_head + index // tl.maximum(count, 1)) * queries + start + query
@@ -51,7 +57,7 @@ def _query_rows(
         usable = usable & (position >= 0)
     if CAUSAL == 0:
         position = tl.zeros_like(position) + 0x7FFFFFFF
-    return row, mask, factor, tl.where(usable, position, -1), query
+    return row, mask, factor, tl.where(usable, position, -1)
 
 
 @triton.jit
@@ -92,7 +98,7 @@ def _row_kernel(
     start_k, length = _segment(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
     key_rows = (sample * kv_heads + head) * keys + start_k
     index = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    row, mask, factor, position, _ = _query_rows(
+    row, mask, factor, position = _query_rows(
         q_norms_ptr, positions_ptr, (sample * kv_heads + head) * group, sample, start_q, index, count, length, queries,
         count * group, scale, CAUSAL,
     )  # fmt: skip
@@ -102,8 +108,7 @@ def _row_kernel(
         end = tl.minimum(end, tl.max(tl.where(mask, position, -1), axis=0) + 1)
     if split * share < end:
         if SUM:
-            key = tl.load(tops_ptr + row, mask=mask, other=0)
-            top = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+            top = _float(tl.load(tops_ptr + row, mask=mask, other=0))
             total = tl.zeros((BLOCK_M,), tl.int64)
         else:
             best = tl.full((BLOCK_M,), _MASKED, tl.float32)
@@ -128,53 +133,68 @@ def _row_kernel(
             tl.atomic_max(tops_ptr + row, ordered_key(best), mask=mask, sem="relaxed")
 
 
-@triton.jit
-def _probabilities(
-    k_ptr, key_rows, key, key_mask, factor_k, usable_k, q_ptr, q_norms_ptr, positions_ptr, weights_ptr, lse_ptr,
-    tops_ptr, sums_ptr, head, sample, start_q, index, count, length, queries, rows, scale, cap, CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+@triton.jit(do_not_specialize=["rows", "queries", "heads", "scale"])
+def _share_kernel(
+    q_norms_ptr, positions_ptr, weights_ptr, lse_ptr, tops_ptr, sums_ptr, factors_ptr, shares_ptr, rows, queries, heads,
+    scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Attention that the keys [BLOCK_M] get from the queries [BLOCK_N] of a head: int32 in units of 2⁻³⁰."""
-    row, mask, factor, position, query = _query_rows(
-        q_norms_ptr, positions_ptr, head, sample, start_q, index, count, length, queries, rows, scale, CAUSAL
-    )
+    """Factors, greatest logits (in place) and weight / Σ 2^(logit − greatest) of queries: 0 for an unused one."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < rows
+    query = row // (queries * heads) * queries + row % queries
+    factor, used = _factor(q_norms_ptr, row, mask, scale)
+    if positions_ptr is not None:
+        used = used & (tl.load(positions_ptr + query, mask=mask, other=-1) >= 0)
     if lse_ptr is not None:
         top = tl.load(lse_ptr + row, mask=mask, other=float("inf"))
-        used = (tl.abs(top) < float("inf")) & (position >= 0)
-        top = tl.where(used, top, 0.0)
-        share = tl.full((BLOCK_N,), 1.0, tl.float32)
+        used = used & (tl.abs(top) < float("inf"))
+        share = tl.full((BLOCK,), 1.0, tl.float32)
     else:
-        bits = tl.load(tops_ptr + row, mask=mask, other=-(1 << 31))
-        top = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        top = _float(tl.load(tops_ptr + row, mask=mask, other=-(1 << 31)))
         total = tl.load(sums_ptr + row, mask=mask, other=0).to(tl.float32)
-        used = (top > _MASKED) & (position >= 0)
-        share = tl.div_rn(tl.full((BLOCK_N,), 1073741824.0, tl.float32), total)
+        used = used & (top > _MASKED)
+        share = tl.div_rn(tl.full((BLOCK,), 1073741824.0, tl.float32), total)
     if weights_ptr is not None:
-        share = share * tl.load(weights_ptr + sample * queries + start_q + query, mask=mask, other=0.0)
-    share = tl.where(used & mask, share, 0.0)
-    top = tl.where(used & mask, top, 0.0)
-    scores = exact_dots(k_ptr, key_rows + key, key_mask, q_ptr, row, mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K)
-    seen = usable_k[:, None] & (key[:, None] <= position[None, :])
+        share = share * tl.load(weights_ptr + query, mask=mask, other=0.0)
+    tl.store(factors_ptr + row, factor, mask=mask)
+    tl.store(tops_ptr + row, tl.where(used, top, 0.0).to(tl.int32, bitcast=True), mask=mask)
+    tl.store(shares_ptr + row, tl.where(used, share, 0.0), mask=mask)
+
+
+@triton.jit
+def _probabilities(
+    k_ptr, k_norms_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr, row, mask, position, cap,
+    CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, D: tl.constexpr,
+    LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Attention that the keys [BLOCK_M] get from the queries [BLOCK_N] of a head: int32 in units of 2⁻³⁰."""
+    factor_k, seen = _factor(k_norms_ptr, key_row, key_mask, 1.0)
+    factor = tl.load(factors_ptr + row, mask=mask, other=0.0)
+    top = tl.load(tops_ptr + row, mask=mask, other=0).to(tl.float32, bitcast=True)
+    share = tl.load(shares_ptr + row, mask=mask, other=0.0)
+    scores = exact_dots(k_ptr, key_row, key_mask, q_ptr, row, mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K)
+    seen = seen[:, None]
+    if CAUSAL:
+        seen = seen & (key[:, None] <= position[None, :])
     x = _logits(scores, factor[None, :], factor_k[:, None], seen, cap, LIMBS, CAPPED)
     x = tl.maximum(x - top[None, :], -32.0)
-    if lse_ptr is not None:
+    if CLAMP:
         x = tl.minimum(x, 0.0)
     return (exp2(x, 3 if LIMBS == 1 else 5, 30) * share[None, :] + 0.5).to(tl.int32)
 
 
 @triton.jit(
     do_not_specialize=[
-        "queries", "keys", "longest_q", "longest_k", "splits", "heads", "kv_heads", "scale", "cap", "key_start",
+        "queries", "keys", "longest_q", "longest_k", "splits", "heads", "kv_heads", "cap", "key_start",
         "key_stop", "out_heads",
     ]
 )  # fmt: skip
 def _column_kernel(
-    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, positions_ptr, weights_ptr, lse_ptr, tops_ptr, sums_ptr, cu_seqlens_q_ptr,
+    q_ptr, k_ptr, k_norms_ptr, factors_ptr, tops_ptr, shares_ptr, positions_ptr, weights_ptr, cu_seqlens_q_ptr,
     cu_seqlens_k_ptr, totals_ptr, queries, keys, longest_q, longest_k, key_start, key_stop, splits, heads, kv_heads,
-    out_heads, scale, cap, JOINED: tl.constexpr, HEADS: tl.constexpr, REDUCTION: tl.constexpr, CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    out_heads, cap, JOINED: tl.constexpr, HEADS: tl.constexpr, REDUCTION: tl.constexpr, CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr, CLAMP: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Attention received by BLOCK_M keys from one split of the queries: its sum, or the greatest.
 
@@ -209,24 +229,33 @@ def _column_kernel(
         total = tl.zeros((BLOCK_M,), tl.int64)
         for i in range(begin, end, BLOCK_N):
             index = i + tl.arange(0, BLOCK_N)
+            mask = index < rows
+            place = index
+            row = index
+            if JOINED > 1:
+                place = index % count
+                if PACKED:
+                    row = index // count * queries + place
+            position = place
+            if CAUSAL:
+                position = length - count + place
+                if positions_ptr is not None:
+                    position = tl.load(positions_ptr + sample * queries + start_q + place, mask=mask, other=-1)
             if HEADS == "":
-                head = sample * heads + unit * JOINED
-                key_rows = (sample * kv_heads + unit * JOINED // group) * keys + start_k
-                factor_k, usable_k = _factor(k_norms_ptr, key_rows + key, key_mask, 1.0)
+                key_row = (sample * kv_heads + unit * JOINED // group) * keys + start_k + key
                 p = _probabilities(
-                    k_ptr, key_rows, key, key_mask, factor_k, usable_k, q_ptr, q_norms_ptr, positions_ptr,
-                    weights_ptr, lse_ptr, tops_ptr, sums_ptr, head, sample, start_q, index, count, length, queries,
-                    rows, scale, cap, CAUSAL, CAPPED, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                    k_ptr, k_norms_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr,
+                    (sample * heads + unit * JOINED) * queries + start_q + row, mask, position, cap, CAUSAL, CAPPED,
+                    CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
                 ).to(tl.int64)  # fmt: skip
             else:
                 p = tl.zeros((BLOCK_M, BLOCK_N), tl.float32 if HEADS == "rms" else tl.int64)
                 for h in range(0, heads):
-                    key_rows = (sample * kv_heads + h // group) * keys + start_k
-                    factor_k, usable_k = _factor(k_norms_ptr, key_rows + key, key_mask, 1.0)
+                    key_row = (sample * kv_heads + h // group) * keys + start_k + key
                     x = _probabilities(
-                        k_ptr, key_rows, key, key_mask, factor_k, usable_k, q_ptr, q_norms_ptr, positions_ptr, None,
-                        lse_ptr, tops_ptr, sums_ptr, sample * heads + h, sample, start_q, index, count, length,
-                        queries, rows, scale, cap, CAUSAL, CAPPED, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                        k_ptr, k_norms_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr,
+                        (sample * heads + h) * queries + start_q + row, mask, position, cap, CAUSAL, CAPPED, CLAMP, D,
+                        LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
                     )  # fmt: skip
                     if HEADS == "rms":
                         y = x.to(tl.float32) * (1.0 / 1073741824.0)
@@ -239,7 +268,7 @@ def _column_kernel(
                     p = tl.div_rn(p, tl.zeros_like(p) + heads)
                     p = (tl.sqrt_rn(p) * 1073741824.0 + 0.5).to(tl.int64)
                 if weights_ptr is not None:
-                    weight = tl.load(weights_ptr + sample * queries + start_q + index, mask=index < rows, other=0.0)
+                    weight = tl.load(weights_ptr + sample * queries + start_q + place, mask=mask, other=0.0)
                     p = (p.to(tl.float32) * weight[None, :] + 0.5).to(tl.int64)
             if REDUCTION == "max":
                 total = tl.maximum(total, tl.max(p, axis=1))
@@ -297,12 +326,16 @@ def _finish_kernel(
     tl.store(out_ptr + sample * keys + start + key, score, mask=mask)
 
 
-def attention_config(features: int, limbs: int, rows: int, arch: int | str) -> dict:
-    """Tiles of queries by keys whose logits stay in registers; few queries make a flat tile."""
-    m = 16 if rows <= 16 else 64
-    n, k = (64, 64) if limbs == 1 else (32, 64)
-    k = min(k, max(16, triton.next_power_of_2(features)))
-    return {"queries": m, "keys": n if m > 16 else 2 * n, "BLOCK_K": k, "num_warps": 4, "num_stages": 2}
+def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tuple[dict, dict]:
+    """Tiles of queries by keys for the rows, and of keys by queries for the columns, whose logits stay in registers."""
+    few = rows <= 16
+    wide = 64 if limbs == 1 else 32
+    block = max(16, triton.next_power_of_2(features))
+    row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide} if few else {"BLOCK_M": 64, "BLOCK_N": wide}
+    row["BLOCK_K"] = min(block, 64 if limbs == 1 or few else 32)
+    column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else 32 if by_tile else wide, "BLOCK_K": min(block, wide)}
+    launch = {"num_warps": 4, "num_stages": 2}
+    return {**row, **launch}, {**column, **launch}
 
 
 def attention_splits(programs: int, tiles: int) -> int:
@@ -351,29 +384,35 @@ def attention_importance(
     positions, weights, log_sum_exp, counts = (
         None if x is None else x.contiguous() for x in (positions, weights, log_sum_exp, counts)
     )
-    config = attention_config(features, limbs, max_seqlen_q * group, target_arch())
-    block_q, block_k = config.pop("queries"), config.pop("keys")
-    common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs, **config, **LAUNCH}
+    row, column = attention_config(features, limbs, max_seqlen_q * group, by_tile)
+    common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs, **LAUNCH}
     operands = (q_units, q_norms, k_units, k_norms, positions)
     sizes = (queries, keys, max_seqlen_q, max_seqlen_k)
-    tops = sums = None
+    tops = torch.full((batch, heads, queries), -(1 << 31), dtype=torch.int32, device=device)
+    sums = None
     if log_sum_exp is None:
-        tops = torch.full((batch, heads, queries), -(1 << 31), dtype=torch.int32, device=device)
         sums = torch.zeros(batch, heads, queries, dtype=torch.int64, device=device)
-        programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, block_q)
-        splits = attention_splits(programs, triton.cdiv(max_seqlen_k, block_k))
+        programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, row["BLOCK_M"])
+        splits = attention_splits(programs, triton.cdiv(max_seqlen_k, row["BLOCK_N"]))
         for is_sum in (False, True):
             _row_kernel[(programs * splits,)](
                 *operands, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes, splits, kv_heads, group, scale, cap,
-                SUM=is_sum, BLOCK_M=block_q, BLOCK_N=block_k, **common,
+                SUM=is_sum, **row, **common,
             )  # fmt: skip
+    factors = torch.empty(batch, heads, queries, dtype=torch.float32, device=device)
+    shares = torch.empty(batch, heads, queries, dtype=torch.float32, device=device)
+    _share_kernel[(triton.cdiv(shares.numel(), 1024),)](
+        q_norms, positions, None if by_tile else weights, log_sum_exp, tops, sums, factors, shares, shares.numel(),
+        queries, heads, scale, BLOCK=1024, **LAUNCH,
+    )  # fmt: skip
     totals = torch.zeros(batch, out_heads, keys, dtype=torch.int64, device=device)
-    programs = segments * (1 if by_tile else heads // joined) * triton.cdiv(span, block_k)
-    splits = attention_splits(programs, triton.cdiv(max_seqlen_q * joined, block_q))
+    programs = segments * (1 if by_tile else heads // joined) * triton.cdiv(span, column["BLOCK_M"])
+    splits = attention_splits(programs, triton.cdiv(max_seqlen_q * joined, column["BLOCK_N"]))
     _column_kernel[(programs * splits,)](
-        *operands, weights, log_sum_exp, tops, sums, cu_seqlens_q, cu_seqlens_k, totals, *sizes, key_start, key_stop,
-        splits, heads, kv_heads, out_heads, scale, cap, JOINED=joined, HEADS=head_reduction if by_tile else "",
-        REDUCTION="max" if query_reduction == "max" else "sum", BLOCK_M=block_k, BLOCK_N=block_q, **common,
+        q_units, k_units, k_norms, factors, tops, shares, positions, weights if by_tile else None, cu_seqlens_q,
+        cu_seqlens_k, totals, *sizes, key_start, key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
+        HEADS=head_reduction if by_tile else "", REDUCTION="max" if query_reduction == "max" else "sum",
+        CLAMP=log_sum_exp is not None, **column, **common,
     )  # fmt: skip
     _finish_kernel[(segments * triton.cdiv(span, 256),)](
         totals, counts, cu_seqlens_q, cu_seqlens_k, out, *sizes, key_start, key_stop, heads, out_heads,

@@ -294,7 +294,8 @@ def exact_dots(
             low += (tl.dot(a_low, tl.trans(b_low)) * 1048576.0).to(tl.int32)
     if LIMBS == 2:
         return _fixed_point(high, cross, low)
-    return high
+    else:
+        return high
 
 
 @triton.jit
