@@ -21,7 +21,7 @@ from .merging import (
 from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
 from .regions import broadcast_regions, patch_entropy, region_variance
-from .scoring import token_norm, token_variance
+from .scoring import combine_scores, pool_scores, token_norm, token_variance
 from .selection import (
     LevelSelection,
     PackedLevelSelection,
@@ -51,6 +51,7 @@ __all__ = [
     "best_match",
     "blur_downsample",
     "broadcast_regions",
+    "combine_scores",
     "compact",
     "gather_levels",
     "gaussian_pyramid",
@@ -59,6 +60,7 @@ __all__ = [
     "patch_entropy",
     "patch_positions",
     "patchify",
+    "pool_scores",
     "progressive_select",
     "region_variance",
     "segmented_topk",
