@@ -228,6 +228,17 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         weights = torch.empty(64, levels_of)
         allocate = functools.partial(ops.allocate_budgets_batch, 20, weights, [64] * levels_of)
         yield f"allocate_budgets_batch, {levels_of} levels", torch.float32, allocate
+    for dtype in (torch.float32, torch.bfloat16):
+        pool = functools.partial(ops.pool_scores, torch.empty(2, 4096, dtype=dtype), (64, 64))
+        yield "pool_scores, 2×2 of 64×64", dtype, pool
+        yield "pool_scores, 2×2 of 64×64, max", dtype, functools.partial(pool, reduction="max")
+        scores = [torch.empty(2, 5440, dtype=dtype)] * 2
+        packed = [torch.empty(1 << 20, dtype=dtype)] * 2
+        for mode, normalize in (("plain", None), ("min-max", "minmax")):
+            combine = functools.partial(ops.combine_scores, weights=[0.5, 0.5], normalize=normalize)
+            yield f"combine_scores, 2 of 5440, {mode}", dtype, functools.partial(combine, scores)
+            ragged = functools.partial(combine, packed, cu_seqlens=torch.empty(5, dtype=torch.int32))
+            yield f"combine_scores, 2 of 2^20 packed, {mode}", dtype, ragged
     for itemsize in (torch.uint8, torch.float32):
         spread = functools.partial(ops.broadcast_regions, torch.empty(2, 16, dtype=itemsize), (64, 64))
         yield "broadcast_regions, 4×4 to 64×64", itemsize, spread

@@ -19,3 +19,48 @@ def test_scores(compare, op, shape, dtype):
     eager = (lambda x: x.var(-1)) if op == "token_variance" else (lambda x: x.norm(dim=-1))
     scores = 4 * features.shape[0] * features.shape[1]
     compare({"pyramid_ops": getattr(pyramid_ops, op), "eager": eager}, (features,), features.nbytes + scores)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+@pytest.mark.parametrize("side", [64, 256])
+def test_pool_scores(compare, side, reduction):
+    scores = torch.randn(4, side * side, device=DEVICE)
+    pool = torch.nn.functional.avg_pool2d if reduction == "mean" else torch.nn.functional.max_pool2d
+    eager = lambda x: pool(x.view(-1, 1, side, side), 2, ceil_mode=True).flatten(1)  # noqa: E731
+    ours = lambda x: pyramid_ops.pool_scores(x, (side, side), reduction=reduction)  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, (scores,), scores.nbytes + scores.nbytes // 4)
+
+
+def min_max(x):
+    low, high = x.aminmax(dim=1, keepdim=True)
+    return (x - low) / (high - low)
+
+
+@pytest.mark.parametrize("shape", [(2, 5440), (16, 65536)], ids=lambda shape: "x".join(map(str, shape)))
+def test_combine_scores(compare, shape):
+    scores = [torch.randn(shape, device=DEVICE) for _ in range(2)]
+    eager = lambda a, b: 0.3 * min_max(a) + 0.7 * min_max(b)  # noqa: E731
+    ours = lambda *x: pyramid_ops.combine_scores(x, [0.3, 0.7], normalize="minmax")  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, tuple(scores), 3 * scores[0].nbytes)
+
+
+@pytest.mark.parametrize("segments", [4, 4096])
+def test_combine_scores_packed(compare, segments):
+    """2^18 tokens in segments of any length; eager finds the segment of each token and scatters."""
+    tokens = 1 << 18
+    scores = [torch.randn(tokens, device=DEVICE) for _ in range(2)]
+    ends = torch.randint(0, tokens, (segments - 1,), device=DEVICE).sort().values
+    bounds = torch.nn.functional.pad(torch.nn.functional.pad(ends, (1, 0)), (0, 1), value=tokens).int()
+
+    def eager(*scores):
+        segment = torch.searchsorted(bounds, torch.arange(tokens, device=DEVICE), right=True) - 1
+        total = torch.zeros(tokens, device=DEVICE)
+        for x, weight in zip(scores, (0.3, 0.7), strict=True):
+            none = x.new_zeros(segments)
+            low = none.scatter_reduce(0, segment, x, "amin", include_self=False)
+            high = none.scatter_reduce(0, segment, x, "amax", include_self=False)
+            total += weight * (x - low[segment]) / (high - low)[segment]
+        return total
+
+    ours = lambda *x: pyramid_ops.combine_scores(x, [0.3, 0.7], normalize="minmax", cu_seqlens=bounds)  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, tuple(scores), 3 * scores[0].nbytes)

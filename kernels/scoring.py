@@ -1,6 +1,7 @@
-"""A score per token from its own features: one read of the features, rows kept in registers."""
+"""A score per token from its own features: one read of the features, rows kept in registers; scores combined."""
 
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 import triton
@@ -154,3 +155,175 @@ def token_norm(features: Tensor) -> Tensor:
     scores = torch.empty(features.shape[:2], dtype=torch.float32, device=features.device)
     score_levels([features], "norm", 0, scores)
     return scores
+
+
+# Below the ordered key of every float, and below its complement.
+_NO_KEY = tl.constexpr(-(1 << 31))
+
+
+@triton.jit(do_not_specialize=["height", "width", "down", "across"])
+def _pool_scores_kernel(
+    scores_ptr, out_ptr, stride_b, stride_n, height, width, down, across,
+    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program reduces BLOCK windows of a sample."""
+    columns = tl.cdiv(width, across)
+    windows = tl.cdiv(height, down) * columns
+    programs = tl.cdiv(windows, BLOCK)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    window = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    mask = window < windows
+    top = window // columns * down
+    left = window % columns * across
+    scores_ptr += sample * stride_b
+    total = tl.zeros((BLOCK,), tl.float32)
+    best = tl.full((BLOCK,), _NO_KEY, tl.int32)
+    for i in range(down):
+        for j in range(across):
+            inside = mask & (top + i < height) & (left + j < width)
+            token = ((top + i) * width + left + j).to(tl.int64)
+            x = widen(tl.load(scores_ptr + token * stride_n, mask=inside, other=0))
+            if REDUCTION == "max":
+                key = ordered_key(x)
+                better = inside & (key > best)
+                total = tl.where(better, x, total)
+                best = tl.where(better, key, best)
+            else:
+                total = tl.where(inside, total + x, total)
+    if REDUCTION == "mean":
+        heights = tl.minimum(height - top, down)
+        widths = tl.minimum(width - left, across)
+        total = tl.div_rn(total, (heights * widths).to(tl.float32))
+    tl.store(out_ptr + sample * windows + window, total, mask=mask)
+
+
+def pool_config(windows: int) -> dict:
+    return {"BLOCK": min(256, max(32, triton.next_power_of_2(windows))), "num_warps": 4}
+
+
+def pool_scores(scores: Tensor, height: int, width: int, down: int, across: int, reduction: str) -> Tensor:
+    windows = triton.cdiv(height, down) * triton.cdiv(width, across)
+    out = torch.empty(scores.shape[0], windows, dtype=torch.float32, device=scores.device)
+    if out.numel():
+        config = pool_config(windows)
+        _pool_scores_kernel[(scores.shape[0] * triton.cdiv(windows, config["BLOCK"]),)](
+            scores, out, scores.stride(0), scores.stride(1), height, width, down, across,
+            REDUCTION=reduction, **config, **LAUNCH,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _tile(cu_ptr, tokens, segments, top_bit, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(sample, token, segment, whether there is a token in a segment) of a program: [ROWS, COLUMNS].
+
+    A segment is a sample; with offsets, the last segment that does not begin after the token, found bit by bit. What is
+    past the last token is in its segment, which leaves rows of one segment as they are.
+    """
+    programs = tl.cdiv(tokens, ROWS * COLUMNS)
+    sample = tl.program_id(0) // programs
+    row = tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS)
+    token = row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    segment = tl.zeros((ROWS, COLUMNS), tl.int32) + sample
+    live = token < tokens
+    if cu_ptr is not None:
+        segment = tl.full((ROWS, COLUMNS), -1, tl.int32)
+        bit = tl.zeros((), tl.int32) + top_bit
+        while bit > 0:
+            candidate = segment + bit
+            begin = tl.load(cu_ptr + candidate, mask=candidate <= segments, other=0x7FFFFFFF)
+            segment = tl.where(begin <= tl.minimum(token, tokens - 1), candidate, segment)
+            bit = bit >> 1
+        live = live & (segment >= 0) & (segment < segments)
+    return sample.to(tl.int64), token, segment, live
+
+
+@triton.jit
+def _is_finite(x):
+    return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
+
+
+@triton.jit(do_not_specialize=["segments", "top_bit"])
+def _limits_kernel(
+    score_ptrs, strides_b, strides_n, cu_ptr, limits_ptr, tokens, segments, top_bit,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """limits[segment, k] = largest key of the finite scores k of a segment, and largest complement of a key."""
+    sample, token, segment, live = _tile(cu_ptr, tokens, segments, top_bit, ROWS, COLUMNS)
+    # A row of one segment makes one update, any other one for each token.
+    first = tl.min(segment, 1)
+    whole = first == tl.max(segment, 1)
+    alone = live & (tl.where(whole, 0, 1) == 1)[:, None]
+    for k in tl.static_range(len(score_ptrs)):
+        at = score_ptrs[k] + sample * strides_b[k] + token.to(tl.int64) * strides_n[k]
+        x = widen(tl.load(at, mask=token < tokens, other=0))
+        usable = live & _is_finite(x)
+        key = ordered_key(x)
+        for side in tl.static_range(2):
+            value = tl.where(usable, key ^ -side, _NO_KEY)
+            largest = tl.max(value, 1)
+            ptr = limits_ptr + 2 * k + side
+            each = 2 * len(score_ptrs)
+            tl.atomic_max(ptr + first.to(tl.int64) * each, largest, mask=whole & (largest > _NO_KEY), sem="relaxed")
+            if cu_ptr is not None:
+                tl.atomic_max(ptr + segment.to(tl.int64) * each, value, mask=alone & usable, sem="relaxed")
+
+
+@triton.jit
+def _key_value(key):
+    """The float of an ordered key; NaN for none."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["segments", "top_bit"])
+def _combine_scores_kernel(
+    score_ptrs, strides_b, strides_n, weights, cu_ptr, limits_ptr, out_ptr, tokens, segments, top_bit,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    sample, token, segment, live = _tile(cu_ptr, tokens, segments, top_bit, ROWS, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for k in tl.static_range(len(score_ptrs)):
+        at = score_ptrs[k] + sample * strides_b[k] + token.to(tl.int64) * strides_n[k]
+        x = widen(tl.load(at, mask=token < tokens, other=0))
+        if limits_ptr is not None:
+            limit_ptr = limits_ptr + segment.to(tl.int64) * (2 * len(score_ptrs)) + 2 * k
+            high = _key_value(tl.load(limit_ptr, mask=live, other=0))
+            low = _key_value(tl.load(limit_ptr + 1, mask=live, other=0) ^ -1)
+            scale = tl.where(high - low < float("inf"), 1.0, 0.5)
+            start = low * scale
+            span = tl.where(high > low, high * scale - start, float("inf"))
+            y = tl.where(_is_finite(x), tl.div_rn(x * scale - start, span), 0.0)
+            y = tl.where(x == float("inf"), 1.0, y)
+            x = tl.where(x == x, y, x)
+        total = total + x * weights[k]
+    total = tl.where(live, total, 0.0)
+    tl.store(out_ptr + sample * tokens + token, total, mask=token < tokens)
+
+
+def combine_config(tokens: int) -> dict:
+    """16 bytes to a thread, also of two-byte scores; as many rows as there are tokens for, up to 1024 scores."""
+    return {"ROWS": min(8, triton.next_power_of_2(triton.cdiv(tokens, 128))), "COLUMNS": 128, "num_warps": 4}
+
+
+def combine_scores(
+    scores: Sequence[Tensor], weights: Sequence[float], normalize: bool, cu_seqlens: Optional[Tensor]
+) -> Tensor:
+    batch, tokens = scores[0].shape
+    device = scores[0].device
+    out = torch.empty(batch, tokens, dtype=torch.float32, device=device)
+    if not out.numel():
+        return out
+    segments = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    # The largest power of two that an index from −1 to `segments` can rise by.
+    top_bit = 1 << ((segments + 1).bit_length() - 1)
+    config = combine_config(tokens)
+    grid = (batch * triton.cdiv(tokens, config["ROWS"] * config["COLUMNS"]),)
+    tensors = tuple(scores), tuple(x.stride(0) for x in scores), tuple(x.stride(1) for x in scores)
+    limits = None
+    if normalize:
+        limits = torch.full((segments, len(scores), 2), _NO_KEY.value, dtype=torch.int32, device=device)
+        _limits_kernel[grid](*tensors, cu_seqlens, limits, tokens, segments, top_bit, **config, **LAUNCH)
+    _combine_scores_kernel[grid](
+        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top_bit, **config, **LAUNCH
+    )
+    return out

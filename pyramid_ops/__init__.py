@@ -22,7 +22,7 @@ from .merging import (
 from .numerics import unit_rows
 from .pyramid import blur_downsample, gaussian_pyramid, patch_positions, patchify
 from .regions import broadcast_regions, patch_entropy, region_variance
-from .scoring import token_norm, token_variance
+from .scoring import combine_scores, pool_scores, token_norm, token_variance
 from .selection import (
     LevelSelection,
     PackedLevelSelection,
@@ -53,6 +53,7 @@ __all__ = [
     "best_match",
     "blur_downsample",
     "broadcast_regions",
+    "combine_scores",
     "compact",
     "gather_levels",
     "gaussian_pyramid",
@@ -61,6 +62,7 @@ __all__ = [
     "patch_entropy",
     "patch_positions",
     "patchify",
+    "pool_scores",
     "progressive_select",
     "region_variance",
     "segmented_topk",

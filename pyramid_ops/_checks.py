@@ -104,6 +104,15 @@ def sequence(op: str, name: str, value: Any) -> list:
     return list(value)
 
 
+def pair(op: str, name: str, value: Any) -> tuple[int, int]:
+    """(rows, columns), both at least 1."""
+    sides = sequence(op, name, tuple(value) if isinstance(value, torch.Size) else value)
+    if len(sides) != 2:
+        raise ValueError(f"{op}: {name}: expected (rows, columns), got {sides!r}")
+    rows, columns = (integer(op, f"{name}[{k}]", side, 1) for k, side in enumerate(sides))
+    return rows, columns
+
+
 def choice(op: str, name: str, value: Any, *choices: str) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -107,13 +107,8 @@ def int_vector(op: str, name: str, values: Tensor, x: Tensor) -> list[Tensor]:
 
 
 def _regions(op: str, grid: Any, regions: Any) -> tuple[int, int, int, int]:
-    sides = []
-    for name, pair in (("grid", grid), ("regions", regions)):
-        pair = check.sequence(op, name, tuple(pair) if isinstance(pair, torch.Size) else pair)
-        if len(pair) != 2:
-            raise ValueError(f"{op}: {name}: expected (rows, columns), got {pair!r}")
-        sides += [check.integer(op, f"{name}[{k}]", side, 1) for k, side in enumerate(pair)]
-    height, width, rows, columns = sides
+    height, width = check.pair(op, "grid", grid)
+    rows, columns = check.pair(op, "regions", regions)
     if height < rows or width < columns:
         raise ValueError(f"{op}: grid: expected at least the {rows}×{columns} regions, got {height}×{width}")
     return height, width, rows, columns

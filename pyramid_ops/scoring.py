@@ -1,4 +1,7 @@
-"""A score per token from its own features."""
+"""A score per token from its own features, and scores pooled over windows and combined."""
+
+from collections.abc import Sequence
+from typing import Literal, Optional
 
 import torch
 from torch import Tensor
@@ -12,8 +15,23 @@ def _scores_fake(features: Tensor, correction: int = 0) -> Tensor:
     return features.new_empty(features.shape[:2], dtype=torch.float32)
 
 
+def _pool_fake(scores: Tensor, height: int, width: int, down: int, across: int, reduction: str) -> Tensor:
+    windows = -(-height // down) * -(-width // across)
+    return scores.new_empty(scores.shape[0], windows, dtype=torch.float32)
+
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_SCORES = 64
+_LARGEST = torch.finfo(torch.float32).max
+
 _token_variance = Op("scoring", "token_variance", _scores_fake)
 _token_norm = Op("scoring", "token_norm", _scores_fake)
+_pool_scores = Op("scoring", "pool_scores", _pool_fake)
+_combine_scores = Op(
+    "scoring",
+    "combine_scores",
+    lambda scores, weights, normalize, cu_seqlens: scores[0].new_empty(scores[0].shape, dtype=torch.float32),
+)
 
 
 def token_variance(features: Tensor, *, correction: int = 1) -> Tensor:
@@ -88,3 +106,148 @@ def token_norm(features: Tensor) -> Tensor:
     """
     scores = _token_norm(feature_rows("token_norm", "features", features))
     return scores if features.dim() == 3 else scores[0]
+
+
+def pool_scores(
+    scores: Tensor,
+    grid: tuple[int, int],
+    *,
+    window: tuple[int, int] = (2, 2),
+    reduction: Literal["mean", "sum", "max"] = "mean",
+) -> Tensor:
+    """Scores of merged tokens from the scores of their patches, for models that merge patches before the LLM.
+
+    Vision encoders often join each 2×2 block of patches into one token; a score per patch becomes a score per token.
+
+    Parameters
+    ----------
+    scores : Tensor
+        ``[B, N]``; float16, bfloat16 or float32; at most 2³⁰ for each sample. Score n stands at row ``n // W``, column
+        ``n % W`` of the grid: row by row, not block by block, as some models order their patches.
+    grid : (int, int)
+        Height H and width W of the grid of patches, H · W = N.
+    window : (int, int)
+        Rows w_h and columns w_w of patches that become one token. Windows do not overlap; those that the lower or
+        right border cuts off reduce over what is there.
+    reduction : "mean", "sum" or "max"
+        The mean is over the patches that are there.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[B, ⌈H / w_h⌉ * ⌈W / w_w⌉]``, windows row by row.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, a grid that is not that of the scores, or an input that requires grad.
+
+    Notes
+    -----
+    A sum adds the scores of a window row by row in float32, from +0; a mean divides it by their number: as
+    ``avg_pool2d`` with ``ceil_mode=True, count_include_pad=False``, up to the order. A maximum is the first of the
+    largest, its bits unchanged: −0 equals 0, NaN ranks above +inf. The same bits on every device, for any tile, batch
+    or stride.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> scores = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    >>> pyramid_ops.pool_scores(scores, (2, 3))
+    tensor([[3.0000, 4.5000]])
+    >>> pyramid_ops.pool_scores(scores, (2, 3), reduction="max")
+    tensor([[5., 6.]])
+    """
+    op = "pool_scores"
+    check.tensor(op, "scores", scores, "B N", dtypes=_FLOATS)
+    height, width = check.pair(op, "grid", grid)
+    down, across = check.pair(op, "window", window)
+    check.choice(op, "reduction", reduction, "mean", "sum", "max")
+    if height * width != scores.shape[1]:
+        raise ValueError(f"{op}: grid: expected H·W = {scores.shape[1]}, the number of scores, got {height}×{width}")
+    check.packed_size(op, "scores", scores.shape[1])
+    return _pool_scores(scores.resolve_neg(), height, width, min(down, height), min(across, width), reduction)
+
+
+def combine_scores(
+    scores: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    normalize: Optional[Literal["minmax"]] = None,
+    cu_seqlens: Optional[Tensor] = None,
+) -> Tensor:
+    """Weighted sum of several scores of the same tokens, each first brought to [0, 1] within its sample if wanted.
+
+    Parameters
+    ----------
+    scores : sequence of Tensor
+        1 to 64 tensors ``[B, N]``, or with `cu_seqlens` packed ``[T]``, of one shape; float16, bfloat16 or float32,
+        which may differ; at most 2³⁰ scores for each sample.
+    weights : sequence of float
+        One number for each tensor, finite in float32, of any sign and sum.
+    normalize : None or "minmax"
+        With "minmax" each s becomes (s − min) / (max − min), where minimum and maximum are of the finite scores of
+        that tensor in the same sample, or the same packed segment. Where those are equal, 0. +inf becomes 1, −inf 0,
+        NaN stays NaN: neither changes the score of another token.
+    cu_seqlens : Tensor, optional
+        int32 ``[S + 1]``: tokens ``cu_seqlens[s]`` to ``cu_seqlens[s + 1] - 1`` are segment s.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[B, N]`` or ``[T]``. With `cu_seqlens` exactly 0 for tokens of no segment, whether normalised or not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype, device, value or option, or an input that requires grad.
+
+    Notes
+    -----
+    Σ w_k · s_k in float32, each product rounded, added in ascending k from +0. A normalised score is within 3 ulp of
+    the exact one unless it is subnormal, never outside [0, 1], and in the order of the scores; where max − min
+    overflows, all is halved first. One launch, with "minmax" two and a fill: limits are integer keys, combined with
+    integer atomics. The same bits on every device, for any tile, batch or stride. No host synchronisation; offsets on
+    the device cannot make it fault: a token is in one segment at most, and where offsets descend, in one that a search
+    finds.
+
+    References
+    ----------
+    PTP (arXiv 2509.15704) scores tokens by (1 − α) · b + α · c with b the min-max-normalised saliency: first
+    ``b = combine_scores([saliency], [1.0], normalize="minmax")``, then ``combine_scores([b, c], [1 - alpha, alpha])``.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> saliency, attention = torch.tensor([[3.0, 5.0, 7.0]]), torch.tensor([[0.5, 0.25, 0.0]])
+    >>> pyramid_ops.combine_scores([saliency, attention], [1.0, 2.0])
+    tensor([[4.0000, 5.5000, 7.0000]])
+    >>> pyramid_ops.combine_scores([saliency, attention], [0.5, 0.5], normalize="minmax")
+    tensor([[0.5000, 0.5000, 0.5000]])
+    """
+    op = "combine_scores"
+    if not isinstance(scores, (list, tuple)):
+        raise TypeError(f"{op}: scores: expected a list or tuple of tensors, got {check.describe(scores)}")
+    if not 1 <= len(scores) <= _MOST_SCORES:
+        raise ValueError(f"{op}: scores: expected 1 to {_MOST_SCORES} tensors, got {len(scores)}")
+    for k, x in enumerate(scores):
+        check.tensor(op, f"scores[{k}]", x, "B N" if cu_seqlens is None else "T", dtypes=_FLOATS)
+        if x.shape != scores[0].shape or x.device != scores[0].device:
+            raise ValueError(
+                f"{op}: scores[{k}]: expected {list(scores[0].shape)} on {scores[0].device}, got {check.describe(x)}"
+            )
+    check.packed_size(op, "scores", scores[0].shape[-1])
+    numbers = [check.number(op, f"weights[{k}]", w) for k, w in enumerate(check.sequence(op, "weights", weights))]
+    if len(numbers) != len(scores):
+        raise ValueError(f"{op}: weights: expected one for each of {len(scores)} tensors, got {len(numbers)}")
+    for k, weight in enumerate(numbers):
+        if not -_LARGEST <= weight <= _LARGEST:
+            raise ValueError(f"{op}: weights[{k}]: expected a number that is finite in float32, got {weight}")
+    if normalize not in (None, "minmax"):
+        raise ValueError(f"{op}: normalize: expected None or 'minmax', got {check.describe(normalize)}")
+    rows = [x.resolve_neg() if cu_seqlens is None else x.resolve_neg()[None] for x in scores]
+    if cu_seqlens is None:
+        return _combine_scores(rows, numbers, normalize is not None, None)
+    bounds = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows[0])
+    check.packed_size(op, "cu_seqlens", len(bounds))
+    return _combine_scores(rows, numbers, normalize is not None, bounds)[0]

@@ -349,6 +349,35 @@ def _adaptive_weights() -> Cases:
     yield "lengths", (variance, [source.integers(-3, 50, 40)], 0, -0.1, 3.0, limits, rows)
 
 
+def _pool_scores() -> Cases:
+    for grid in ((4, 6), (7, 9)):
+        for window in ((2, 2), (3, 4)):
+            for reduction in ("mean", "sum", "max"):
+                for dtype in FLOATS:
+                    case = f"{'x'.join(map(str, grid + window))}-{reduction}-{name(dtype)}"
+                    source = Source(case)
+                    scores = source.floats(3, grid[0] * grid[1], dtype=dtype)
+                    scores[0] = source.scores(1, grid[0] * grid[1], dtype)[0]
+                    yield case, (scores, *grid, *window, reduction)
+
+
+def _combine_scores() -> Cases:
+    for normalize in (False, True):
+        for dtype in FLOATS:
+            case = f"{'minmax' if normalize else 'plain'}-{name(dtype)}"
+            source = Source(case)
+            _, _, bias, _ = _FORMATS[dtype]
+            scores = [
+                source.floats(3, 1500, dtype=dtype),
+                source.floats(3, 1500, low=-9, high=0),
+                source.floats(3, 1500, dtype=dtype, low=bias - 3, high=bias + 1),
+            ]
+            scores[1][0], scores[0][1] = source.scores(1, 1500, torch.float32)[0], 0.5
+            weights = [0.3, -1.0, 0.1]
+            yield case, (scores, weights, normalize, None)
+            yield f"{case}-packed", ([x[:1] for x in scores], weights, normalize, _offsets(5, 5, 6, 700, 1400))
+
+
 #: For each op of the registry its cases: a name, and arguments as the functions of the two rooms take them.
 CASES: dict[str, Callable[[], Cases]] = {
     "adaptive_weights": _adaptive_weights,
@@ -356,10 +385,12 @@ CASES: dict[str, Callable[[], Cases]] = {
     "best_match": _best_match,
     "blur_downsample": _blur_downsample,
     "broadcast_regions": _broadcast_regions,
+    "combine_scores": _combine_scores,
     "compact": _compact,
     "gather_levels": _gather_levels,
     "merge_tokens": _merge_tokens,
     "patch_entropy": _patch_entropy,
+    "pool_scores": _pool_scores,
     "region_variance": _region_variance,
     "segmented_topk": _segmented_topk,
     "select_topk_levels": _select_topk_levels,

@@ -1,11 +1,15 @@
-"""A score per token from its own features."""
+"""A score per token from its own features, and scores pooled and combined."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from .numerics import CACHE_ELEMENTS, lane_count, map_rows, row_sum, scaled_norm, widen
+from .numerics import CACHE_ELEMENTS, lane_count, map_rows, ordered_key, row_sum, scaled_norm, widen
+
+# Below the ordered key of every float, and below its complement.
+NO_KEY = -1 << 31
 
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
@@ -73,3 +77,101 @@ def token_norm(features: Tensor) -> Tensor:
     scores = features.new_empty(features.shape[:2], dtype=torch.float32)
     map_rows(norm, features, scores)
     return scores
+
+
+def pool_scores(scores: Tensor, height: int, width: int, down: int, across: int, reduction: str) -> Tensor:
+    """`[B, height · width]` → `[B, ⌈height / down⌉ · ⌈width / across⌉]`, windows of down · across scores.
+
+    A sum adds what there is of a window row by row, from +0; a mean divides it by the count; a maximum is the first of
+    the largest, its bits unchanged.
+    """
+    grid = widen(scores).unflatten(1, (height, width))
+    rows, columns = -(-height // down), -(-width // across)
+    out = grid.new_zeros(len(scores), rows, columns)
+    best = torch.full(out.shape, NO_KEY, dtype=torch.int32, device=scores.device)
+    for i in range(down):
+        for j in range(across):
+            part = grid[:, i::down, j::across]
+            total = out[:, : part.shape[1], : part.shape[2]]
+            if reduction == "max":
+                largest, key = best[:, : part.shape[1], : part.shape[2]], ordered_key(part)
+                better = key > largest
+                total.copy_(torch.where(better, part, total))
+                largest.copy_(torch.where(better, key, largest))
+            else:
+                total += part
+    if reduction == "mean":
+        heights = (height - down * torch.arange(rows, device=scores.device)).clamp(0, down)
+        widths = (width - across * torch.arange(columns, device=scores.device)).clamp(0, across)
+        out = out / widen(heights[:, None] * widths)
+    return out.flatten(1)
+
+
+def combine_scores(
+    scores: Sequence[Tensor], weights: Sequence[float], normalize: bool, cu_seqlens: Optional[Tensor]
+) -> Tensor:
+    """Σ w_k · s_k over scores `[B, N]`, in ascending k from +0; each s_k first mapped to [0, 1] where `normalize`.
+
+    With `cu_seqlens` B is 1, and samples are the segments of N; a token of no segment gets +0.
+    """
+    segment, segments = None, 0
+    if cu_seqlens is not None:
+        segments = len(cu_seqlens) - 1
+        segment = _segment_of(cu_seqlens.to(torch.int64), scores[0].shape[1])
+    total = scores[0].new_zeros(scores[0].shape, dtype=torch.float32)
+    for x, weight in zip(scores, weights, strict=True):
+        x = widen(x)
+        if normalize:
+            x = _min_max(x, segment, segments)
+        total += x * weight
+    return total if segment is None else torch.where(segment < segments, total, 0.0)
+
+
+def _min_max(x: Tensor, segment: Optional[Tensor], segments: int) -> Tensor:
+    """(x − low) / (high − low) with the least and largest finite score of a sample; 0 where those are equal.
+
+    +inf gives 1, −inf 0, NaN stays. All is halved first where high − low overflows.
+    """
+    finite = (x.contiguous().view(torch.int32) & 0x7FFFFFFF) < 0x7F800000
+    key = ordered_key(x)
+    high = _largest(torch.where(finite, key, NO_KEY), segment, segments)
+    low = ~_largest(torch.where(finite, ~key, NO_KEY), segment, segments)
+    # Keys undo themselves; without a finite score these are NaN.
+    high, low = ((key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32) for key in (high, low))
+    scale = torch.where(high - low < torch.inf, torch.full_like(high, 1.0), 0.5)
+    start = low * scale
+    span = torch.where(high > low, high * scale - start, torch.inf)
+    if segment is not None:
+        scale, start, span = scale[:, segment], start[:, segment], span[:, segment]
+    y = (x * scale - start) / span
+    y = torch.where(finite, y, 0.0)
+    y = torch.where(x == torch.inf, 1.0, y)
+    return torch.where(x == x, y, x)
+
+
+def _largest(keys: Tensor, segment: Optional[Tensor], segments: int) -> Tensor:
+    """The largest key of each sample `[B, 1]`, or of each segment and of the tokens outside `[1, segments + 1]`."""
+    if segment is None:
+        return keys.amax(1)[:, None] if keys.shape[1] else keys
+    largest = torch.full((segments + 1,), NO_KEY, dtype=torch.int32, device=keys.device)
+    return largest.scatter_reduce_(0, segment, keys[0], "amax")[None]
+
+
+def _segment_of(cu_seqlens: Tensor, size: int) -> Tensor:
+    """The segment that holds each of `size` tokens, `[size]`; the number of segments where there is none."""
+    segments, device = len(cu_seqlens) - 1, cu_seqlens.device
+    bounds = cu_seqlens.clamp(0, size)
+    ends = torch.cat((bounds, torch.full((1,), size, device=device)))
+    lengths = ends - torch.cat((bounds.new_zeros(1), bounds))
+    if bool((lengths >= 0).all()):
+        # The tokens before the first segment, those of each, and those past the last.
+        number = torch.arange(-1, segments + 1, device=device)
+        return torch.where(number < 0, segments, number).repeat_interleave(lengths)
+    # Offsets that descend: a search for the last offset that is not above the token, bit by bit.
+    token = torch.arange(size, device=device)
+    found = torch.full((size,), -1, dtype=torch.int64, device=device)
+    for bit in range((segments + 1).bit_length() - 1, -1, -1):
+        candidate = found + (1 << bit)
+        inside = candidate <= segments
+        found = torch.where(inside & (cu_seqlens[torch.where(inside, candidate, 0)] <= token), candidate, found)
+    return torch.where(found < 0, segments, found)

@@ -347,6 +347,74 @@ def patch_entropy() -> Iterator:
     yield pytest.param((torch.full((1, 3, 4, 4), 0.3), 4, 256), id="constant", marks=[])
 
 
+def pool_scores() -> Iterator:
+    windows = ((1, 1), (2, 2), (2, 3), (5, 1), (4, 33))
+    for k, grid in enumerate(((1, 1), (1, 7), (6, 1), (4, 6), (7, 9), (33, 32))):
+        for j, window in enumerate(windows):
+            for i, reduction in enumerate(("mean", "sum", "max")):
+                scores = special_scores(2, grid[0] * grid[1], FLOATS[(i + j + k) % 3], 2 * k)
+                if (i + j) % 2:
+                    scores += torch.rand(scores.shape, generator=torch.Generator().manual_seed(k)).to(scores.dtype)
+                case = f"{'x'.join(map(str, (*grid, *window)))}-{reduction}"
+                yield pytest.param((scores, *grid, *window, reduction), id=case, marks=[])
+    scores = special_scores(30, 24, torch.float32, 2)
+    for reduction in ("mean", "max"):
+        yield pytest.param((scores.T[:, :28], 4, 7, 2, 2, reduction), id=f"transposed-{reduction}", marks=[])
+        yield pytest.param((scores[:1].expand(3, 24), 4, 6, 3, 4, reduction), id=f"expanded-{reduction}", marks=[])
+        yield pytest.param((scores[:0], 4, 6, 2, 2, reduction), id=f"no-samples-{reduction}", marks=[])
+
+
+def mixed_scores(batch: int, tokens: int, count: int, seed: int) -> list[Tensor]:
+    """Of several dtypes and kinds: ties and what is not finite, ordinary, near overflow, subnormal, equal."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for k in range(count):
+        kind, dtype = (seed + k) % 5, FLOATS[(seed + 2 * k) % 3]
+        x = torch.randn(batch, tokens, generator=generator)
+        if kind == 0:
+            x = special_scores(batch, tokens, dtype, 2 * seed)
+        elif kind == 2:
+            x = x.clamp(-1, 1) * torch.finfo(dtype).max
+        elif kind == 3:
+            x *= 4 * torch.finfo(dtype).smallest_normal
+        elif kind == 4:
+            x[:, 1::2] = x[:, :1]
+            x[:1] = 0.7
+        made.append(x.to(dtype))
+    return made
+
+
+def combine_scores() -> Iterator:
+    weights = [0.3, -1.0, 1.0, 0.0, 2.5]
+    for normalize in (False, True):
+        mode = "minmax" if normalize else "plain"
+        for tokens in (1, 2, 127, 128, 129, 1024, 1025, 2500):
+            for seed in range(5 if tokens == 129 else 2):
+                count = 1 + (seed + tokens) % 4
+                scores = mixed_scores(3, tokens, count, seed + tokens)
+                args = (scores, weights[:count], normalize, None)
+                yield pytest.param(args, id=f"{tokens}-{seed}-{mode}", marks=[])
+        for k, (case, bounds) in enumerate(BOUNDS.items()):
+            tokens = max(bounds[-1], 50) + k % 3
+            args = (mixed_scores(1, tokens, 1 + k % 3, k), weights[: 1 + k % 3], normalize, int32(*bounds))
+            yield pytest.param(args, id=f"{case}-{mode}", marks=[])
+        generator = torch.Generator().manual_seed(0)
+        for case, bounds in (
+            ("outside", int32(-9, -3, 200, 999, 2000)),
+            ("descending", torch.randint(-50, 900, (200,), generator=generator).int()),
+            ("tiny", torch.arange(0, 900, dtype=torch.int32)),
+            ("many-empty", (torch.arange(5000) // 9).int()),
+        ):
+            args = (mixed_scores(1, 800, 2, 7), weights[:2], normalize, bounds)
+            yield pytest.param(args, id=f"{case}-{mode}", marks=[])
+        x = mixed_scores(40, 300, 5, 1)[4]
+        scores = [x[:30, ::10], x.T[:30, :30], x[:1, :30].expand(30, 30), x[5:35, 7:37].half()]
+        yield pytest.param((scores, weights[:4], normalize, None), id=f"strided-{mode}", marks=[])
+        yield pytest.param(([x[:0], x[:0]], weights[:2], normalize, None), id=f"no-samples-{mode}", marks=[])
+        yield pytest.param(([x[:, :0]], weights[:1], normalize, None), id=f"no-tokens-{mode}", marks=[])
+        yield pytest.param(([x[:1, :0]], weights[:1], normalize, int32(0, 3)), id=f"none-packed-{mode}", marks=[])
+
+
 def special_weights(batch: int, levels: int, seed: int) -> Tensor:
     """Weights of all magnitudes, ties, zeros, and rows with what is no weight."""
     generator = torch.Generator().manual_seed(seed)

@@ -70,6 +70,15 @@ def ones():
     yield "broadcast_regions-row", lambda: pyramid_ops.broadcast_regions(one[0].expand(2, 3), (1, 256), (1, 3))
     yield "patch_entropy", lambda: pyramid_ops.patch_entropy(one[None], 1, bins=2)
     yield "patch_entropy-bytes", lambda: pyramid_ops.patch_entropy(torch.empty(1, 1, 2, 4, dtype=torch.uint8), 2)
+    yield "pool_scores", lambda: pyramid_ops.pool_scores(one[0], (1, 1), window=(1, 1), reduction="max")
+    yield "pool_scores-column", lambda: pyramid_ops.pool_scores(torch.empty(1, 256), (256, 1), window=(3, 1))
+    for normalize in (None, "minmax"):
+        combine = functools.partial(pyramid_ops.combine_scores, normalize=normalize)
+        yield f"combine_scores-{normalize}", lambda f=combine: f([one[0]], [1])
+        mixed = [torch.empty(1), torch.empty(1, dtype=torch.float16)]
+        yield f"combine_scores-{normalize}-packed", lambda f=combine, x=mixed: f(x, [1, 1], cu_seqlens=bounds)
+        strided = [torch.empty(300, 5).T, torch.empty(5, 300, dtype=torch.bfloat16)]
+        yield f"combine_scores-{normalize}-strided", lambda f=combine, x=strided: f(x, [1, 1])
     yield "allocate_budgets_batch", lambda: pyramid_ops.allocate_budgets_batch(1, one[0], [1], minimum=1, maximum=1)
     yield "allocate_budgets_batch-tensors", lambda: pyramid_ops.allocate_budgets_batch(count, one[0], count[:, None])
     yield "adaptive_budgets", lambda: pyramid_ops.adaptive_budgets(1, one, [1], weights=[[1.0]], thresholds=[])
@@ -89,6 +98,7 @@ SCATTERED = (
     "_locate_rows_kernel",
     "_region_variance_kernel",
     "_broadcast_regions_kernel",
+    "_pool_scores_kernel",
     "_patch_entropy_kernel",
     "_allocate_budgets_kernel",
     "_adaptive_weights_kernel",

@@ -114,6 +114,23 @@ def test_region_tiles_do_not_change_bits(monkeypatch, device, regions):
         assert_same_bits(OPS["region_variance"].kernel(x.to(device), [lengths.to(device)], *grid), expected, str(grid))
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("columns", [32, 256])
+def test_score_tiles_do_not_change_bits(monkeypatch, device, rows, columns):
+    from pyramid_ops.kernels import scoring
+
+    tiles = {"ROWS": rows, "COLUMNS": columns, "num_warps": 1}
+    monkeypatch.setattr(scoring, "combine_config", lambda tokens: tiles)
+    monkeypatch.setattr(scoring, "pool_config", lambda windows: {"BLOCK": rows * columns, "num_warps": 1})
+    scores, bounds = cases.mixed_scores(1, 700, 2, 5), cases.int32(3, 40, 41, 300, 690)
+    for packed in (None, bounds):
+        expected = OPS["combine_scores"].reference(scores, [0.3, 0.7], True, packed)
+        actual = OPS["combine_scores"].kernel(to(device, scores), [0.3, 0.7], True, to(device, packed))
+        assert_same_bits(actual, expected, str(packed))
+    expected = OPS["pool_scores"].reference(scores[0], 20, 35, 2, 3, "mean")
+    assert_same_bits(OPS["pool_scores"].kernel(scores[0].to(device), 20, 35, 2, 3, "mean"), expected)
+
+
 @pytest.mark.parametrize("block", [32, 256, 2048])
 @pytest.mark.parametrize("warps", [1, 8])
 def test_histogram_tiles_do_not_change_bits(monkeypatch, device, block, warps):

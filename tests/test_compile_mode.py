@@ -53,6 +53,10 @@ def pipeline(image):
     grid = image.shape[2] // 4, image.shape[3] // 4
     regions = pyramid_ops.region_variance(tokens[0], grid, (2, 3))
     spread = pyramid_ops.broadcast_regions(regions, grid, (2, 3))
+    pooled = pyramid_ops.pool_scores(variance, grid)
+    mixed = pyramid_ops.combine_scores([variance, pyramid_ops.token_norm(tokens[0])], [0.3, 0.7], normalize="minmax")
+    ragged_mixed = pyramid_ops.combine_scores([mixed.flatten(), variance.flatten()], [1, 2], cu_seqlens=bounds[0])
+    results += [pooled, mixed, ragged_mixed]
     entropy = pyramid_ops.patch_entropy(image, 8, bins=32)
     lengths = torch.tensor([3, 20])
     budgets = pyramid_ops.adaptive_budgets(20, tokens[0], (64, 16, 4), lengths=lengths, weights=ROWS, minimum=2)

@@ -200,8 +200,39 @@ def merge(case):
     case.same(pyramid_ops.unmerge_tokens, merged, plan, order=order)
 
 
+def pool(case):
+    tokens = case.levels[0].shape[1]
+    if tokens:
+        down = case.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
+        scores = case.tensor(case.levels[0].shape[0], tokens, dtype=case.choice(*FLOATS))
+        options = {"window": (case.integer(1, 4), case.integer(1, 4)), "reduction": case.choice("mean", "sum", "max")}
+        case.same(pyramid_ops.pool_scores, scores, (down, tokens // down), **options)
+
+
+def combine(case):
+    shape = case.choice(case.levels[0].shape[:2], (2, case.integer(0, 600)))
+    options = {"normalize": case.choice(None, "minmax")}
+    if case.choice(True, False):
+        shape = (case.integer(0, 600),)
+        options["cu_seqlens"] = offsets(case, *shape)
+    scores = [case.tensor(*shape, dtype=case.choice(*FLOATS)) for _ in range(case.integer(1, 3))]
+    weights = [case.choice(1, -0.5, 0.3, 1e30) for _ in scores]
+    case.same(pyramid_ops.combine_scores, scores, weights, **options)
+
+
 STARTS = (from_images, from_tokens)
-STEPS = (score, units, select, gather, pack, regions, match, merge)  # in this order, each with probability 1/3
+STEPS = (
+    score,
+    units,
+    select,
+    gather,
+    pack,
+    regions,
+    match,
+    merge,
+    pool,
+    combine,
+)  # in this order, each with probability 1/3
 
 
 @contextlib.contextmanager
@@ -215,10 +246,13 @@ def tiles(case):
     select_tiles = {"BLOCK": case.choice(64, 16), "num_warps": 4}
     match_tiles = {"BLOCK_M": case.choice(16, 64), "BLOCK_N": case.choice(16, 64), "BLOCK_K": case.choice(16, 64)}
     match_tiles.update(num_warps=4, num_stages=1)
+    score_tiles = {"ROWS": case.choice(1, 4), "COLUMNS": case.choice(32, 128), "num_warps": 1}
     blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 32), "num_warps": 1}
     with (
         mock.patch.object(numerics, "row_tiles", row_tiles),
         mock.patch.object(scoring, "row_tiles", row_tiles),
+        mock.patch.object(scoring, "combine_config", return_value=score_tiles),
+        mock.patch.object(scoring, "pool_config", return_value={"BLOCK": case.choice(32, 256), "num_warps": 1}),
         mock.patch.object(selection, "gather_config", lambda levels: {**gather_config(levels), **gather_tiles}),
         mock.patch.object(selection, "select_config", return_value=select_tiles),
         mock.patch.object(pyramid, "config", return_value=blur_tiles),

@@ -24,6 +24,7 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
     tokens, indices = pyramid_ops.select_topk_levels(levels, budgets=[40, 20, 9, 1])
     union = pyramid_ops.select_topk_levels(levels, 70, None, saliency="norm")
     scores = pyramid_ops.token_variance(levels[0])
+    norms = pyramid_ops.token_norm(levels[0])
     plan = pyramid_ops.tome_matching(levels[0], 200)
     merged, merged_sizes = pyramid_ops.merge_tokens(levels[0], plan)
     match = pyramid_ops.best_match(levels[0], levels[1], precision="high")
@@ -68,6 +69,10 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
         regions,
         pyramid_ops.broadcast_regions(regions, (20, 25)),
         pyramid_ops.patch_entropy(images, 16),
+        pyramid_ops.pool_scores(scores, (20, 25)),
+        pyramid_ops.pool_scores(scores, (20, 25), window=(3, 2), reduction="max"),
+        *[pyramid_ops.combine_scores([scores, norms], [0.3, 0.7], normalize=mode) for mode in (None, "minmax")],
+        pyramid_ops.combine_scores([scores[0], norms[0]], [0.3, 0.7], normalize="minmax", cu_seqlens=offsets),
         pyramid_ops.allocate_budgets_batch(70, scores[:, :4], sizes, maximum=50),
         pyramid_ops.adaptive_budgets(70, levels[2] / 8, sizes, lengths=scores[:, 0].int()),
         *pyramid_ops.progressive_select(images, lambda x: pyramid_ops.patchify(x, 8), (40, 20, 9), target_tokens=40),

@@ -52,6 +52,7 @@ ALLOWED_CALLS = {
         "cumsum",
         "max",
         "repeat_interleave",
+        "scatter_reduce_",
         "sort",
         "sum",
         "topk",

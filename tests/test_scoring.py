@@ -1,5 +1,7 @@
 """What the scores mean: float64, torch, stated bounds, bad input."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyramid_ops
-from pyramid_ops import token_norm, token_variance, unit_rows
+from pyramid_ops import combine_scores, pool_scores, token_norm, token_variance, unit_rows
 from tests.bits import assert_same_bits
-from tests.cases import FEATURES, FLOATS
+from tests.cases import FEATURES, FLOATS, int32, special_scores
 
 
 def ulps(actual: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
@@ -224,3 +226,248 @@ def test_ambient_state_does_not_matter():
     torch.set_num_threads(1)
     assert_same_bits(pyramid_ops.token_variance(x), expected)
     torch.set_num_threads(threads)
+
+
+POOLS = [((8, 8), (2, 2)), ((7, 9), (2, 2)), ((7, 9), (3, 4)), ((1, 5), (1, 2)), ((6, 1), (4, 3)), ((5, 5), (9, 9))]
+
+
+def pooled_by_torch(scores, grid, window, reduction):
+    x = scores.double().view(-1, 1, *grid)
+    if reduction == "max":
+        x = torch.nn.functional.max_pool2d(x, window, ceil_mode=True)
+    else:
+        (height, width), (down, across) = grid, window
+        missing = (0, -width % across, 0, -height % down)
+        total = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, missing), window, divisor_override=1)
+        mean = torch.nn.functional.avg_pool2d(x, window, ceil_mode=True, count_include_pad=False)
+        x = total if reduction == "sum" else mean
+    return x.flatten(1)
+
+
+@pytest.mark.parametrize(("grid", "window"), POOLS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_pooling_is_that_of_torch(grid, window, dtype):
+    scores = torch.rand(3, grid[0] * grid[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    for reduction in ("mean", "sum", "max"):
+        if reduction == "max" and window == (9, 9):
+            window = grid  # torch wants at most half of a window outside
+        expected = pooled_by_torch(scores, grid, window, reduction)
+        actual = pool_scores(scores, grid, window=window, reduction=reduction)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual.double(), expected, rtol=0 if reduction == "max" else 1e-6, atol=0)
+
+
+def test_a_sum_is_added_row_by_row():
+    scores = torch.tensor([[1e8, 3.0, 5.0, -1e8]])
+    total = np.float32(np.float32(np.float32(1e8) + np.float32(3)) + np.float32(5)) + np.float32(-1e8)
+    assert pool_scores(scores, (2, 2), reduction="sum").item() == total
+    assert pool_scores(scores, (2, 2)).item() == total / np.float32(4)
+    assert_same_bits(pool_scores(torch.full((1, 4), -0.0), (2, 2), reduction="sum"), torch.zeros(1, 1))
+
+
+def test_a_maximum_is_the_first_of_the_largest():
+    nan = torch.nan
+    scores = torch.tensor([[-0.0, 0.0, 0.0, -0.0, 1.0, nan, -torch.inf, -torch.inf, torch.inf, 5.0]])
+    expected = torch.tensor([[-0.0, 0.0, nan, -torch.inf, torch.inf]])
+    assert_same_bits(pool_scores(scores, (1, 10), window=(1, 2), reduction="max"), expected)
+
+
+def test_pooling_a_window_of_one_changes_nothing():
+    scores = special_scores(2, 12, torch.float32, 4)
+    assert_same_bits(pool_scores(scores, (3, 4), window=(1, 1), reduction="max"), scores)
+    assert_same_bits(pool_scores(scores, (3, 4), window=(1, 1)), scores + 0.0)
+
+
+def min_max(x: torch.Tensor) -> torch.Tensor:
+    """The plain formula in float64, of one sample."""
+    x = x.double()
+    finite = x[x.isfinite()]
+    low, high = (finite.min(), finite.max()) if len(finite) else (torch.tensor(0.0), torch.tensor(0.0))
+    y = torch.where(high > low, (x - low) / (high - low), 0.0)
+    y = torch.where(x == torch.inf, 1.0, torch.where(x == -torch.inf, 0.0, y))
+    return torch.where(x.isnan(), torch.nan, y)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.bfloat16,) * 3, FLOATS])
+@pytest.mark.parametrize("normalize", [None, "minmax"])
+def test_combination_is_the_plain_formula(dtypes, normalize):
+    generator = torch.Generator().manual_seed(1)
+    scores = [torch.randn(4, 100, generator=generator).to(dtype) for dtype in dtypes]
+    weights = [0.3, -0.5, 2.0]
+    rows = [torch.stack([min_max(row) for row in x]) if normalize else x.double() for x in scores]
+    expected = sum(weight * row for weight, row in zip(weights, rows, strict=True))
+    actual = combine_scores(scores, weights, normalize=normalize)
+    assert actual.dtype == torch.float32
+    bound = 1e-6 * sum(abs(weight) * row.abs() for weight, row in zip(weights, rows, strict=True)).max()
+    assert (actual.double() - expected).abs().max() <= bound
+
+
+def test_products_are_added_in_order():
+    scores = [torch.full((1, 1), value) for value in (1e8, 3.0, 5.0, -1e8)]
+    f = np.float32
+    expected = f(f(f(f(1e8) * f(0.1)) + f(f(3) * f(0.7))) + f(f(5) * f(0.7))) + f(f(-1e8) * f(0.1))
+    assert combine_scores(scores, [0.1, 0.7, 0.7, 0.1]).item() == expected
+    assert_same_bits(combine_scores([torch.full((1, 2), -0.0)], [1.0]), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 1e38])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 2.0])
+def test_normalised_scores_are_within_3_ulp_and_in_order(scale, mean):
+    generator = torch.Generator().manual_seed(0)
+    x = ((torch.randn(20, 500, generator=generator) + mean) * scale).clamp(-3.4e38, 3.4e38)
+    y = combine_scores([x], [1.0], normalize="minmax")
+    exact = torch.stack([min_max(row) for row in x])
+    normal = exact > 1.2e-38
+    assert ulps(y[normal], exact[normal]).max() <= 3
+    assert (y - exact).abs()[~normal].max() <= 1e-44
+    order = x.argsort(1)
+    assert (y.gather(1, order).diff(dim=1) >= 0).all()
+    assert y.min() == 0
+    assert y.max() == 1
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=30))
+def test_normalised_scores_of_any_floats(values):
+    x = torch.tensor([values])
+    y = combine_scores([x], [1.0], normalize="minmax")
+    torch.testing.assert_close(y.double(), min_max(x[0])[None], rtol=4e-7, atol=3e-45, equal_nan=True)
+
+
+def test_a_range_that_overflows():
+    largest = torch.finfo(torch.float32).max
+    x = torch.tensor([[-largest, 0.0, largest, largest / 2], [-3e38, 3e38, 1e-40, -1.5e38]])
+    expected = torch.tensor([[0.0, 0.5, 1.0, 0.75], [0.0, 1.0, 0.5, 0.25]])
+    torch.testing.assert_close(combine_scores([x], [1.0], normalize="minmax"), expected, rtol=2e-7, atol=0)
+    x[:, 3] = torch.inf
+    assert combine_scores([x], [1.0], normalize="minmax")[:, 3].tolist() == [1, 1]
+
+
+def test_neighbouring_and_equal_scores():
+    tiny = torch.tensor([[0.0, 1e-45], [1.0, 1 + 2.0**-23], [-0.0, 0.0], [3.1, 3.1], [-3e38, -3e38]])
+    expected = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert_same_bits(combine_scores([tiny], [1.0], normalize="minmax"), expected)
+
+
+def test_what_is_not_finite_changes_no_other_token():
+    nan, inf = torch.nan, torch.inf
+    x = torch.tensor([[1.0, nan, 3.0, 2.0], [1.0, inf, 3.0, -inf], [nan, nan, nan, nan], [inf, -inf, 4.0, nan]])
+    expected = torch.tensor([[0.0, nan, 1.0, 0.5], [0.0, 1.0, 1.0, 0.0], [nan] * 4, [1.0, 0.0, 0.0, nan]])
+    assert_same_bits(combine_scores([x], [1.0], normalize="minmax"), expected)
+
+
+def test_samples_do_not_change_each_other():
+    x = torch.randn(3, 50) * torch.tensor([[1.0], [100.0], [1e-6]])
+    together = combine_scores([x, x.abs()], [0.3, 0.7], normalize="minmax")
+    for b in range(3):
+        alone = combine_scores([x[b : b + 1], x[b : b + 1].abs()], [0.3, 0.7], normalize="minmax")
+        assert_same_bits(alone, together[b : b + 1])
+
+
+@pytest.mark.parametrize("normalize", [None, "minmax"])
+def test_packed_segments_are_samples(normalize):
+    scores = [torch.randn(60), torch.randn(60).bfloat16()]
+    bounds = [2, 2, 9, 10, 40, 40, 55]
+    packed = combine_scores(scores, [0.3, 0.7], normalize=normalize, cu_seqlens=int32(*bounds))
+    assert_same_bits(packed[:2], torch.zeros(2))
+    assert_same_bits(packed[55:], torch.zeros(5))
+    for start, end in itertools.pairwise(bounds):
+        alone = combine_scores([x[None, start:end] for x in scores], [0.3, 0.7], normalize=normalize)
+        assert_same_bits(packed[start:end], alone[0])
+
+
+@pytest.mark.parametrize("normalize", [None, "minmax"])
+def test_tokens_of_no_segment_get_zero_whatever_their_score(normalize):
+    x = torch.tensor([torch.nan, 1.0, 2.0, torch.inf])
+    for bounds, expected in (
+        ((1, 3), [0.0, 1.0, 2.0, 0.0]),
+        ((0,), [0.0] * 4),
+        ((4, 9), [0.0] * 4),
+        ((-5, 0), [0.0] * 4),
+    ):
+        actual = combine_scores([x], [1.0], normalize=normalize, cu_seqlens=int32(*bounds))
+        expected = torch.tensor(expected)
+        assert_same_bits(actual, (expected == 2).float() if normalize else expected)
+
+
+@given(st.lists(st.integers(-5, 40), min_size=1, max_size=12), st.integers(0, 30))
+def test_offsets_in_any_order_put_a_token_into_a_segment_that_holds_it_or_into_none(offsets, tokens):
+    from pyramid_ops.reference.scoring import _segment_of
+
+    found = _segment_of(torch.tensor(offsets), tokens).tolist()
+    assert len(found) == tokens
+    for token, segment in enumerate(found):
+        holding = [s for s in range(len(offsets) - 1) if offsets[s] <= token < offsets[s + 1]]
+        assert segment in holding or segment == len(offsets) - 1
+        if offsets == sorted(offsets):
+            assert [segment] == (holding or [len(offsets) - 1])
+
+
+def test_scores_are_not_modified():
+    x = torch.randn(2, 12)
+    before = x.clone()
+    pool_scores(x, (3, 4)), combine_scores([x, x], [1.0, 2.0], normalize="minmax")
+    assert_same_bits(x, before)
+
+
+def test_strided_and_negated_scores():
+    x = torch.randn(12, 24)
+    for view in (x.T[:, :12], x[::2, 3:15], x[:1, :12].expand(3, 12), torch._neg_view(x)[:, :12]):
+        assert_same_bits(pool_scores(view, (3, 4)), pool_scores(view.clone(), (3, 4)))
+        for mode in (None, "minmax"):
+            expected = combine_scores([view.clone()] * 2, [0.3, 0.7], normalize=mode)
+            assert_same_bits(combine_scores([view] * 2, [0.3, 0.7], normalize=mode), expected)
+
+
+S = torch.zeros(2, 12)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("scores: expected a tensor", lambda: pool_scores([1], (3, 4))),
+        (r"scores: expected shape \[B, N\], got float32 \[12\]", lambda: pool_scores(S[0], (3, 4))),
+        ("scores: expected dtype float32, float16, bfloat16, got int64", lambda: pool_scores(S.long(), (3, 4))),
+        ("scores: expected no gradient", lambda: pool_scores(S.clone().requires_grad_(), (3, 4))),
+        ("grid: expected H·W = 12, the number of scores, got 3×5", lambda: pool_scores(S, (3, 5))),
+        ("grid: expected a list or tuple", lambda: pool_scores(S, 12)),
+        (r"grid: expected \(rows, columns\), got \[12\]", lambda: pool_scores(S, (12,))),
+        (r"window\[1\]: expected at least 1, got 0", lambda: pool_scores(S, (3, 4), window=(2, 0))),
+        (r"window\[0\]: expected an integer, got 2.0", lambda: pool_scores(S, (3, 4), window=(2.0, 2))),
+        ("reduction: expected one of 'mean', 'sum', 'max', got 'min'", lambda: pool_scores(S, (3, 4), reduction="min")),
+    ],
+)
+def test_bad_pooling(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^pool_scores: {message}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("scores: expected a list or tuple of tensors, got float32", lambda: combine_scores(S, [1.0])),
+        ("scores: expected 1 to 64 tensors, got 0", lambda: combine_scores([], [])),
+        ("scores: expected 1 to 64 tensors, got 65", lambda: combine_scores([S] * 65, [1.0] * 65)),
+        (r"scores\[1\]: expected a tensor", lambda: combine_scores([S, None], [1.0, 1.0])),
+        (r"scores\[0\]: expected shape \[B, N\]", lambda: combine_scores([S[0]], [1.0])),
+        (r"scores\[0\]: expected shape \[T\]", lambda: combine_scores([S], [1.0], cu_seqlens=int32(0, 2))),
+        (r"scores\[1\]: expected \[2, 12\] on cpu, got", lambda: combine_scores([S, S[:1]], [1.0, 1.0])),
+        (r"scores\[0\]: expected dtype", lambda: combine_scores([S.double()], [1.0])),
+        (r"scores\[0\]: expected no gradient", lambda: combine_scores([S.clone().requires_grad_()], [1.0])),
+        ("weights: expected a list or tuple", lambda: combine_scores([S], torch.ones(1))),
+        ("weights: expected one for each of 1 tensors, got 2", lambda: combine_scores([S], [1.0, 1.0])),
+        (r"weights\[0\]: expected a number, got '1'", lambda: combine_scores([S], ["1"])),
+        (r"weights\[1\]: expected a finite number, got nan", lambda: combine_scores([S] * 2, [1.0, float("nan")])),
+        (r"weights\[0\]: expected a number that is finite in float32", lambda: combine_scores([S], [1e39])),
+        (
+            "normalize: expected None or 'minmax', got 'softmax'",
+            lambda: combine_scores([S], [1.0], normalize="softmax"),
+        ),
+        ("normalize: expected None or 'minmax', got True", lambda: combine_scores([S], [1.0], normalize=True)),
+        ("cu_seqlens: expected a tensor", lambda: combine_scores([S[0]], [1.0], cu_seqlens=[0, 2])),
+        ("cu_seqlens: expected dtype int32", lambda: combine_scores([S[0]], [1.0], cu_seqlens=torch.ones(2).long())),
+        ("cu_seqlens: expected at least one", lambda: combine_scores([S[0]], [1.0], cu_seqlens=int32())),
+    ],
+)
+def test_bad_combination(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^combine_scores: {message}"):
+        call()
