@@ -168,6 +168,8 @@ def attention_importance(
         cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, len(cu_seqlens_q) - 1)
         segments = len(cu_seqlens_q) - 1
     start, stop = _range(op, key_range, longest_k, packed)
+    if center_keys and softcap is not None:
+        raise ValueError(f"{op}: center_keys: expected without softcap, got both")
     if query_weights is not None:
         if query_indices is not None:
             raise ValueError(f"{op}: query_weights: expected without query_indices, got both")

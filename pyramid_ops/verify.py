@@ -379,9 +379,36 @@ def _combine_scores() -> Cases:
 
 
 #: For each op of the registry its cases: a name, and arguments as the functions of the two rooms take them.
+def _attention_importance() -> Cases:
+    reductions = [(h, q) for h in ("mean", "sum", "max", "rms") for q in ("mean", "sum", "max")]
+    for i, (heads, queries) in enumerate(reductions):
+        for heads_first in (True, False):
+            for limbs in (1, 2):
+                dtype = FLOATS[(i + limbs + heads_first) % 3]
+                case = f"{heads}-{queries}-{'heads' if heads_first else 'queries'}-limbs{limbs}"
+                source = Source(case)
+                q = torch.stack([source.rows(24, dtype) for _ in range(4)], 1)
+                k = torch.cat([source.rows(24, dtype) for _ in range(4)], 1)[:, None]
+                sizes = (9, 36, 2, 36, (i + limbs) % 2 == 0, 0.25, (0.0, 20.0)[i % 4 == 3], limbs)
+                yield case, (q, k, *[None] * 6, *sizes, heads, queries, heads_first)
+    source = Source("packed")
+    q, k = source.floats(1, 2, 60, 40, low=-1, high=2), source.floats(1, 1, 70, 40, low=-1, high=2)
+    weights, offsets = (
+        source.floats(1, 60, low=-6, high=0, signed=False),
+        (_offsets(0, 17, 40, 60), _offsets(9, 9, 50, 70)),
+    )
+    positions, counts = source.integers(-2, 60, 1, 60, dtype=torch.int32), source.integers(0, 1 << 33, 1, 70)
+    lse = source.floats(1, 2, 60, low=0, high=5)
+    for limbs in (1, 2):
+        args = (q, k, positions, weights, lse, counts, *offsets, 23, 41, 0, 40, limbs == 2, 0.25, 0.0, limbs)
+        yield f"packed-limbs{limbs}", (*args, "mean", "mean", True)
+        yield f"packed-max-limbs{limbs}", (*args, "max", "mean", True)
+
+
 CASES: dict[str, Callable[[], Cases]] = {
     "adaptive_weights": _adaptive_weights,
     "allocate_budgets_batch": _allocate_budgets_batch,
+    "attention_importance": _attention_importance,
     "best_match": _best_match,
     "blur_downsample": _blur_downsample,
     "broadcast_regions": _broadcast_regions,

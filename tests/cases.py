@@ -565,5 +565,84 @@ def compact() -> Iterator:
     yield pytest.param(args, id="many-segments", marks=[pytest.mark.slow])
 
 
+def heads_of(shape: tuple, features: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """`[B, H, N, D]` with special rows among ordinary ones."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (3 * torch.randn(*shape, features, generator=generator)).to(dtype)
+    special = special_rows(features, dtype, seed).flatten(0, 1)
+    flat = x.view(-1, features)
+    where = torch.randperm(len(flat), generator=generator)[: min(len(special), len(flat) // 4)]
+    flat[where] = special[: len(where)]
+    return x
+
+
+REDUCTIONS = [
+    (h, q, first) for h in ("mean", "sum", "max", "rms") for q in ("mean", "sum", "max") for first in (True, False)
+]
+
+
+def attention_importance() -> Iterator:
+    def args(q, k, *tensors, offsets=(None, None), span=None, causal=False, cap=0.0, limbs=1, reduction=REDUCTIONS[0]):
+        tensors = (*tensors, *[None] * (4 - len(tensors)))
+        span = (0, k.shape[2]) if span is None else span
+        scale = 0.3 if cap else 1.4426950408889634 * q.shape[3] ** -0.5
+        return (q, k, *tensors, *offsets, q.shape[2], k.shape[2], *span, causal, scale, cap, limbs, *reduction)
+
+    for i, (queries, keys, features, heads, kv_heads) in enumerate(
+        (
+            (1, 1, 1, 1, 1),
+            (1, 70, 24, 4, 2),
+            (3, 200, 64, 2, 1),
+            (20, 5, 8, 2, 2),
+            (70, 90, 80, 3, 1),
+            (33, 65, 300, 1, 1),
+        )
+    ):
+        for j, dtype in enumerate(FLOATS):
+            q = heads_of((2, heads, queries), features, dtype, 1)
+            k = heads_of((2, kv_heads, keys), features, dtype, 2)
+            for limbs in (1, 2):
+                reduction = REDUCTIONS[(7 * i + 5 * j + 12 * limbs) % len(REDUCTIONS)]
+                case = f"{queries}x{keys}x{features}-{heads}-{kv_heads}-{name(dtype)}-limbs{limbs}"
+                yield pytest.param(args(q, k, limbs=limbs, causal=limbs == 2, reduction=reduction), id=case, marks=[])
+    generator = torch.Generator().manual_seed(5)
+    q, k = heads_of((1, 4, 40), 16, torch.float32, 3), heads_of((1, 2, 75), 16, torch.float32, 4)
+    weights = torch.rand(1, 40, generator=generator) * 0.9
+    positions = torch.randint(-3, 80, (1, 40), generator=generator).to(torch.int32)
+    log_sum_exp = 5 * torch.rand(1, 4, 40, generator=generator)
+    log_sum_exp[0, 1, 3:6] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    counts = torch.randint(0, 1 << 33, (1, 75), generator=generator)
+    for i, reduction in enumerate(REDUCTIONS):
+        for j, tensors in enumerate(
+            (
+                (),
+                (positions, None, None, counts),
+                (None, weights, None, counts),
+                (positions, weights, log_sum_exp, counts),
+            )
+        ):
+            causal, cap = bool((i + j) % 2), (0.0, 30.0)[(i + 2 * j) % 4 == 3]
+            made = args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
+            yield pytest.param(made, id=f"{'-'.join(map(str, reduction))}-{j}", marks=[])
+    for case, q_offsets, k_offsets in (
+        ("segments", [0, 10, 10, 33, 40], [3, 3, 40, 70, 75]),
+        ("clamped", [-5, 10, 30, 999], [0, 7, 9, 75]),
+        ("no-segments", [0], [0]),
+    ):
+        offsets = [torch.tensor(x, dtype=torch.int32) for x in (q_offsets, k_offsets)]
+        for i, reduction in enumerate(REDUCTIONS[::5]):
+            made = args(q, k, offsets=offsets, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60))
+            yield pytest.param(made, id=f"{case}-{'-'.join(map(str, reduction))}", marks=[])
+    x = torch.randn(2, 50, 3, 24, generator=generator).transpose(1, 2)
+    yield pytest.param(args(x, x[:, :1]), id="heads-inside", marks=[])
+    yield pytest.param(args(x[:, :, ::2, 1:], x[:, :1, :, 1:]), id="unaligned", marks=[])
+    yield pytest.param(args(x[:, :, :0], x), id="no-queries", marks=[])
+    yield pytest.param(args(x, x[:, :, :0]), id="no-keys", marks=[])
+    yield pytest.param(args(x[:0], x[:0]), id="no-samples", marks=[])
+    yield pytest.param(args(x, x, span=(30, 30)), id="no-columns", marks=[])
+    many = torch.randn(1, 1, 1100, 8, generator=generator)
+    yield pytest.param(args(many[:, :, :40], many, limbs=1), id="splits", marks=[])
+
+
 # The generators above, each under the name of its op.
 CASES = {op: globals()[op] for op in OPS if op in globals()}

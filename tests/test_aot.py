@@ -57,6 +57,16 @@ def ones():
         yield f"best_match-{precision}", lambda f=match: f(one, one)
         yield f"best_match-{precision}-1-key", lambda f=match: f(torch.empty(1, 300, 100), torch.empty(1, 1, 100))
         yield f"best_match-{precision}-packed", lambda f=match: f(one[0], one[0], key_mask=mask, **packed)
+    head = torch.empty(1, 1, 1, 1)
+    for precision in ("grid", "high"):
+        score = functools.partial(pyramid_ops.attention_importance, precision=precision)
+        yield f"attention_importance-{precision}", lambda f=score: f(head, head, softcap=50.0)
+        pair = functools.partial(score, one, one, cu_seqlens_q=offsets, cu_seqlens_k=offsets)
+        yield f"attention_importance-{precision}-packed", functools.partial(pair, head_reduction="rms", causal=True)
+        last = functools.partial(
+            score, torch.empty(1, 4, 1, 100), torch.empty(1, 2, 300, 100), query_weights=torch.ones(1, 1)
+        )
+        yield f"attention_importance-{precision}-one-query", functools.partial(last, head_reduction="rms")
     for width in (1, 65):
         yield f"assign_mean-{width}", lambda w=width: pyramid_ops.assign_mean(torch.empty(1, 1, w), none[:, :1], 1)
     weights = torch.ones(1, 70)
@@ -102,7 +112,9 @@ SCATTERED = (
     "_patch_entropy_kernel",
     "_allocate_budgets_kernel",
     "_adaptive_weights_kernel",
+    "_finish_kernel",
 )
+DOTS = ("_best_match_kernel", "_column_kernel", "_row_kernel")
 
 SHIPPED = [
     pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")
@@ -135,7 +147,7 @@ def test_nvidia_code(target, case, dtype, call):
         assert not re.search(r"\bfma\.rn", ptx), f"{kernel_name}: fused multiply and add"
         assert not re.search(r"\b(div|sqrt|ex2)\.(approx|full)|\.ftz\.f32", ptx), f"{kernel_name}: inexact arithmetic"
         has_dots = "tt.dot" in kernel.asm["ttir"]
-        assert has_dots == bool(code["tensor"]) == (kernel_name == "_best_match_kernel"), code
+        assert has_dots == bool(code["tensor"]) == (kernel_name in DOTS), code
         if has_dots:
             assert clean_accumulators(kernel.asm["ttir"]), f"{kernel_name}: a product that starts from another value"
         if case is not None and kernel_name not in SCATTERED:

@@ -60,6 +60,10 @@ def pipeline(image):
     entropy = pyramid_ops.patch_entropy(image, 8, bins=32)
     lengths = torch.tensor([3, 20])
     budgets = pyramid_ops.adaptive_budgets(20, tokens[0], (64, 16, 4), lengths=lengths, weights=ROWS, minimum=2)
+    x = tokens[0][:, None]
+    scores = pyramid_ops.attention_importance(x, x, causal=True, query_indices=[-1, 3], key_range=(2, 9))
+    weighted = pyramid_ops.attention_importance(x, x, query_weights=variance, head_reduction="max", softcap=9.0)
+    results += [scores, weighted]
     return [
         *results, *levels[1:], *selection, *union, positions, variance, units, norms, regions, spread, entropy, budgets
     ]  # fmt: skip

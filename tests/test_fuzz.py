@@ -220,6 +220,46 @@ def combine(case):
     case.same(pyramid_ops.combine_scores, scores, weights, **options)
 
 
+def attend(case):
+    level = case.choice(*case.levels)
+    features = level.shape[2]
+    heads, shared = case.choice((1, 1), (2, 1), (4, 2), (2, 2))
+    queries, keys = case.integer(0, 20), case.integer(0, 40)
+    dtype = case.choice(*FLOATS)
+    options = {
+        "causal": case.choice(True, False),
+        "softcap": case.choice(None, None, 20.0),
+        "temperature": case.choice(1.0, 0.1),
+        "head_reduction": case.choice("mean", "sum", "max", "rms"),
+        "query_reduction": case.choice("mean", "sum", "max"),
+        "reduce_first": case.choice("heads", "queries"),
+        "precision": case.choice("grid", "high"),
+        "center_keys": False,
+    }
+    if options["softcap"] is None:
+        options["center_keys"] = case.choice(True, False, False, False)
+    if case.choice(True, False):
+        q, k = case.tensor(queries, heads, features, dtype=dtype), case.tensor(keys, shared, features, dtype=dtype)
+        rows = (queries,)
+        segments = case.integer(1, 3)
+        for name, size in (("cu_seqlens_q", queries), ("cu_seqlens_k", keys)):
+            ends = sorted(case.integer(0, size) for _ in range(segments + 1))
+            options[name] = torch.tensor(ends, dtype=torch.int32)
+    else:
+        batch = level.shape[0]
+        q, k = (case.tensor(batch, h, n, features, dtype=dtype) for h, n in ((heads, queries), (shared, keys)))
+        rows = (batch, queries)
+    which = case.choice("all", "indices", "weights")
+    if which == "indices":
+        options["query_indices"] = torch.tensor([case.integer(-2, 22) for _ in range(case.integer(0, 4))]).long()
+    if which == "weights":
+        options["query_weights"] = case.tensor(*rows, dtype=torch.float32, kinds=("plain", "ties", "bits"))
+    if case.choice(True, False, False):
+        shape = (heads, *rows) if len(rows) == 1 else (rows[0], heads, rows[1])
+        options["log_sum_exp"] = case.tensor(*shape, dtype=torch.float32, kinds=("plain", "ties"))
+    case.same(pyramid_ops.attention_importance, q, k, **options)
+
+
 STARTS = (from_images, from_tokens)
 STEPS = (
     score,
@@ -232,13 +272,14 @@ STEPS = (
     merge,
     pool,
     combine,
+    attend,
 )  # in this order, each with probability 1/3
 
 
 @contextlib.contextmanager
 def tiles(case):
     """Drawn tiles in place of the shipped ones: no bit may depend on them, and few programs suffice."""
-    from pyramid_ops.kernels import merging, numerics, pyramid, scoring, selection
+    from pyramid_ops.kernels import attention, merging, numerics, pyramid, scoring, selection
 
     row_tiles = functools.partial(numerics.row_tiles, warps=case.choice(4, 8, 32), load_bytes=case.choice(16, 8, 4, 2))
     gather_config = selection.gather_config
@@ -248,7 +289,10 @@ def tiles(case):
     match_tiles.update(num_warps=4, num_stages=1)
     score_tiles = {"ROWS": case.choice(1, 4), "COLUMNS": case.choice(32, 128), "num_warps": 1}
     blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 32), "num_warps": 1}
+    attention_tiles = tuple({**match_tiles, "BLOCK_M": case.choice(16, 64)} for _ in range(2))
     with (
+        mock.patch.object(attention, "attention_config", return_value=attention_tiles),
+        mock.patch.object(attention, "attention_splits", return_value=case.choice(1, 2, 3)),
         mock.patch.object(numerics, "row_tiles", row_tiles),
         mock.patch.object(scoring, "row_tiles", row_tiles),
         mock.patch.object(scoring, "combine_config", return_value=score_tiles),

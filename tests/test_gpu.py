@@ -1,5 +1,7 @@
 """What only a GPU can show: graph capture, no synchronisation, large tensors, streams."""
 
+import functools
+
 import pytest
 import torch
 
@@ -18,6 +20,20 @@ def inputs(seed: int) -> tuple:
     images = torch.rand(2, 3, 128, 160, generator=generator).cuda()
     levels = [torch.randn(2, n, 96, generator=generator).bfloat16().cuda() for n in (500, 120, 30, 1)]
     return images, levels
+
+
+def attention(x: torch.Tensor, scores: torch.Tensor) -> list[torch.Tensor]:
+    """Few and many queries, reductions in both orders, weights, packed segments."""
+    importance = functools.partial(pyramid_ops.attention_importance, x, x)
+    offsets = torch.arange(3, dtype=torch.int32, device=x.device) * x.shape[2]
+    packed = x.transpose(1, 2).flatten(0, 1)
+    return [
+        importance(precision="grid"),
+        importance(causal=True, precision="high", center_keys=True),
+        importance(head_reduction="max", query_reduction="sum", query_weights=scores[:, : x.shape[2]]),
+        importance(query_indices=[-1, 0], causal=True, softcap=30.0),
+        pyramid_ops.attention_importance(packed, packed, cu_seqlens_q=offsets, cu_seqlens_k=offsets, causal=True),
+    ]
 
 
 def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -66,6 +82,7 @@ def everything(images: torch.Tensor, levels: list[torch.Tensor]) -> list[torch.T
         scores,
         pyramid_ops.gather_levels(levels, indices),
         *pyramid_ops.unit_rows(levels[1], limbs=2),
+        *attention(levels[1][:, None], scores),
         regions,
         pyramid_ops.broadcast_regions(regions, (20, 25)),
         pyramid_ops.patch_entropy(images, 16),
