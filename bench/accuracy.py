@@ -1,6 +1,10 @@
-"""`python -m bench.accuracy`: how often matching finds the partners that float64 finds; writes results/merging.md."""
+"""`python -m bench.accuracy [merging|attention]`: what float64 finds, and how much of it each precision finds.
+
+Writes results/merging.md and results/attention.md.
+"""
 
 import pathlib
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +64,7 @@ def agreement(x: Tensor) -> list[str]:
     return result
 
 
-def main() -> None:
+def merging() -> list[str]:
     lines = [
         "# Partners that float64 finds",
         "",
@@ -75,8 +79,86 @@ def main() -> None:
         for features in (64, 128, 1024, 4096):
             lines.append(f"| {kind} | {features} | " + " | ".join(agreement(data(kind, features))) + " |")
             print(lines[-1], flush=True)
-    (pathlib.Path(__file__).parent / "results" / "merging.md").write_text("\n".join(lines) + "\n")
+    return lines
+
+
+HEADS = 4
+ATTENTION_TOKENS = 1024
+
+
+def heads(kind: str, features: int) -> tuple[Tensor, Tensor]:
+    """q and k `[1, H, N, D]` bfloat16: ordinary, peaked, with an attention sink, of large norms."""
+    generator = torch.Generator().manual_seed(features)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(1, HEADS, *shape, generator=generator)
+
+    q, k = randn(ATTENTION_TOKENS, features), randn(ATTENTION_TOKENS, features)
+    if kind == "peaked, logits to ±34":
+        q = q * 6.5
+    if kind.startswith("attention sink"):
+        direction = randn(1, features)
+        q, k[:, :, 0] = q + direction, int(kind.split()[-1]) * features**-0.5 * direction[:, :, 0]
+    if kind == "biased keys, logits to ±260":
+        k = 2 * k + 30 * randn(1, features)
+    return q.bfloat16(), k.bfloat16()
+
+
+ATTENTION_KINDS = (
+    "Gaussian",
+    "peaked, logits to ±34",
+    "attention sink, logit 10",
+    "attention sink, logit 22",
+    "biased keys, logits to ±260",
+)
+
+
+def column_means(q: Tensor, k: Tensor) -> Tensor:
+    return torch.softmax(q @ k.mT * q.shape[3] ** -0.5, -1).mean((1, 2))[0]
+
+
+def errors(q: Tensor, k: Tensor) -> list[str]:
+    """Largest relative error of a column mean / overlap of the top quarter, for each way."""
+    exact = column_means(q.double(), k.double())
+    top = set(exact.topk(len(exact) // 4).indices.tolist())
+    ways = [
+        pyramid_ops.attention_importance(q, k, precision=precision, center_keys=centred)[0]
+        for precision in ("grid", "high")
+        for centred in (False, True)
+    ]
+    ways += [column_means(q.to(dtype), k.to(dtype)) for dtype in EAGER]
+    result = []
+    for scores in ways:
+        order = scores.double().argsort(descending=True, stable=True)[: len(top)].tolist()
+        error = float(((scores.double() - exact).abs() / exact).max())
+        result.append(f"{error:.1e} / {len(top & set(order)) / len(top):.3f}")
+    return result
+
+
+def attention() -> list[str]:
+    lines = [
+        "# Column means of attention against a float64 softmax",
+        "",
+        f"{HEADS} heads, {ATTENTION_TOKENS} tokens given in bfloat16. Largest relative error of the mean attention",
+        "that a token receives / overlap of the top quarter with float64's. *eager* is softmax and mean in",
+        f"that dtype, on the CPU, torch {torch.__version__}. *centred*: `center_keys=True`. Probabilities are kept to",
+        "2⁻³⁰ each: where a sink takes nearly everything, the others' means have few digits left.",
+        "",
+        "| data | D | grid | grid, centred | high | high, centred | eager float32 | eager float16 | eager bfloat16 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in ATTENTION_KINDS:
+        for features in (64, 128):
+            lines.append(f"| {kind} | {features} | " + " | ".join(errors(*heads(kind, features))) + " |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def main(*names: str) -> None:
+    for name in names or ("merging", "attention"):
+        lines = {"merging": merging, "attention": attention}[name]()
+        (pathlib.Path(__file__).parent / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
