@@ -223,6 +223,16 @@ def attention_importance(
     return scores if stop - start == scores.shape[1] else scores[:, start:stop].contiguous()
 
 
+def received(x: Tensor, cu_seqlens: Optional[Tensor] = None, longest: Optional[int] = None) -> Tensor:
+    """Mean attention that each token of `[B, N, D]` or packed `[T, D]` receives, the features being q and k."""
+    head = (x if x.dtype in FLOATS else x.to(torch.float16)).unsqueeze(1)
+    if cu_seqlens is None:
+        return attention_importance(head, head)
+    return attention_importance(
+        head, head, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=longest, max_seqlen_k=longest
+    )
+
+
 def _heads(op: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Checked q and k as `[B, H, N, D]` with contiguous rows, and whether they are packed."""
     for name, x in (("query", query), ("key", key)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
+from . import attention  # a module, since it imports this one
 from ._dispatch import Op
 from .budgets import allocate, token_total
 from .numerics import feature_rows
@@ -119,8 +120,9 @@ def select_topk_levels(
         K, the number of tokens to keep in each sample.
     level_weights : sequence of float, or None
         Share of each level, see :func:`allocate_budgets`. None: one top-k over the union of all levels.
-    saliency : "variance", "norm" or list of Tensor
-        :func:`token_variance`, :func:`token_norm`, or a score per token: float tensors ``[B, N_k]``.
+    saliency : "variance", "norm", "attention" or list of Tensor
+        :func:`token_variance`, :func:`token_norm`, the mean attention a token receives from its level (the features as
+        q and k of one head, see :func:`attention_importance`), or a score per token: float tensors ``[B, N_k]``.
     order : "saliency" or "index"
         Order of the tokens that are kept: levels in order and within a level by descending saliency or by index. For
         the union: by descending saliency over all levels, or by level, then index.
@@ -163,8 +165,10 @@ def select_topk_levels(
     check.choice(op, "order", order, "saliency", "index")
     scores: list[Tensor] = []
     if isinstance(saliency, str):
-        check.choice(op, "saliency", saliency, "variance", "norm")
-    else:
+        check.choice(op, "saliency", saliency, "variance", "norm", "attention")
+    if saliency == "attention":
+        saliency = [attention.received(level) for level in levels]
+    if not isinstance(saliency, str):
         scores = _check_scores(op, saliency, levels)
         saliency = "given"
     if budgets is not None:
@@ -179,7 +183,8 @@ def select_topk_levels(
 def _check_scores(op: str, saliency: Sequence[Tensor], levels: Sequence[Tensor], layout: str = "B N") -> list[Tensor]:
     if not isinstance(saliency, (list, tuple)):
         raise TypeError(
-            f"{op}: saliency: expected 'variance', 'norm' or a list of tensors, got {check.describe(saliency)}"
+            f"{op}: saliency: expected 'variance', 'norm', 'attention' or a list of tensors, got "
+            f"{check.describe(saliency)}"
         )
     scores = check.tensors(op, "saliency", saliency, layout, dtypes=_FLOATS, packed=layout == "T")
     if len(scores) != len(levels):
@@ -374,8 +379,8 @@ def select_topk_levels_packed(
     capacity : int, optional
         The most tokens to keep of a sample; of samples with larger budgets the coarser levels get what the finer ones
         leave. Default: the sum of the budgets; required where they are a tensor.
-    saliency : "variance", "norm" or list of Tensor
-        :func:`token_variance`, :func:`token_norm`, or a score per token: float tensors ``[T_k]``.
+    saliency : "variance", "norm", "attention" or list of Tensor
+        As :func:`select_topk_levels`, or a score per token: float tensors ``[T_k]``.
     order : "saliency" or "index"
         Order of the tokens that are kept in a level: by descending saliency or by index.
 
@@ -428,8 +433,10 @@ def select_topk_levels_packed(
     check.choice(op, "order", order, "saliency", "index")
     scores: list[Tensor] = []
     if isinstance(saliency, str):
-        check.choice(op, "saliency", saliency, "variance", "norm")
-    else:
+        check.choice(op, "saliency", saliency, "variance", "norm", "attention")
+    if saliency == "attention":
+        saliency = [attention.received(x, cu, max_seqlen) for x, cu in zip(levels, bounds, strict=True)]
+    if not isinstance(saliency, str):
         scores = _check_scores(op, saliency, levels, "T")
         saliency = "given"
     budget_tensor = None
@@ -478,7 +485,7 @@ def progressive_select(
         Keep the best of these over all levels by a final top-k over the union. Equal to
         ``select_topk_levels(levels, target_tokens, None)`` where each budget is at least the smaller of `target_tokens`
         and the size of its level; smaller budgets also bound what a level can hold.
-    saliency : "variance", "norm" or callable
+    saliency : "variance", "norm", "attention" or callable
         As :func:`select_topk_levels`, or a function of the tokens of a level that returns scores ``[B, N_k]``.
     order : "saliency" or "index"
         As :func:`select_topk_levels`.
@@ -522,7 +529,9 @@ def progressive_select(
     if not callable(encode):
         raise TypeError(f"{op}: encode: expected a function, got {check.describe(encode)}")
     if not callable(saliency):
-        check.choice(op, "saliency", saliency, "variance", "norm")
+        check.choice(op, "saliency", saliency, "variance", "norm", "attention")
+    if saliency == "attention":
+        saliency = attention.received
     check.choice(op, "order", order, "saliency", "index")
     taps = _taps(op, sigma, kernel_size, taps)
     _options(op, padding, downsample)

@@ -308,6 +308,28 @@ def test_attention_saliency_received():
     check(attention_importance(q, q), attention(q, q)[0].mean((1, 2)))
 
 
+def test_selection_by_attention_received():
+    levels = [rand(2, n, 16, seed=n) for n in (40, 12)]
+    scores = [attention(x[:, None], x[:, None])[0].mean((1, 2)) for x in levels]
+    expected = pyramid_ops.select_topk_levels(levels, budgets=[7, 3], saliency=[x.float() for x in scores])
+    assert_same_bits(pyramid_ops.select_topk_levels(levels, budgets=[7, 3], saliency="attention"), expected)
+    offsets = [torch.tensor([0, n, 2 * n], dtype=torch.int32) for n in (40, 12)]
+    packed = pyramid_ops.select_topk_levels_packed(
+        [x.flatten(0, 1) for x in levels], offsets, [7, 3], saliency="attention", max_seqlen=40
+    )
+    assert_same_bits(packed.tokens, expected.tokens.flatten(0, 1))
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    patches = [pyramid_ops.patchify(x, 4) for x in pyramid_ops.gaussian_pyramid(images, 2)]
+    expected = pyramid_ops.select_topk_levels(patches, budgets=[9, 4], saliency="attention")
+    encode = lambda x: pyramid_ops.patchify(x, 4)  # noqa: E731
+    assert_same_bits(pyramid_ops.progressive_select(images, encode, (9, 4), saliency="attention"), expected)
+    whole = (255 * images).byte()
+    assert (
+        pyramid_ops.select_topk_levels([pyramid_ops.patchify(whole, 4)], 9, None, saliency="attention").tokens.dtype
+        == torch.uint8
+    )
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_square():
     """16384 tokens, 16 heads, d = 64: a matrix of one head alone would be 1 GB."""
