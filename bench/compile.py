@@ -188,18 +188,6 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
                 match = functools.partial(ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
                 yield f"best_match, {precision}, 2048 × 2048, D = {features}", dtype, match
             yield f"region_variance, D = {features}", dtype, functools.partial(ops.region_variance, x, (64, 64))
-        for features in (64, 128):
-            q, k = torch.empty(2, 16, 2048, features, dtype=dtype), torch.empty(2, 4, 2048, features, dtype=dtype)
-            for precision in ("grid", "high"):
-                score = functools.partial(ops.attention_importance, q, k, precision=precision)
-                for what, call in {
-                    "all queries": score,
-                    "causal": functools.partial(score, causal=True),
-                    "max of heads first": functools.partial(score, head_reduction="max"),
-                    "last query": functools.partial(score, query_indices=[-1], causal=True),
-                    "log-sum-exp given": functools.partial(score, log_sum_exp=torch.empty(2, 16, 2048)),
-                }.items():
-                    yield f"attention_importance, {precision}, {what}, D = {features}", dtype, call
         x = torch.empty(2, 4096, 1024, dtype=dtype)
         clusters = torch.zeros(2, 4096, dtype=torch.int64)
         yield "assign_mean, D = 1024", dtype, functools.partial(ops.assign_mean, x, clusters, 2048)
@@ -232,6 +220,17 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
             cropped = x[:, :, : 1024 // patch * patch, : 1024 // patch * patch]
             entropy = functools.partial(ops.patch_entropy, cropped, patch, bins=bins)
             yield f"patch_entropy, {patch}×{patch}, {bins} bins", dtype, entropy
+    for features in (64, 128):
+        q, k = (torch.empty(2, heads, 2048, features, dtype=torch.bfloat16) for heads in (16, 4))
+        for precision in ("grid", "high"):
+            score = functools.partial(ops.attention_importance, q, k, precision=precision)
+            calls = {"all queries": score, "last query": functools.partial(score, query_indices=[-1], causal=True)}
+            if features == 64:
+                calls["causal"] = functools.partial(score, causal=True)
+                calls["max of heads first"] = functools.partial(score, head_reduction="max")
+                calls["log-sum-exp given"] = functools.partial(score, log_sum_exp=torch.empty(2, 16, 2048))
+            for what, call in calls.items():
+                yield f"attention_importance, {precision}, {what}, D = {features}", torch.bfloat16, call
     instruction = torch.empty(2, 77, 1024)
     lengths = torch.empty(2, dtype=torch.int32)
     adaptive = functools.partial(ops.adaptive_budgets, 273, instruction, (4096, 1024, 256, 64), lengths=lengths)

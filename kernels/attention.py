@@ -330,12 +330,11 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
     """Tiles of queries by keys for the rows, and of keys by queries for the columns, whose logits stay in registers."""
     few = rows <= 16
     wide = 64 if limbs == 1 else 32
-    block = max(16, triton.next_power_of_2(features))
-    row = {"BLOCK_M": 16, "BLOCK_N": 128 if limbs == 1 else 32} if few else {"BLOCK_M": 64, "BLOCK_N": wide}
-    row["BLOCK_K"] = min(block, 64 if limbs == 1 or few else 32)
+    block = min(max(16, triton.next_power_of_2(features)), wide)
+    row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide if limbs == 1 else wide} if few else {"BLOCK_M": 64, "BLOCK_N": wide}
     # Where heads are reduced first, a second tile of sums is alive.
-    column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else wide // 2 if by_tile else wide, "BLOCK_K": min(block, wide)}
-    launch = {"num_warps": 4, "num_stages": 2}
+    column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else wide // 2 if by_tile else wide}
+    launch = {"BLOCK_K": block, "num_warps": 4, "num_stages": 2}
     return {**row, **launch}, {**column, **launch}
 
 

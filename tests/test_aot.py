@@ -113,6 +113,7 @@ SCATTERED = (
     "_allocate_budgets_kernel",
     "_adaptive_weights_kernel",
     "_finish_kernel",
+    "_share_kernel",
 )
 DOTS = ("_best_match_kernel", "_column_kernel", "_row_kernel")
 
