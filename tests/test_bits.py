@@ -92,6 +92,21 @@ def test_matching_tiles_do_not_change_bits(monkeypatch, device, limbs, block_m, 
     assert_same_bits(OPS["best_match"].kernel(q.to(device), k.to(device), *args), expected)
 
 
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "block_k", "splits"), [(16, 16, 16, 1), (64, 32, 32, 3), (32, 64, 64, 2)]
+)
+def test_attention_tiles_do_not_change_bits(monkeypatch, device, block_m, block_n, block_k, splits):
+    from pyramid_ops.kernels import attention
+
+    tiles = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 1}
+    monkeypatch.setattr(attention, "attention_config", lambda *_: (tiles, tiles))
+    monkeypatch.setattr(attention, "attention_splits", lambda *_: splits)
+    for param in list(cases.attention_importance())[15:60:9]:
+        args = param.values[0]
+        expected = OPS["attention_importance"].reference(*args)
+        assert_same_bits(OPS["attention_importance"].kernel(*to(device, args)), expected, param.id)
+
+
 @pytest.mark.parametrize("block", [16, 64])
 def test_merging_tiles_do_not_change_bits(monkeypatch, device, block):
     from pyramid_ops.kernels import merging
@@ -181,6 +196,10 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(device):
             assert_same_bits(list(alone), [x[b : b + 1] for x in match])
             alone = pyramid_ops.assign_mean(made[0][b : b + 1], match.indices[b : b + 1] % 3, 3)
             assert_same_bits(list(alone), [means[b : b + 1], totals[b : b + 1]])
+            heads = made[0][b : b + 1, None]
+            alone = pyramid_ops.attention_importance(heads, heads, query_indices=[-1, 4])
+            both = pyramid_ops.attention_importance(made[0][:, None], made[0][:, None], query_indices=[-1, 4])
+            assert_same_bits(alone, both[b : b + 1])
             alone = pyramid_ops.region_variance(made[0][b : b + 1], (6, 10), (2, 3))
             assert_same_bits(alone, pyramid_ops.region_variance(made[0], (6, 10), (2, 3))[b : b + 1])
             alone = pyramid_ops.patch_entropy(images[b : b + 1, :, :, :20], 10)
