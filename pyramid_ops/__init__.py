@@ -5,7 +5,7 @@ as its specification in :mod:`pyramid_ops.reference`.
 """
 
 from ._dispatch import use_backend
-from .attention import attention_importance
+from .attention import attention_importance, text_relevance
 from .budgets import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch
 from .compaction import Compaction, compact
 from .merging import (
@@ -66,6 +66,7 @@ __all__ = [
     "segmented_topk",
     "select_topk_levels",
     "select_topk_levels_packed",
+    "text_relevance",
     "token_norm",
     "token_variance",
     "tome_matching",

@@ -100,6 +100,12 @@ def _fixed(x: Tensor) -> Tensor:
     return (x + 0.5).double().floor_()
 
 
+def _below_one(largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two (s, 1/s) that bring numbers, of which the largest is at most 2⁶⁰, below 1."""
+    exponent = largest.view(torch.int32) >> 23
+    return ((253 - exponent) << 23).view(torch.float32), ((exponent + 1) << 23).view(torch.float32)
+
+
 def attention_importance(
     query: Tensor,
     key: Tensor,
@@ -227,3 +233,40 @@ def _finish(
     if head_reduction == "rms" and not by_tile:
         score = sqrt(score)
     return score
+
+
+def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, limbs: int) -> Tensor:
+    """Greatest or mean dot product of each token with the usable text rows, times `scale`: float32 `[B, N]`.
+
+    From `tokens` `[B, N, D]` and `text` `[B, T, D]`: cosine · (norm · scale) · norm of the text row. For the mean,
+    cosine · norm of the text row is an integer in units of 2⁻³⁰ of a power of two above the largest such norm.
+    """
+    batch, count, _ = tokens.shape
+    out = torch.empty(batch, count, dtype=torch.float32, device=tokens.device)
+    step = max(1, BLOCK // max(1, text.shape[1], tokens.shape[2]))
+    for b in range(batch):
+        words = _rows(text[b], 1.0, limbs)
+        words = _Rows(*[x[words.usable] for x in words])
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            rows = _rows(tokens[b, part], scale, limbs)
+            out[b, part] = torch.where(rows.usable, _relevance(rows, words, reduction), torch.nan)
+    return out
+
+
+def _relevance(rows: _Rows, words: _Rows, reduction: str) -> Tensor:
+    if not len(words.factor):
+        return torch.full_like(rows.factor, -torch.inf if reduction == "max" else 0.0)
+    cosines = grid_products(rows.units, words.units)
+    if cosines.dtype == torch.float64:
+        cosines = cosines.add_(0.5).floor_().to(torch.float32)
+    cosines *= 2.0**-30
+    if reduction == "max":
+        cosines *= rows.factor[:, None]
+        cosines *= words.factor
+        return cosines.amax(1) + 0.0
+    scale, unscale = _below_one(words.factor.amax())
+    cosines *= words.factor * scale
+    total = _fixed(cosines * ONE).sum(1).to(torch.int64).to(torch.float32)
+    mean = total * 2.0**-30 / torch.full_like(total, len(words.factor))
+    return mean * rows.factor * unscale + 0.0

@@ -497,5 +497,36 @@ def compact() -> Iterator:
     yield pytest.param(args, id="many-segments", marks=[pytest.mark.slow])
 
 
+def text_relevance() -> Iterator:
+    for dtype in FLOATS:
+        for features, tokens, words in ((1, 3, 2), (24, 17, 31), (65, 130, 5), (128, 70, 33), (1100, 7, 3)):
+            x, text = special_rows(features, dtype, 1), special_rows(features, dtype, 2)
+            x = x.repeat(1, -(-tokens // 9), 1)[:, :tokens]
+            text = text.repeat(1, -(-words // 9), 1)[:, :words]
+            for reduction in ("max", "mean"):
+                limbs = 1 + (features + len(reduction)) % 2 if dtype != torch.float32 else 2
+                case = f"{tokens}x{words}x{features}-{reduction}-{name(dtype)}-limbs{limbs}"
+                yield pytest.param((x, text, reduction, features**-0.5, limbs), id=case, marks=[])
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 70, 40, generator=generator)
+    text = torch.randn(2, 40, 40, generator=generator) * torch.rand(2, 40, 1, generator=generator) ** 9
+    masked = text.clone()
+    masked[0, ::3], masked[1] = torch.nan, torch.nan
+    for reduction in ("max", "mean"):
+        for limbs in (1, 2):
+            for case, tensors in (
+                ("masked", (x, masked)),
+                ("tiny", (x * 1e-38, text * 1e-30)),
+                ("subnormal", (x, text * 1e-40)),
+                ("huge", (x * 1e30, text * 1e30)),
+                ("opposite", (x[:, :1].expand(2, 5, 40), -x[:, :1] * torch.arange(3)[:, None])),
+                ("strided", (x.transpose(0, 1)[:9, :, 1:], text.transpose(0, 1)[:9, :, 1:])),
+                ("no-tokens", (x[:, :0], text)),
+                ("no-text", (x, text[:, :0])),
+                ("no-samples", (x[:0], text[:0])),
+            ):
+                yield pytest.param((*tensors, reduction, 0.3, limbs), id=f"{case}-{reduction}-limbs{limbs}", marks=[])
+
+
 # The generators above, each under the name of its op.
 CASES = {op: globals()[op] for op in OPS if op in globals()}
