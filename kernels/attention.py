@@ -487,7 +487,8 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
         return out
     units, norms = unit_rows(tokens, limbs, LOW_BITS)
     text_units, text_norms = unit_rows(text, limbs, LOW_BITS)
-    config, _ = attention_config(features, limbs, count, False)
+    # The mean holds wider numbers.
+    _, config = attention_config(features, limbs, count, by_tile=reduction == "mean")
     _relevance_kernel[(batch * triton.cdiv(count, config["BLOCK_M"]),)](
         units, norms, text_units, text_norms, out, count, text.shape[1], scale, MEAN=reduction == "mean", D=features,
         LIMBS=limbs, **config, **LAUNCH,
