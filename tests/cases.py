@@ -528,5 +528,36 @@ def text_relevance() -> Iterator:
                 yield pytest.param((*tensors, reduction, 0.3, limbs), id=f"{case}-{reduction}-limbs{limbs}", marks=[])
 
 
+def attention_walk() -> Iterator:
+    reductions = ("rms", "mean", "sum", "max")
+    k = 0
+    for dtype in FLOATS:
+        for features, tokens, heads, kv_heads in ((1, 1, 1, 1), (3, 9, 2, 1), (24, 70, 4, 2), (130, 33, 3, 3)):
+            for limbs in (1, 2):
+                q, key = (special_rows(features, dtype, seed) for seed in (1, 2))
+                q, key = (x.repeat(1, -(-tokens * heads // 9), 1) for x in (q, key))
+                q = q[:, : tokens * heads].view(2, heads, tokens, features)
+                key = key[:, : tokens * kv_heads].view(2, kv_heads, tokens, features)
+                reduction, k = reductions[k % 4], k + 1
+                case = f"{heads}:{kv_heads}x{tokens}x{features}-{reduction}-{name(dtype)}-limbs{limbs}"
+                yield pytest.param((q, key, k % 4, 3.0, limbs, reduction), id=case, marks=[])
+    generator = torch.Generator().manual_seed(6)
+    q, key = (torch.randn(2, heads, 70, 40, generator=generator) for heads in (4, 2))
+    unusable = torch.full_like(key, torch.nan)
+    for limbs in (1, 2):
+        for case, tensors, steps, slope in (
+            ("sharp", (q, key), 5, 20.0),
+            ("flat", (q, key), 3, 1e-6),
+            ("no-steps", (q, key), 0, 1.0),
+            ("huge", (q * 1e30, key * 1e30), 2, 1e20),
+            ("no-key", (q, unusable), 2, 1.0),
+            ("strided", (q.transpose(1, 2)[:, :4, :, 1:], q.transpose(1, 2)[:, 4:6, :, 1:]), 2, 1.0),
+            ("no-tokens", (q[:, :, :0], key[:, :, :0]), 2, 1.0),
+            ("no-samples", (q[:0], key[:0]), 2, 1.0),
+        ):
+            args = (*tensors, steps, slope, limbs, reductions[steps % 4])
+            yield pytest.param(args, id=f"{case}-limbs{limbs}", marks=[])
+
+
 # The generators above, each under the name of its op.
 CASES = {op: globals()[op] for op in OPS if op in globals()}
