@@ -88,7 +88,7 @@ class _Segment(NamedTuple):
             usable = q.usable & (log_sum_exp.abs() < torch.inf)
             t -= torch.where(usable, log_sum_exp, 0.0)[:, None]
             e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.limbs], 30)
-            share = torch.ones_like(log_sum_exp)
+            share = torch.full_like(log_sum_exp, 1.0)
         return e[:, self.columns], torch.where(usable, share, 0.0)
 
     def attention(self, head: int, part: slice, weighted: bool) -> Tensor:
