@@ -285,8 +285,8 @@ def _column_kernel(
     do_not_specialize=["queries", "keys", "longest_q", "longest_k", "heads", "key_start", "key_stop", "out_heads"]
 )
 def _finish_kernel(
-    totals_ptr, counts_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, out_ptr, queries, keys, longest_q, longest_k,
-    key_start, key_stop, heads, out_heads, HEADS: tl.constexpr, MEAN: tl.constexpr, DIVIDE: tl.constexpr,
+    totals_ptr, unscales_ptr, counts_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, out_ptr, queries, keys, longest_q,
+    longest_k, key_start, key_stop, heads, out_heads, HEADS: tl.constexpr, MEAN: tl.constexpr, DIVIDE: tl.constexpr,
     WEIGHTED: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Scores from the integers of one or of all heads."""
@@ -311,6 +311,8 @@ def _finish_kernel(
     for h in range(0, out_heads):
         total = tl.load(totals_ptr + (sample * out_heads + h) * keys + start + key, mask=mask, other=0)
         x = total.to(tl.float32) * (1.0 / 1073741824.0)
+        if unscales_ptr is not None:
+            x = x * tl.load(unscales_ptr + sample * out_heads + h)
         if MEAN:
             x = tl.where(divisor > 0, tl.div_rn(x, divisor), 0.0)
         if HEADS == "max":
@@ -341,6 +343,47 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
 def attention_splits(programs: int, tiles: int) -> int:
     """Parts of a loop over so many tiles, for some 500 programs of at least four tiles."""
     return max(1, min(triton.cdiv(512, max(1, programs)), tiles // 4))
+
+
+def _prepare(
+    query: Tensor,
+    key: Tensor,
+    positions: Optional[Tensor],
+    weights: Optional[Tensor],
+    log_sum_exp: Optional[Tensor],
+    cu_seqlens_q: Optional[Tensor],
+    cu_seqlens_k: Optional[Tensor],
+    segments: int,
+    sizes: tuple[int, int, int, int],
+    scale: float,
+    cap: float,
+    row: dict,
+    common: dict,
+) -> tuple[Tensor, ...]:
+    """What columns are computed from: units of q, units and norms of k, factors, greatest logits and shares of q."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    queries, _, max_seqlen_q, max_seqlen_k = sizes
+    group = heads // kv_heads
+    q_units, q_norms = unit_rows(query, common["LIMBS"], LOW_BITS)
+    k_units, k_norms = unit_rows(key, common["LIMBS"], LOW_BITS)
+    tops = torch.full(query.shape[:3], -(1 << 31), dtype=torch.int32, device=query.device)
+    sums = None
+    if log_sum_exp is None:
+        sums = torch.zeros(query.shape[:3], dtype=torch.int64, device=query.device)
+        programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, row["BLOCK_M"])
+        splits = attention_splits(programs, triton.cdiv(max_seqlen_k, row["BLOCK_N"]))
+        for is_sum in (False, True):
+            _row_kernel[(programs * splits,)](
+                q_units, q_norms, k_units, k_norms, positions, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes, splits,
+                kv_heads, group, scale, cap, SUM=is_sum, **row, **common,
+            )  # fmt: skip
+    factors = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    shares = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    _share_kernel[(triton.cdiv(shares.numel(), 1024),)](
+        q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, shares.numel(), queries, heads, scale,
+        BLOCK=1024, **LAUNCH,
+    )  # fmt: skip
+    return q_units, k_units, k_norms, factors, tops, shares
 
 
 def attention_importance(
@@ -379,45 +422,159 @@ def attention_importance(
     # Heads that share a key head are one row of queries, but where many queries see the later keys only.
     joined = group if same and (not causal or max_seqlen_q <= 64) else 1
     out_heads = 1 if same or by_tile else heads
-    q_units, q_norms = unit_rows(query, limbs, LOW_BITS)
-    k_units, k_norms = unit_rows(key, limbs, LOW_BITS)
     positions, weights, log_sum_exp, counts = (
         None if x is None else x.contiguous() for x in (positions, weights, log_sum_exp, counts)
     )
     row, column = attention_config(features, limbs, max_seqlen_q * group, by_tile)
     common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs, **LAUNCH}
-    operands = (q_units, q_norms, k_units, k_norms, positions)
     sizes = (queries, keys, max_seqlen_q, max_seqlen_k)
-    tops = torch.full((batch, heads, queries), -(1 << 31), dtype=torch.int32, device=device)
-    sums = None
-    if log_sum_exp is None:
-        sums = torch.zeros(batch, heads, queries, dtype=torch.int64, device=device)
-        programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, row["BLOCK_M"])
-        splits = attention_splits(programs, triton.cdiv(max_seqlen_k, row["BLOCK_N"]))
-        for is_sum in (False, True):
-            _row_kernel[(programs * splits,)](
-                *operands, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes, splits, kv_heads, group, scale, cap,
-                SUM=is_sum, **row, **common,
-            )  # fmt: skip
-    factors = torch.empty(batch, heads, queries, dtype=torch.float32, device=device)
-    shares = torch.empty(batch, heads, queries, dtype=torch.float32, device=device)
-    _share_kernel[(triton.cdiv(shares.numel(), 1024),)](
-        q_norms, positions, None if by_tile else weights, log_sum_exp, tops, sums, factors, shares, shares.numel(),
-        queries, heads, scale, BLOCK=1024, **LAUNCH,
+    operands = _prepare(
+        query, key, positions, None if by_tile else weights, log_sum_exp, cu_seqlens_q, cu_seqlens_k, segments, sizes,
+        scale, cap, row, common,
     )  # fmt: skip
     totals = torch.zeros(batch, out_heads, keys, dtype=torch.int64, device=device)
     programs = segments * (1 if by_tile else heads // joined) * triton.cdiv(span, column["BLOCK_M"])
     splits = attention_splits(programs, triton.cdiv(max_seqlen_q * joined, column["BLOCK_N"]))
     _column_kernel[(programs * splits,)](
-        q_units, k_units, k_norms, factors, tops, shares, positions, weights if by_tile else None, cu_seqlens_q,
-        cu_seqlens_k, totals, *sizes, key_start, key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
+        *operands, positions, weights if by_tile else None, cu_seqlens_q, cu_seqlens_k, totals, *sizes, key_start,
+        key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
         HEADS=head_reduction if by_tile else "", REDUCTION="max" if query_reduction == "max" else "sum",
         CLAMP=log_sum_exp is not None, **column, **common,
     )  # fmt: skip
     _finish_kernel[(segments * triton.cdiv(span, 256),)](
-        totals, counts, cu_seqlens_q, cu_seqlens_k, out, *sizes, key_start, key_stop, heads, out_heads,
+        totals, None, counts, cu_seqlens_q, cu_seqlens_k, out, *sizes, key_start, key_stop, heads, out_heads,
         HEADS="sum" if by_tile else head_reduction, MEAN=query_reduction == "mean",
         DIVIDE=head_reduction == "mean" or (head_reduction == "rms" and not by_tile), WEIGHTED=weights is not None,
         CAUSAL=causal, PACKED=packed, BLOCK=256, **LAUNCH,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _below_one(largest):
+    """Powers of two (s, 1/s) that bring numbers below 1, from the bits of the largest, which is at most 2⁶⁰."""
+    exponent = largest >> 23
+    return ((253 - exponent) << 23).to(tl.float32, bitcast=True), ((exponent + 1) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["tokens", "words", "scale"])
+def _relevance_kernel(
+    tokens_ptr, norms_ptr, text_ptr, text_norms_ptr, out_ptr, tokens, words, scale, MEAN: tl.constexpr,
+    D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Greatest or mean dot product of BLOCK_M tokens with all text rows."""
+    tiles = tl.cdiv(tokens, BLOCK_M)
+    sample = (tl.program_id(0) // tiles).to(tl.int64)
+    token = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = token < tokens
+    factor, finite = _factor(norms_ptr, sample * tokens + token, mask, scale)
+    if MEAN:
+        largest = tl.zeros((BLOCK_N,), tl.int32)
+        counts = tl.zeros((BLOCK_N,), tl.int32)
+        for n in range(0, words, BLOCK_N):
+            word = n + tl.arange(0, BLOCK_N)
+            factor_k, usable = _factor(text_norms_ptr, sample * words + word, word < words, 1.0)
+            largest = tl.maximum(largest, factor_k.to(tl.int32, bitcast=True))
+            counts += usable.to(tl.int32)
+        down, up = _below_one(tl.max(largest, axis=0))
+        total = tl.zeros((BLOCK_M,), tl.int64)
+    else:
+        best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    for n in range(0, words, BLOCK_N):
+        word = n + tl.arange(0, BLOCK_N)
+        word_mask = word < words
+        factor_k, usable = _factor(text_norms_ptr, sample * words + word, word_mask, 1.0)
+        scores = exact_dots(
+            tokens_ptr, sample * tokens + token, mask, text_ptr, sample * words + word, word_mask, D, LIMBS, BLOCK_M,
+            BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        x = scores
+        if LIMBS == 2:
+            x = scores.to(tl.float32) * (1.0 / 1073741824.0)
+        if MEAN:
+            x = x * (factor_k * down)[None, :]
+            # Rows of no use have a factor of 0.
+            total += tl.sum(tl.floor(x * 1073741824.0 + 0.5).to(tl.int32).to(tl.int64), axis=1)
+        else:
+            x = x * factor[:, None]
+            x = x * factor_k[None, :]
+            best = tl.maximum(best, tl.max(tl.where(usable[None, :], x, float("-inf")), axis=1))
+    if MEAN:
+        count = tl.zeros((BLOCK_M,), tl.float32) + tl.sum(counts, axis=0)
+        mean = tl.div_rn(total.to(tl.float32) * (1.0 / 1073741824.0), tl.where(count > 0, count, 1.0))
+        best = mean * factor * up
+    # A zero is +0.
+    tl.store(out_ptr + sample * tokens + token, tl.where(finite, best + 0.0, float("nan")), mask=mask)
+
+
+def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, limbs: int) -> Tensor:
+    batch, count, features = tokens.shape
+    out = torch.empty(batch, count, dtype=torch.float32, device=tokens.device)
+    if not out.numel():
+        return out
+    units, norms = unit_rows(tokens, limbs, LOW_BITS)
+    text_units, text_norms = unit_rows(text, limbs, LOW_BITS)
+    # The mean holds wider numbers.
+    _, config = attention_config(features, limbs, count, by_tile=reduction == "mean")
+    _relevance_kernel[(batch * triton.cdiv(count, config["BLOCK_M"]),)](
+        units, norms, text_units, text_norms, out, count, text.shape[1], scale, MEAN=reduction == "mean", D=features,
+        LIMBS=limbs, **config, **LAUNCH,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["tokens", "step"])
+def _step_kernel(totals_ptr, unscales_ptr, shares_ptr, weighted_ptr, tokens, step, BLOCK: tl.constexpr):
+    """Before a step, of one head: shares times p, brought below 1 by a power of two, and the totals back to 0."""
+    head = tl.program_id(0).to(tl.int64)
+    unscales_ptr += step * tl.num_programs(0) + head
+    unscale = tl.load(unscales_ptr)
+    largest = tl.zeros((BLOCK,), tl.int64)
+    for n in range(0, tokens, BLOCK):
+        token = n + tl.arange(0, BLOCK)
+        largest = tl.maximum(largest, tl.load(totals_ptr + head * tokens + token, mask=token < tokens, other=0))
+    largest = tl.max(largest, axis=0).to(tl.float32) * (1.0 / 1073741824.0) * unscale
+    down, up = _below_one(largest.to(tl.int32, bitcast=True))
+    tl.store(unscales_ptr + tl.num_programs(0), up)
+    for n in range(0, tokens, BLOCK):
+        token = n + tl.arange(0, BLOCK)
+        at = head * tokens + token
+        mask = token < tokens
+        total = tl.load(totals_ptr + at, mask=mask, other=0)
+        p = total.to(tl.float32) * (1.0 / 1073741824.0) * unscale
+        share = tl.load(shares_ptr + at, mask=mask, other=0.0)
+        tl.store(weighted_ptr + at, share * (p * down), mask=mask)
+        tl.store(totals_ptr + at, tl.zeros_like(total), mask=mask)
+
+
+def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: int, head_reduction: str) -> Tensor:
+    batch, heads, tokens, features = query.shape
+    kv_heads = key.shape[1]
+    out = torch.empty(batch, tokens, dtype=torch.float32, device=query.device)
+    if not out.numel():
+        return out
+    row, column = attention_config(features, limbs, tokens * (heads // kv_heads), False)
+    common = {"CAUSAL": False, "CAPPED": False, "PACKED": False, "D": features, "LIMBS": limbs, **LAUNCH}
+    sizes = (tokens, tokens, tokens, tokens)
+    # p is total · 2⁻³⁰ · unscale.
+    totals = torch.full((batch, heads, tokens), 1 << 30, dtype=torch.int64, device=query.device)
+    unscales = torch.full((steps + 1, batch, heads), 1 / tokens, dtype=torch.float32, device=query.device)
+    if steps:
+        *operands, shares = _prepare(
+            query, key, None, None, None, None, None, batch, sizes, scale, 0.0, row, common
+        )  # fmt: skip
+        weighted = torch.empty_like(shares)
+        programs = batch * heads * triton.cdiv(tokens, column["BLOCK_M"])
+        splits = attention_splits(programs, triton.cdiv(tokens, column["BLOCK_N"]))
+    for step in range(steps):
+        _step_kernel[(batch * heads,)](totals, unscales, shares, weighted, tokens, step, BLOCK=1024, **LAUNCH)
+        _column_kernel[(programs * splits,)](
+            *operands, weighted, None, None, None, None, totals, *sizes, 0, tokens, splits, heads, kv_heads, heads,
+            0.0, JOINED=1, HEADS="", REDUCTION="sum", CLAMP=False, **column, **common,
+        )  # fmt: skip
+    _finish_kernel[(batch * triton.cdiv(tokens, 256),)](
+        totals, unscales[steps], None, None, None, out, *sizes, 0, tokens, heads, heads, HEADS=head_reduction,
+        MEAN=False, DIVIDE=head_reduction in ("mean", "rms"), WEIGHTED=False, CAUSAL=False, PACKED=False, BLOCK=256,
+        **LAUNCH,
     )  # fmt: skip
     return out

@@ -5,7 +5,7 @@ as its specification in :mod:`pyramid_ops.reference`.
 """
 
 from ._dispatch import use_backend
-from .attention import attention_importance
+from .attention import attention_importance, attention_walk, text_relevance
 from .budgets import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch
 from .compaction import Compaction, compact
 from .merging import (
@@ -50,6 +50,7 @@ __all__ = [
     "allocate_budgets_batch",
     "assign_mean",
     "attention_importance",
+    "attention_walk",
     "best_match",
     "blur_downsample",
     "broadcast_regions",
@@ -68,6 +69,7 @@ __all__ = [
     "segmented_topk",
     "select_topk_levels",
     "select_topk_levels_packed",
+    "text_relevance",
     "token_norm",
     "token_variance",
     "tome_matching",

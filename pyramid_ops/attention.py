@@ -391,3 +391,185 @@ def _mean_logits(q: Tensor, means: Tensor, segment: Tensor) -> Tensor:
     features = q.shape[3]
     one = torch.zeros(1, features, dtype=torch.int64, device=q.device)
     return assign_mean(products.reshape(-1, features).T[None], one, 1).tokens.view(q.shape[:3]) * features
+
+
+def _text_relevance_fake(tokens: Tensor, text: Tensor, reduction: str, scale: float, limbs: int) -> Tensor:
+    return tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
+
+
+_text_relevance = Op("attention", "text_relevance", _text_relevance_fake)
+
+
+def text_relevance(
+    tokens: Tensor,
+    text: Tensor,
+    *,
+    reduction: str = "max",
+    scale: Optional[float] = None,
+    text_mask: Optional[Tensor] = None,
+    precision: Optional[str] = None,
+) -> Tensor:
+    """How much each visual token matches the text, or each text token the visual ones: without the N × T matrix.
+
+    Parameters
+    ----------
+    tokens, text : Tensor
+        ``[B, N, D]`` and ``[B, T, D]``, visual and text tokens; float16, bfloat16 or float32; D from 1 to 16384.
+    reduction : "max", "mean" or "softmax"
+        The greatest or the mean over text tokens of ``tokens @ text.T * scale``: the relevance of visual tokens to an
+        instruction. Or the mean over visual tokens of its softmax over the text, by which SparseVLM chooses its raters:
+        the text tokens above their mean.
+    scale : float, optional
+        Above 0. Default: 1 / √D, for "softmax" 1.
+    text_mask : Tensor, optional
+        bool ``[B, T]``: the text tokens that count (default: all).
+    precision : "grid", "high" or None
+        As in :func:`best_match`.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[B, N]``, for "softmax" ``[B, T]``.
+
+        "max" and "mean": NaN for a visual token with a NaN or an infinity. Such text tokens do not count. Where no text
+        token of a sample does, the greatest is −inf and the mean 0.
+
+        "softmax": 0 for a text token that does not count. A visual token with a NaN or an infinity, or one that sees
+        no text, adds 0 to the mean over all N.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, or an input that requires grad.
+
+    Notes
+    -----
+    Cosines of unit rows are exact (:func:`unit_rows`) and norms are multiplied back. The mean is a sum of integers in
+    units of 2⁻³⁰ of (a power of two above) the largest text norm, the softmax is that of :func:`attention_importance`:
+    the same bits on every device, for any tile or batch. Norms and norms · scale above 2⁶⁰ count as 2⁶⁰. No host
+    synchronisation.
+
+    References
+    ----------
+    Pyramid Token Pruning (arXiv 2509.15704): "max". SparseVLM (arXiv 2410.04417): "softmax".
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> tokens = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    >>> text = torch.tensor([[[0.0, 3.0], [4.0, 0.0], [0.0, 9.0]]])
+    >>> mask = torch.tensor([[True, True, False]])
+    >>> pyramid_ops.text_relevance(tokens, text, scale=1.0, text_mask=mask)
+    tensor([[4., 6.]])
+    """
+    op = "text_relevance"
+    for name, x in (("tokens", tokens), ("text", text)):
+        check.tensor(op, name, x, "B N D" if name == "tokens" else "B T D", dtypes=FLOATS)
+        if not 1 <= x.shape[2] <= MAX_FEATURES:
+            raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {check.describe(x)}")
+    batch, count, features = tokens.shape
+    length = text.shape[1]
+    if text.shape[0] != batch or text.shape[2] != features or text.device != tokens.device:
+        raise ValueError(
+            f"{op}: text: expected the batch size, feature size and device of tokens ({check.describe(tokens)}), got "
+            f"{check.describe(text)}"
+        )
+    softmax = check.choice(op, "reduction", reduction, "max", "mean", "softmax") == "softmax"
+    if scale is None:
+        scale = 1.0 if softmax else features**-0.5
+    slope, _ = _slope(op, scale, None, 1.0)
+    limbs = limbs_of(op, precision, tokens, text)
+    if text_mask is not None:
+        check.tensor(op, "text_mask", text_mask, "B T", dtypes=(torch.bool,))
+        _same_size(op, "text_mask", text_mask, [batch, length], tokens.device)
+        # Rows with a NaN are of no use, as keys and as text.
+        text = torch.where(text_mask[:, :, None], text, torch.nan)
+    tokens, text = check.rows(tokens), check.rows(text)
+    if not softmax:
+        return _text_relevance(tokens, text, reduction, float(scale), limbs)
+    return _attention_importance(
+        *(tokens[:, None], text[:, None], None, None, None, None, None, None, count, length, 0, length, False),
+        *(slope, 0.0, limbs, "sum", "mean", True),
+    )
+
+
+def _attention_walk_fake(
+    query: Tensor, key: Tensor, steps: int, scale: float, limbs: int, head_reduction: str
+) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], dtype=torch.float32)
+
+
+_attention_walk = Op("attention", "attention_walk", _attention_walk_fake)
+
+
+def attention_walk(
+    query: Tensor,
+    key: Tensor,
+    *,
+    steps: int = 5,
+    temperature: float = 0.1,
+    scale: Optional[float] = None,
+    head_reduction: str = "rms",
+    precision: Optional[str] = None,
+) -> Tensor:
+    """Importance that flows along attention: a few steps of p ← p · A from uniform p, without the attention matrix.
+
+    With ``A = softmax(query @ key.T * scale / temperature)`` over all tokens, p of each head starts as 1 / N.
+
+    Parameters
+    ----------
+    query, key : Tensor
+        ``[B, H, N, D]`` and ``[B, Hkv, N, D]`` as attention takes them; float16, bfloat16 or float32; H a multiple of
+        Hkv: query head h uses key head h // (H // Hkv).
+    steps : int
+        At least 0: with 0, p stays 1 / N.
+    temperature : float
+        Logits are divided by it: below 1 it sharpens attention.
+    scale : float, optional
+        Default: 1 / √D.
+    head_reduction : "rms", "mean", "sum" or "max"
+        How p of heads become one score.
+    precision : "grid", "high" or None
+        As in :func:`best_match`.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[B, N]``: over the tokens each head's p adds up to 1, less what tokens with a NaN or an infinity take
+        away: such keys get 0, such queries pass nothing on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, head counts that do not divide, or an input that requires grad.
+
+    Notes
+    -----
+    Attention is that of :func:`attention_importance`. Before each step p of each head is scaled by a power of two to
+    just below 1, and p · A is added up as integers in units of 2⁻³⁰: the same bits on every device, for any tile or
+    batch. The softmax is prepared once; a step is one pass over the N × N logits. Memory is O(N) per head. No host
+    synchronisation.
+
+    References
+    ----------
+    AIM (arXiv 2412.03248).
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> x = torch.tensor([[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]])
+    >>> pyramid_ops.attention_walk(x, x, steps=0).tolist() == [[torch.tensor(1 / 3).item()] * 3]
+    True
+    >>> pyramid_ops.attention_walk(x, x[:, :, [0, 2, 2]]).argmax().item()
+    0
+    """
+    op = "attention_walk"
+    for name, x in (("query", query), ("key", key)):
+        check.tensor(op, name, x, "B H N D", dtypes=FLOATS)
+    q, k, _ = _heads(op, query, key)
+    if k.shape[2] != q.shape[2]:
+        raise ValueError(f"{op}: key: expected {q.shape[2]} tokens as query, got {check.describe(key)}")
+    steps = check.integer(op, "steps", steps, 0)
+    slope, _ = _slope(op, q.shape[3] ** -0.5 if scale is None else scale, None, temperature)
+    check.choice(op, "head_reduction", head_reduction, "rms", "mean", "sum", "max")
+    return _attention_walk(q, k, steps, slope, limbs_of(op, precision, q, k), head_reduction)

@@ -15,6 +15,8 @@ BLOCK = 1 << 18
 ONE = 2.0**30
 LARGEST = 2.0**60
 MASKED = -(2.0**121)
+# Blocks of a walk that are kept from step to step.
+KEPT = 64
 
 
 class _Rows(NamedTuple):
@@ -67,30 +69,36 @@ class _Segment(NamedTuple):
     cap: float
     limbs: int
 
-    def attention(self, head: int, part: slice, weighted: bool) -> Tensor:
-        """Attention `[R, N]` of some queries, times their weights, to the keys of `columns`: integers, times 2⁻³⁰.
+    def exponentials(self, head: int, part: slice) -> tuple[Tensor, Tensor]:
+        """(2^(logit + 30) of some queries to the keys of `columns`, but for a factor; what makes them attention).
 
-        0 for a query that sees no key.
+        `[R, N]`, and `[R]`: 0 for a query that sees no key.
         """
         q, k = self.queries[head].take(part), self.keys[head * len(self.keys) // len(self.queries)]
-        position = self.position[part]
-        weight = torch.where(position >= 0, self.weight[part] if weighted else 1.0, 0.0)
-        t = _logits(q, k, position if self.causal else None, self.cap)
+        t = _logits(q, k, self.position[part] if self.causal else None, self.cap)
         if self.log_sum_exp is None:
             top = t.amax(1)
             usable = q.usable & (top > MASKED)
             t -= top[:, None]
             e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30)
             total = (e + 0.5).floor_().sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
-            factor = torch.full_like(total, ONE) / total * weight
+            share = torch.full_like(total, ONE) / total
         else:
             log_sum_exp = self.log_sum_exp[head, part]
             usable = q.usable & (log_sum_exp.abs() < torch.inf)
             t -= torch.where(usable, log_sum_exp, 0.0)[:, None]
             e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.limbs], 30)
-            factor = weight
-        e = e[:, self.columns]
-        e *= torch.where(usable, factor, 0.0)[:, None]
+            share = torch.full_like(log_sum_exp, 1.0)
+        return e[:, self.columns], torch.where(usable, share, 0.0)
+
+    def attention(self, head: int, part: slice, weighted: bool) -> Tensor:
+        """Attention `[R, N]` of some queries, times their weights, to the keys of `columns`: integers, times 2⁻³⁰.
+
+        0 for a query that sees no key.
+        """
+        e, share = self.exponentials(head, part)
+        weight = torch.where(self.position[part] >= 0, self.weight[part] if weighted else 1.0, 0.0)
+        e *= (share * weight)[:, None]
         e += 0.5
         return e.floor_()
 
@@ -98,6 +106,12 @@ class _Segment(NamedTuple):
 def _fixed(x: Tensor) -> Tensor:
     """Integers, as float64, nearest to the float32 numbers `x`, halves up."""
     return (x + 0.5).double().floor_()
+
+
+def _below_one(largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two (s, 1/s) that bring numbers, of which the largest is at most 2⁶⁰, below 1."""
+    exponent = largest.view(torch.int32) >> 23
+    return ((253 - exponent) << 23).view(torch.float32), ((exponent + 1) << 23).view(torch.float32)
 
 
 def attention_importance(
@@ -215,15 +229,93 @@ def _finish(
     if divisor is not None:
         scores = torch.where(divisor > 0, scores / divisor, 0.0)
     if by_tile:
-        score = scores[0]
-    elif head_reduction == "max":
-        score = scores.amax(0)
-    else:
-        score = torch.zeros_like(scores[0])
-        for x in scores:
-            score = score + (x * x if head_reduction == "rms" else x)
-    if head_reduction == "mean" or (head_reduction == "rms" and not by_tile):
-        score = score / torch.full_like(score, heads)
-    if head_reduction == "rms" and not by_tile:
-        score = sqrt(score)
-    return score
+        return scores[0] / torch.full_like(scores[0], heads) if head_reduction == "mean" else scores[0]
+    return _over_heads(scores, head_reduction)
+
+
+def _over_heads(scores: Tensor, reduction: str) -> Tensor:
+    """Float32 scores `[N]` from those of each head `[H, N]`, none negative."""
+    if reduction == "max":
+        return scores.amax(0)
+    score = torch.zeros_like(scores[0])
+    for x in scores:
+        score = score + (x * x if reduction == "rms" else x)
+    if reduction != "sum":
+        score = score / torch.full_like(score, len(scores))
+    return sqrt(score) if reduction == "rms" else score
+
+
+def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, limbs: int) -> Tensor:
+    """Greatest or mean dot product of each token with the usable text rows, times `scale`: float32 `[B, N]`.
+
+    From `tokens` `[B, N, D]` and `text` `[B, T, D]`: cosine · (norm · scale) · norm of the text row. For the mean,
+    cosine · norm of the text row is an integer in units of 2⁻³⁰ of a power of two above the largest such norm.
+    """
+    batch, count, _ = tokens.shape
+    out = torch.empty(batch, count, dtype=torch.float32, device=tokens.device)
+    step = max(1, BLOCK // max(1, text.shape[1], tokens.shape[2]))
+    for b in range(batch):
+        words = _rows(text[b], 1.0, limbs)
+        words = _Rows(*[x[words.usable] for x in words])
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            rows = _rows(tokens[b, part], scale, limbs)
+            out[b, part] = torch.where(rows.usable, _relevance(rows, words, reduction), torch.nan)
+    return out
+
+
+def _relevance(rows: _Rows, words: _Rows, reduction: str) -> Tensor:
+    if not len(words.factor):
+        return torch.full_like(rows.factor, -torch.inf if reduction == "max" else 0.0)
+    cosines = grid_products(rows.units, words.units)
+    if cosines.dtype == torch.float64:
+        cosines = cosines.add_(0.5).floor_().to(torch.float32)
+    cosines *= 2.0**-30
+    if reduction == "max":
+        cosines *= rows.factor[:, None]
+        cosines *= words.factor
+        return cosines.amax(1) + 0.0
+    scale, unscale = _below_one(words.factor.amax())
+    cosines *= words.factor * scale
+    total = _fixed(cosines * ONE).sum(1).to(torch.int64).to(torch.float32)
+    mean = total * 2.0**-30 / torch.full_like(total, len(words.factor))
+    return mean * rows.factor * unscale + 0.0
+
+
+def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: int, head_reduction: str) -> Tensor:
+    """Where a random walk along attention is after so many steps, over heads: float32 `[B, N]`.
+
+    From `query` `[B, H, N, D]` and `key` `[B, Hkv, N, D]`. A head's p is 1/N at first; each step adds up p · attention
+    as integers in units of 2⁻³⁰ of a power of two above the largest p.
+    """
+    batch, heads, count, _ = query.shape
+    out = torch.empty(batch, count, dtype=torch.float32, device=query.device)
+    rows = max(1, BLOCK // max(1, count))
+    blocks = [slice(start, start + rows) for start in range(0, count, rows)]
+    for b in range(batch if count else 0):
+        p = torch.full((heads, count), 1 / count, dtype=torch.float32, device=query.device)
+        segment = _Segment(
+            [_rows(x, scale, limbs) for x in (query[b] if steps else ())],
+            [_rows(x, 1.0, limbs) for x in (key[b] if steps else ())],
+            torch.zeros(count, dtype=torch.int64, device=query.device),
+            p[0],
+            None,
+            slice(0, count),
+            False,
+            0.0,
+            limbs,
+        )
+        for h in range(heads if steps else 0):
+            kept = [segment.exponentials(h, part) for part in blocks[:KEPT]]
+            for _ in range(steps):
+                down, up = _below_one(p[h].amax())
+                weight = p[h] * down
+                total = torch.zeros(count, dtype=torch.int64, device=query.device)
+                for k, part in enumerate(blocks):
+                    e, share = kept[k] if k < len(kept) else segment.exponentials(h, part)
+                    x = e * (share * weight[part])[:, None]
+                    x += 0.5
+                    _accumulate(total, x.floor_(), "sum")
+                p[h] = total.to(torch.float32) * 2.0**-30 * up
+        out[b] = _over_heads(p, head_reduction)
+    return out

@@ -644,5 +644,67 @@ def attention_importance() -> Iterator:
     yield pytest.param(args(many[:, :, :40], many, limbs=1), id="splits", marks=[])
 
 
+def text_relevance() -> Iterator:
+    for dtype in FLOATS:
+        for features, tokens, words in ((1, 3, 2), (24, 17, 31), (65, 130, 5), (128, 70, 33), (1100, 7, 3)):
+            x, text = special_rows(features, dtype, 1), special_rows(features, dtype, 2)
+            x = x.repeat(1, -(-tokens // 9), 1)[:, :tokens]
+            text = text.repeat(1, -(-words // 9), 1)[:, :words]
+            for reduction in ("max", "mean"):
+                limbs = 1 + (features + len(reduction)) % 2 if dtype != torch.float32 else 2
+                case = f"{tokens}x{words}x{features}-{reduction}-{name(dtype)}-limbs{limbs}"
+                yield pytest.param((x, text, reduction, features**-0.5, limbs), id=case, marks=[])
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 70, 40, generator=generator)
+    text = torch.randn(2, 40, 40, generator=generator) * torch.rand(2, 40, 1, generator=generator) ** 9
+    masked = text.clone()
+    masked[0, ::3], masked[1] = torch.nan, torch.nan
+    for reduction in ("max", "mean"):
+        for limbs in (1, 2):
+            for case, tensors in (
+                ("masked", (x, masked)),
+                ("tiny", (x * 1e-38, text * 1e-30)),
+                ("subnormal", (x, text * 1e-40)),
+                ("huge", (x * 1e30, text * 1e30)),
+                ("opposite", (x[:, :1].expand(2, 5, 40), -x[:, :1] * torch.arange(3)[:, None])),
+                ("strided", (x.transpose(0, 1)[:9, :, 1:], text.transpose(0, 1)[:9, :, 1:])),
+                ("no-tokens", (x[:, :0], text)),
+                ("no-text", (x, text[:, :0])),
+                ("no-samples", (x[:0], text[:0])),
+            ):
+                yield pytest.param((*tensors, reduction, 0.3, limbs), id=f"{case}-{reduction}-limbs{limbs}", marks=[])
+
+
+def attention_walk() -> Iterator:
+    reductions = ("rms", "mean", "sum", "max")
+    k = 0
+    for dtype in FLOATS:
+        for features, tokens, heads, kv_heads in ((1, 1, 1, 1), (3, 9, 2, 1), (24, 70, 4, 2), (130, 33, 3, 3)):
+            for limbs in (1, 2):
+                q, key = (special_rows(features, dtype, seed) for seed in (1, 2))
+                q, key = (x.repeat(1, -(-tokens * heads // 9), 1) for x in (q, key))
+                q = q[:, : tokens * heads].view(2, heads, tokens, features)
+                key = key[:, : tokens * kv_heads].view(2, kv_heads, tokens, features)
+                reduction, k = reductions[k % 4], k + 1
+                case = f"{heads}:{kv_heads}x{tokens}x{features}-{reduction}-{name(dtype)}-limbs{limbs}"
+                yield pytest.param((q, key, k % 4, 3.0, limbs, reduction), id=case, marks=[])
+    generator = torch.Generator().manual_seed(6)
+    q, key = (torch.randn(2, heads, 70, 40, generator=generator) for heads in (4, 2))
+    unusable = torch.full_like(key, torch.nan)
+    for limbs in (1, 2):
+        for case, tensors, steps, slope in (
+            ("sharp", (q, key), 5, 20.0),
+            ("flat", (q, key), 3, 1e-6),
+            ("no-steps", (q, key), 0, 1.0),
+            ("huge", (q * 1e30, key * 1e30), 2, 1e20),
+            ("no-key", (q, unusable), 2, 1.0),
+            ("strided", (q.transpose(1, 2)[:, :4, :, 1:], q.transpose(1, 2)[:, 4:6, :, 1:]), 2, 1.0),
+            ("no-tokens", (q[:, :, :0], key[:, :, :0]), 2, 1.0),
+            ("no-samples", (q[:0], key[:0]), 2, 1.0),
+        ):
+            args = (*tensors, steps, slope, limbs, reductions[steps % 4])
+            yield pytest.param(args, id=f"{case}-limbs{limbs}", marks=[])
+
+
 # The generators above, each under the name of its op.
 CASES = {op: globals()[op] for op in OPS if op in globals()}
