@@ -231,7 +231,14 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
                 calls["log-sum-exp given"] = functools.partial(score, log_sum_exp=torch.empty(2, 16, 2048))
             for what, call in calls.items():
                 yield f"attention_importance, {precision}, {what}, D = {features}", torch.bfloat16, call
+            walk = functools.partial(ops.attention_walk, q, k, precision=precision)
+            yield f"attention_walk, {precision}, D = {features}", torch.bfloat16, walk
     instruction = torch.empty(2, 77, 1024)
+    tokens, words = (torch.empty(2, count, 1024, dtype=torch.bfloat16) for count in (4096, 77))
+    for precision in ("grid", "high"):
+        for reduction in ("max", "mean"):
+            relevance = functools.partial(ops.text_relevance, tokens, words, reduction=reduction, precision=precision)
+            yield f"text_relevance, {precision}, {reduction}, D = 1024", torch.bfloat16, relevance
     lengths = torch.empty(2, dtype=torch.int32)
     adaptive = functools.partial(ops.adaptive_budgets, 273, instruction, (4096, 1024, 256, 64), lengths=lengths)
     yield "adaptive_budgets, 4 levels", torch.float32, adaptive

@@ -405,10 +405,33 @@ def _attention_importance() -> Cases:
         yield f"packed-max-limbs{limbs}", (*args, "max", "mean", True)
 
 
+def _text_relevance() -> Cases:
+    for features in (24, 130):
+        for dtype in FLOATS:
+            for limbs in (1, 2):
+                case = f"{features}-{name(dtype)}-limbs{limbs}"
+                source = Source(case)
+                tokens, text = source.rows(features, dtype), source.rows(features, dtype)
+                yield f"max-{case}", (tokens, text, "max", 0.25, limbs)
+                yield f"mean-{case}", (tokens, text[:, :7], "mean", 0.25, limbs)
+
+
+def _attention_walk() -> Cases:
+    for heads in ("rms", "mean", "sum", "max"):
+        for limbs in (1, 2):
+            dtype = FLOATS[(len(heads) + limbs) % 3]
+            case = f"{heads}-{name(dtype)}-limbs{limbs}"
+            source = Source(case)
+            q = torch.stack([source.rows(24, dtype) for _ in range(4)], 1)
+            k = torch.stack([source.rows(24, dtype) for _ in range(2)], 1)
+            yield case, (q, k, 3, 0.5, limbs, heads)
+
+
 CASES: dict[str, Callable[[], Cases]] = {
     "adaptive_weights": _adaptive_weights,
     "allocate_budgets_batch": _allocate_budgets_batch,
     "attention_importance": _attention_importance,
+    "attention_walk": _attention_walk,
     "best_match": _best_match,
     "blur_downsample": _blur_downsample,
     "broadcast_regions": _broadcast_regions,
@@ -422,6 +445,7 @@ CASES: dict[str, Callable[[], Cases]] = {
     "segmented_topk": _segmented_topk,
     "select_topk_levels": _select_topk_levels,
     "select_topk_levels_packed": _select_topk_levels_packed,
+    "text_relevance": _text_relevance,
     "token_norm": _token_norm,
     "token_variance": _token_variance,
     "unit_rows": _unit_rows,

@@ -277,7 +277,7 @@ def _relevance(rows: _Rows, words: _Rows, reduction: str) -> Tensor:
         return cosines.amax(1) + 0.0
     scale, unscale = _below_one(words.factor.amax())
     cosines *= words.factor * scale
-    total = _fixed(cosines * ONE).sum(1).to(torch.int64).to(torch.float32)
+    total = _fixed(cosines * ONE).sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
     mean = total * 2.0**-30 / torch.full_like(total, len(words.factor))
     return mean * rows.factor * unscale + 0.0
 

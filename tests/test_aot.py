@@ -114,8 +114,9 @@ SCATTERED = (
     "_adaptive_weights_kernel",
     "_finish_kernel",
     "_share_kernel",
+    "_step_kernel",
 )
-DOTS = ("_best_match_kernel", "_column_kernel", "_row_kernel")
+DOTS = ("_best_match_kernel", "_column_kernel", "_relevance_kernel", "_row_kernel")
 
 SHIPPED = [
     pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")

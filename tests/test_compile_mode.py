@@ -63,7 +63,8 @@ def pipeline(image):
     x = tokens[0][:, None]
     scores = pyramid_ops.attention_importance(x, x, causal=True, query_indices=[-1, 3], key_range=(2, 9))
     weighted = pyramid_ops.attention_importance(x, x, query_weights=variance, head_reduction="max", softcap=9.0)
-    results += [scores, weighted]
+    relevance = pyramid_ops.text_relevance(tokens[0], tokens[2], text_mask=tokens[2][..., 0] > 0.4)
+    results += [scores, weighted, relevance, pyramid_ops.attention_walk(x, x, steps=2)]
     return [
         *results, *levels[1:], *selection, *union, positions, variance, units, norms, regions, spread, entropy, budgets
     ]  # fmt: skip

@@ -260,6 +260,20 @@ def attend(case):
     case.same(pyramid_ops.attention_importance, q, k, **options)
 
 
+def relate(case):
+    level = case.choice(*case.levels)
+    batch, _, features = level.shape
+    dtype = case.choice(*FLOATS)
+    tokens, text = (case.tensor(batch, case.integer(0, 25), features, dtype=dtype) for _ in range(2))
+    options = {"reduction": case.choice("max", "mean", "softmax"), "precision": case.choice("grid", "high")}
+    case.same(pyramid_ops.text_relevance, tokens, text, **options)
+    heads, shared = case.choice((1, 1), (2, 1), (2, 2))
+    count = case.integer(0, 20)
+    q, k = (case.tensor(batch, h, count, features, dtype=dtype) for h in (heads, shared))
+    options = {"steps": case.integer(0, 3), "head_reduction": case.choice("mean", "sum", "max", "rms")}
+    case.same(pyramid_ops.attention_walk, q, k, precision=case.choice("grid", "high"), **options)
+
+
 STARTS = (from_images, from_tokens)
 STEPS = (
     score,
@@ -273,6 +287,7 @@ STEPS = (
     pool,
     combine,
     attend,
+    relate,
 )  # in this order, each with probability 1/3
 
 

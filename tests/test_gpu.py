@@ -29,6 +29,9 @@ def attention(x: torch.Tensor, scores: torch.Tensor) -> list[torch.Tensor]:
     packed = x.transpose(1, 2).flatten(0, 1)
     return [
         importance(precision="grid"),
+        pyramid_ops.attention_walk(x, x, steps=3),
+        pyramid_ops.text_relevance(x[:, 0], x[:, 0, :9], reduction="mean"),
+        pyramid_ops.text_relevance(x[:, 0], x[:, 0, :9], reduction="softmax", precision="high"),
         importance(causal=True, precision="high", center_keys=True),
         importance(head_reduction="max", query_reduction="sum", query_weights=scores[:, : x.shape[2]]),
         importance(query_indices=[-1, 0], causal=True, softcap=30.0),

@@ -53,7 +53,14 @@ def test_every_op_has_cases_and_every_digest_a_case():
             wanted = {torch.uint8, torch.int16, torch.int32, torch.int64}
         elif op in ("adaptive_weights", "allocate_budgets_batch"):
             wanted = {torch.float32}
-        elif op in ("attention_importance", "combine_scores", "pool_scores", "segmented_topk"):
+        elif op in (
+            "attention_importance",
+            "attention_walk",
+            "combine_scores",
+            "pool_scores",
+            "segmented_topk",
+            "text_relevance",
+        ):
             wanted = set(verify.FLOATS)
         assert dtypes.issuperset(wanted), op
 
