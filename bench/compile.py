@@ -220,25 +220,27 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
             cropped = x[:, :, : 1024 // patch * patch, : 1024 // patch * patch]
             entropy = functools.partial(ops.patch_entropy, cropped, patch, bins=bins)
             yield f"patch_entropy, {patch}×{patch}, {bins} bins", dtype, entropy
-    for features in (64, 128):
-        q, k = (torch.empty(2, heads, 2048, features, dtype=torch.bfloat16) for heads in (16, 4))
-        for precision in ("grid", "high"):
-            score = functools.partial(ops.attention_importance, q, k, precision=precision)
-            calls = {"all queries": score, "last query": functools.partial(score, query_indices=[-1], causal=True)}
-            if features == 64:
-                calls["causal"] = functools.partial(score, causal=True)
-                calls["max of heads first"] = functools.partial(score, head_reduction="max")
-                calls["log-sum-exp given"] = functools.partial(score, log_sum_exp=torch.empty(2, 16, 2048))
-            for what, call in calls.items():
-                yield f"attention_importance, {precision}, {what}, D = {features}", torch.bfloat16, call
-            walk = functools.partial(ops.attention_walk, q, k, precision=precision)
-            yield f"attention_walk, {precision}, D = {features}", torch.bfloat16, walk
-    instruction = torch.empty(2, 77, 1024)
+    heads = [torch.empty(2, count, 2048, 64, dtype=torch.bfloat16) for count in (16, 4)]
+    wide = [torch.empty(2, count, 2048, 128, dtype=torch.bfloat16) for count in (16, 4)]
+    score = ops.attention_importance
+    for what, precision, operands, options in (
+        ("all queries", "grid", heads, {}),
+        ("all queries", "high", wide, {}),
+        ("causal", "grid", heads, {"causal": True}),
+        ("last query", "grid", wide, {"query_indices": [-1], "causal": True}),
+        ("last query", "high", heads, {"query_indices": [-1], "causal": True}),
+        ("max of heads first", "grid", heads, {"head_reduction": "max"}),
+        ("log-sum-exp given", "grid", heads, {"log_sum_exp": torch.empty(2, 16, 2048)}),
+    ):
+        call = functools.partial(score, *operands, precision=precision, **options)
+        yield f"attention_importance, {precision}, {what}, D = {operands[0].shape[3]}", torch.bfloat16, call
+    walk = functools.partial(ops.attention_walk, *heads, precision="high")
+    yield "attention_walk, high, D = 64", torch.bfloat16, walk
     tokens, words = (torch.empty(2, count, 1024, dtype=torch.bfloat16) for count in (4096, 77))
-    for precision in ("grid", "high"):
-        for reduction in ("max", "mean"):
-            relevance = functools.partial(ops.text_relevance, tokens, words, reduction=reduction, precision=precision)
-            yield f"text_relevance, {precision}, {reduction}, D = 1024", torch.bfloat16, relevance
+    for precision, reduction in (("grid", "max"), ("high", "mean")):
+        relevance = functools.partial(ops.text_relevance, tokens, words, reduction=reduction, precision=precision)
+        yield f"text_relevance, {precision}, {reduction}, D = 1024", torch.bfloat16, relevance
+    instruction = torch.empty(2, 77, 1024)
     lengths = torch.empty(2, dtype=torch.int32)
     adaptive = functools.partial(ops.adaptive_budgets, 273, instruction, (4096, 1024, 256, 64), lengths=lengths)
     yield "adaptive_budgets, 4 levels", torch.float32, adaptive

@@ -493,8 +493,11 @@ def _relevance_kernel(
             x = scores.to(tl.float32) * (1.0 / 1073741824.0)
         if MEAN:
             x = x * (factor_k * down)[None, :]
-            # Rows of no use have a factor of 0.
-            total += tl.sum(tl.floor(x * 1073741824.0 + 0.5).to(tl.int32).to(tl.int64), axis=1)
+            # Rows of no use have a factor of 0. Not `tl.floor`, which flushes subnormals.
+            x = x * 1073741824.0 + 0.5
+            fixed = x.to(tl.int32)
+            fixed -= (fixed.to(tl.float32) > x).to(tl.int32)
+            total += tl.sum(fixed.to(tl.int64), axis=1)
         else:
             x = x * factor[:, None]
             x = x * factor_k[None, :]

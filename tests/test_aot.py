@@ -67,6 +67,10 @@ def ones():
             score, torch.empty(1, 4, 1, 100), torch.empty(1, 2, 300, 100), query_weights=torch.ones(1, 1)
         )
         yield f"attention_importance-{precision}-one-query", functools.partial(last, head_reduction="rms")
+    yield "attention_walk", lambda: pyramid_ops.attention_walk(head, head, steps=1, precision="grid")
+    for reduction, precision in (("max", "high"), ("mean", "grid")):
+        relevance = functools.partial(pyramid_ops.text_relevance, reduction=reduction, precision=precision)
+        yield f"text_relevance-{reduction}", functools.partial(relevance, one, one)
     for width in (1, 65):
         yield f"assign_mean-{width}", lambda w=width: pyramid_ops.assign_mean(torch.empty(1, 1, w), none[:, :1], 1)
     weights = torch.ones(1, 70)
