@@ -146,7 +146,7 @@ def _share_kernel(
     if positions_ptr is not None:
         used = used & (tl.load(positions_ptr + query, mask=mask, other=-1) >= 0)
     if lse_ptr is not None:
-        top = tl.load(lse_ptr + row, mask=mask, other=float("inf"))
+        top = tl.load(lse_ptr + row, mask=mask, other=float("inf")) * 1.4426950408889634
         used = used & (tl.abs(top) < float("inf"))
         share = tl.full((BLOCK,), 1.0, tl.float32)
     else:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _checks as check
 from ._dispatch import Op
-from .merging import assign_mean, limbs_of
+from .merging import _merge_tokens, assign_mean, limbs_of
 from .numerics import MAX_FEATURES
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -179,7 +179,7 @@ def attention_importance(
         check.tensor(op, "log_sum_exp", log_sum_exp, "H Tq" if packed else "B H Nq", dtypes=(torch.float32,))
         shape = list(q.shape[1:3] if packed else q.shape[:3])
         _same_size(op, "log_sum_exp", log_sum_exp, shape, device)
-        log_sum_exp = (log_sum_exp[None] if packed else log_sum_exp) * LOG2_E
+        log_sum_exp = log_sum_exp[None] if packed else log_sum_exp
     if not (segments and q.shape[2] and k.shape[2]):
         scores = torch.zeros(k.shape[0], k.shape[2], dtype=torch.float32, device=device)
         return scores[0] if packed else scores[:, start:stop].contiguous()
@@ -191,7 +191,7 @@ def attention_importance(
     if center_keys:
         k, means = _center(k, at.of(keys=True, size=k.shape[2])[0], segments if packed else 1)
         if log_sum_exp is not None:
-            log_sum_exp = log_sum_exp - _mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0]) * slope
+            log_sum_exp = log_sum_exp - _mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], slope / LOG2_E)
     if query_indices is not None:
         place, last = _take(at, _indices(op, query_indices, segments, longest_q, packed, device), causal)
         segment = torch.arange(segments, device=device)[:, None].expand_as(last)
@@ -384,13 +384,16 @@ def _center(k: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
     return rows.view(k.shape) - means[:, :, segment], means
 
 
-def _mean_logits(q: Tensor, means: Tensor, segment: Tensor) -> Tensor:
-    """Dot products `[B, H, Nq]` of queries and the mean key of their segment, added up in a written order."""
+def _mean_logits(q: Tensor, means: Tensor, segment: Tensor, scale: float) -> Tensor:
+    """Dot products `[B, H, Nq]` of queries, times `scale`, and the mean key of their segment, in a written order."""
     of_head = torch.arange(q.shape[1], device=q.device) // (q.shape[1] // means.shape[1])
-    products = q.to(torch.float32) * means[:, of_head][:, :, segment]
-    features = q.shape[3]
-    one = torch.zeros(1, features, dtype=torch.int64, device=q.device)
-    return assign_mean(products.reshape(-1, features).T[None], one, 1).tokens.view(q.shape[:3]) * features
+    products = q.to(torch.float32) * scale * means[:, of_head][:, :, segment]
+    features = torch.arange(q.shape[3], device=q.device)[None]
+    none = torch.full((1, 1), -1, dtype=torch.int64, device=q.device)
+    bounds = torch.arange(2, device=q.device)[None] * q.shape[3]
+    rows = products.reshape(-1, q.shape[3]).T[None]
+    # By the op, since a compiler would fuse a product and a sum here.
+    return _merge_tokens(rows.contiguous(), None, none, features, bounds, "sum")[0].view(q.shape[:3])
 
 
 def _text_relevance_fake(tokens: Tensor, text: Tensor, reduction: str, scale: float, limbs: int) -> Tensor:

@@ -15,6 +15,7 @@ BLOCK = 1 << 18
 ONE = 2.0**30
 LARGEST = 2.0**60
 MASKED = -(2.0**121)
+LOG2_E = 1.4426950408889634
 # Blocks of a walk that are kept from step to step.
 KEPT = 64
 
@@ -84,7 +85,7 @@ class _Segment(NamedTuple):
             total = (e + 0.5).floor_().sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
             share = torch.full_like(total, ONE) / total
         else:
-            log_sum_exp = self.log_sum_exp[head, part]
+            log_sum_exp = self.log_sum_exp[head, part] * LOG2_E
             usable = q.usable & (log_sum_exp.abs() < torch.inf)
             t -= torch.where(usable, log_sum_exp, 0.0)[:, None]
             e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.limbs], 30)
@@ -138,7 +139,7 @@ def attention_importance(
     """Attention that each key receives, float32 `[B, Nk]`: from `query` `[B, H, Nq, D]` and `key` `[B, Hkv, Nk, D]`.
 
     `positions` int32 `[B, Nq]`: the last key that a query sees if `causal`, negative for a query that is left out.
-    `weights` `[B, Nq]` within [0, 1], `log_sum_exp` `[B, H, Nq]` to base 2, `counts` int64 `[B, Nk]`: what "mean" over
+    `weights` `[B, Nq]` within [0, 1], `log_sum_exp` `[B, H, Nq]` to base e, `counts` int64 `[B, Nk]`: what "mean" over
     queries divides by, with weights in units of 2⁻³⁰. Keys outside [key_start, key_stop) of a segment get 0.
     Logits to base 2 are cosine · (norm · scale) · norm; with a `cap` other than 0 they are cap · (1 − 2 / (2^x + 1)).
     """
