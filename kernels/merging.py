@@ -84,7 +84,8 @@ def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count
 
 def match_config(features: int, limbs: int, arch: int | str) -> dict:
     """Tiles of the similarity: the largest whose accumulators stay in registers."""
-    m, n, k, warps, stages = 128, 128 if features % 16 == 0 else 64, 64, 8, 3
+    # Rows of few features leave the loop so short that wider tiles spill.
+    m, n, k, warps, stages = 128 if features > 16 else 64, 128 if features % 16 == 0 else 64, 64, 8, 3
     if limbs == 2:
         m, n, k, warps, stages = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
         if arch == 90 and features % 16 == 0:

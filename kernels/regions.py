@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, expand, load_rows, row_reduce, row_tiles, store_rows, widen
+from .numerics import LAUNCH, expand, load_rows, row_reduce, row_tiles, store_rows, target_arch, widen
 from .scoring import moments
 
 
@@ -123,9 +123,10 @@ def _region_variance_kernel(
     store_rows(out_ptr + item[:, None], variance, mask, TILES, 1, LANES, VECTOR)
 
 
-def combine_config() -> dict:
-    """A region to a warp."""
-    return {"TILES": 4, "num_warps": 4}
+def combine_config(arch: int | str) -> dict:
+    """A region to a warp; for sm_100 no more than one to a program, since some version of Triton spills there."""
+    warps = 1 if arch == 100 else 4
+    return {"TILES": warps, "num_warps": warps}
 
 
 def region_variance(
@@ -141,7 +142,7 @@ def region_variance(
         features, statistics, features.stride(0), features.stride(1), tokens, batch * tokens,
         D=count, **tiles, **LAUNCH,
     )  # fmt: skip
-    config = combine_config()
+    config = combine_config(target_arch())
     _region_variance_kernel[(triton.cdiv(out.numel(), config["TILES"]),)](
         statistics, lengths[0] if lengths else statistics, out, batch * tokens, tokens, out.numel(), count,
         height, width, rows, columns, HAS_LENGTHS=bool(lengths), LANES=256, VECTOR=8, **config, **LAUNCH,
@@ -239,7 +240,7 @@ def _patch_entropy_kernel(
 
 def entropy_config(values: int) -> dict:
     """Values to a tile: sizes at which the histogram's code spills under no Triton from 3.6 to 3.9."""
-    block = min(2048, max(256, triton.next_power_of_2(values)))
+    block = min(1024, max(256, triton.next_power_of_2(values)))
     return {"BLOCK": block, "num_warps": 4}
 
 

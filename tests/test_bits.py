@@ -121,7 +121,7 @@ def test_merging_tiles_do_not_change_bits(monkeypatch, device, block):
 def test_region_tiles_do_not_change_bits(monkeypatch, device, regions):
     from pyramid_ops.kernels import regions as kernels
 
-    monkeypatch.setattr(kernels, "combine_config", lambda: {"TILES": regions, "num_warps": regions})
+    monkeypatch.setattr(kernels, "combine_config", lambda arch: {"TILES": regions, "num_warps": regions})
     x = torch.randn(2, 600, 3, generator=torch.Generator().manual_seed(0)) + 100
     lengths = torch.tensor([600, 301])
     for grid in ((20, 30, 1, 3), (600, 1, 2, 1)):
