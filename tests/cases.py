@@ -623,7 +623,8 @@ def attention_importance() -> Iterator:
         ):
             causal, cap = bool((i + j) % 2), (0.0, 30.0)[(i + 2 * j) % 4 == 3]
             made = args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
-            yield pytest.param(made, id=f"{'-'.join(map(str, reduction))}-{j}", marks=[])
+            marks = [pytest.mark.slow] if j in (1, 2) else []
+            yield pytest.param(made, id=f"{'-'.join(map(str, reduction))}-{j}", marks=marks)
     for case, q_offsets, k_offsets in (
         ("segments", [0, 10, 10, 33, 40], [3, 3, 40, 70, 75]),
         ("clamped", [-5, 10, 30, 999], [0, 7, 9, 75]),
