@@ -7,17 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, exp2, ordered_key, unit_rows
+from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, exp2, key_value, ordered_key, unit_rows
 
 # The largest slope and norm that count, so that logits are finite; the logit of no key.
 _LARGEST = tl.constexpr(2.0**60)
 _MASKED = tl.constexpr(-(2.0**121))
-
-
-@triton.jit
-def _float(key):
-    """The number that an ordered key stands for."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -108,7 +102,7 @@ def _row_kernel(
         end = tl.minimum(end, tl.max(tl.where(mask, position, -1), axis=0) + 1)
     if split * share < end:
         if SUM:
-            top = _float(tl.load(tops_ptr + row, mask=mask, other=0))
+            top = key_value(tl.load(tops_ptr + row, mask=mask, other=0))
             total = tl.zeros((BLOCK_M,), tl.int64)
         else:
             best = tl.full((BLOCK_M,), _MASKED, tl.float32)
@@ -150,7 +144,7 @@ def _share_kernel(
         used = used & (tl.abs(top) < float("inf"))
         share = tl.full((BLOCK,), 1.0, tl.float32)
     else:
-        top = _float(tl.load(tops_ptr + row, mask=mask, other=-(1 << 31)))
+        top = key_value(tl.load(tops_ptr + row, mask=mask, other=-(1 << 31)))
         total = tl.load(sums_ptr + row, mask=mask, other=0).to(tl.float32)
         used = used & (top > _MASKED)
         share = tl.div_rn(tl.full((BLOCK,), 1073741824.0, tl.float32), total)
@@ -201,10 +195,9 @@ def _column_kernel(
     A program takes one head, or JOINED heads that share a key head one after another, or with HEADS ("sum", "max",
     "rms") all heads at a time, reduced before queries are.
     """
-    GROUPS: tl.constexpr = 1 if HEADS != "" else 0
     units = heads // JOINED
-    if GROUPS:
-        units = heads // heads
+    if HEADS != "":
+        units = 1
     tiles = tl.cdiv(tl.minimum(key_stop, longest_k) - key_start, BLOCK_M)
     tile = tl.program_id(0) % tiles
     split = tl.program_id(0) // tiles % splits

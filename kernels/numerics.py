@@ -49,6 +49,12 @@ def ordered_key(x):
 
 
 @triton.jit
+def key_value(key):
+    """The number that an ordered key stands for; NaN for the least integer."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def bounds(cu_ptr, segment, size):
     """(start, length) of a packed segment, clamped to [0, size]."""
     first = tl.minimum(tl.maximum(tl.load(cu_ptr + segment), 0), size)

@@ -12,6 +12,7 @@ from .numerics import (
     LAUNCH,
     expand,
     features,
+    key_value,
     load_rows,
     ordered_key,
     row_reduce,
@@ -269,12 +270,6 @@ def _limits_kernel(
                 tl.atomic_max(ptr + segment.to(tl.int64) * each, value, mask=alone & usable, sem="relaxed")
 
 
-@triton.jit
-def _key_value(key):
-    """The float of an ordered key; NaN for none."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
 @triton.jit(do_not_specialize=["segments", "top_bit"])
 def _combine_scores_kernel(
     score_ptrs, strides_b, strides_n, weights, cu_ptr, limits_ptr, out_ptr, tokens, segments, top_bit,
@@ -287,8 +282,8 @@ def _combine_scores_kernel(
         x = widen(tl.load(at, mask=token < tokens, other=0))
         if limits_ptr is not None:
             limit_ptr = limits_ptr + segment.to(tl.int64) * (2 * len(score_ptrs)) + 2 * k
-            high = _key_value(tl.load(limit_ptr, mask=live, other=0))
-            low = _key_value(tl.load(limit_ptr + 1, mask=live, other=0) ^ -1)
+            high = key_value(tl.load(limit_ptr, mask=live, other=0))
+            low = key_value(tl.load(limit_ptr + 1, mask=live, other=0) ^ -1)
             scale = tl.where(high - low < float("inf"), 1.0, 0.5)
             start = low * scale
             span = tl.where(high > low, high * scale - start, float("inf"))

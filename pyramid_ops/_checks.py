@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FEATURES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FEATURES = (*FLOATS, torch.uint8)
 _INTEGERS = (int, np.integer, torch.SymInt)
 
 

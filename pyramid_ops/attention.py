@@ -11,7 +11,6 @@ from ._dispatch import Op
 from .merging import _merge_tokens, assign_mean, limbs_of
 from .numerics import MAX_FEATURES
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LOG2_E = 1.4426950408889634
 INT32_MAX = (1 << 31) - 1
 INFINITY = 0x7F800000  # as bits
@@ -225,7 +224,7 @@ def attention_importance(
 
 def received(x: Tensor, cu_seqlens: Optional[Tensor] = None, longest: Optional[int] = None) -> Tensor:
     """Mean attention that each token of `[B, N, D]` or packed `[T, D]` receives, the features being q and k."""
-    head = (x if x.dtype in FLOATS else x.to(torch.float16)).unsqueeze(1)
+    head = (x if x.dtype in check.FLOATS else x.to(torch.float16)).unsqueeze(1)
     if cu_seqlens is None:
         return attention_importance(head, head)
     return attention_importance(
@@ -236,7 +235,7 @@ def received(x: Tensor, cu_seqlens: Optional[Tensor] = None, longest: Optional[i
 def _heads(op: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Checked q and k as `[B, H, N, D]` with contiguous rows, and whether they are packed."""
     for name, x in (("query", query), ("key", key)):
-        check.tensor(op, name, x, "B H N D", "T H D", dtypes=FLOATS)
+        check.tensor(op, name, x, "B H N D", "T H D", dtypes=check.FLOATS)
         if not 1 <= x.shape[-1] <= MAX_FEATURES:
             raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {check.describe(x)}")
     packed = query.dim() == 3
@@ -467,7 +466,7 @@ def text_relevance(
     """
     op = "text_relevance"
     for name, x in (("tokens", tokens), ("text", text)):
-        check.tensor(op, name, x, "B N D" if name == "tokens" else "B T D", dtypes=FLOATS)
+        check.tensor(op, name, x, "B N D" if name == "tokens" else "B T D", dtypes=check.FLOATS)
         if not 1 <= x.shape[2] <= MAX_FEATURES:
             raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {check.describe(x)}")
     batch, count, features = tokens.shape
@@ -568,7 +567,7 @@ def attention_walk(
     """
     op = "attention_walk"
     for name, x in (("query", query), ("key", key)):
-        check.tensor(op, name, x, "B H N D", dtypes=FLOATS)
+        check.tensor(op, name, x, "B H N D", dtypes=check.FLOATS)
     q, k, _ = _heads(op, query, key)
     if k.shape[2] != q.shape[2]:
         raise ValueError(f"{op}: key: expected {q.shape[2]} tokens as query, got {check.describe(key)}")

@@ -20,7 +20,6 @@ def _pool_fake(scores: Tensor, height: int, width: int, down: int, across: int, 
     return scores.new_empty(scores.shape[0], windows, dtype=torch.float32)
 
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_SCORES = 64
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -159,7 +158,7 @@ def pool_scores(
     tensor([[5., 6.]])
     """
     op = "pool_scores"
-    check.tensor(op, "scores", scores, "B N", dtypes=_FLOATS)
+    check.tensor(op, "scores", scores, "B N", dtypes=check.FLOATS)
     height, width = check.pair(op, "grid", grid)
     down, across = check.pair(op, "window", window)
     check.choice(op, "reduction", reduction, "mean", "sum", "max")
@@ -231,7 +230,7 @@ def combine_scores(
     if not 1 <= len(scores) <= _MOST_SCORES:
         raise ValueError(f"{op}: scores: expected 1 to {_MOST_SCORES} tensors, got {len(scores)}")
     for k, x in enumerate(scores):
-        check.tensor(op, f"scores[{k}]", x, "B N" if cu_seqlens is None else "T", dtypes=_FLOATS)
+        check.tensor(op, f"scores[{k}]", x, "B N" if cu_seqlens is None else "T", dtypes=check.FLOATS)
         if x.shape != scores[0].shape or x.device != scores[0].device:
             raise ValueError(
                 f"{op}: scores[{k}]: expected {list(scores[0].shape)} on {scores[0].device}, got {check.describe(x)}"

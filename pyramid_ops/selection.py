@@ -15,8 +15,6 @@ from .budgets import allocate, token_total
 from .numerics import feature_rows
 from .pyramid import _can_halve, _options, _step, _taps
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
 
 class LevelSelection(NamedTuple):
     """Selected tokens ``[B, K, D]`` and where they came from: int64 ``[B, K, 2]``, (level, index in level)."""
@@ -186,7 +184,7 @@ def _check_scores(op: str, saliency: Sequence[Tensor], levels: Sequence[Tensor],
             f"{op}: saliency: expected 'variance', 'norm', 'attention' or a list of tensors, got "
             f"{check.describe(saliency)}"
         )
-    scores = check.tensors(op, "saliency", saliency, layout, dtypes=_FLOATS, packed=layout == "T")
+    scores = check.tensors(op, "saliency", saliency, layout, dtypes=check.FLOATS, packed=layout == "T")
     if len(scores) != len(levels):
         raise ValueError(f"{op}: saliency: expected one tensor for each of {len(levels)} levels, got {len(scores)}")
     for k, (score, level) in enumerate(zip(scores, levels, strict=True)):
@@ -320,7 +318,7 @@ def segmented_topk(
     ([[1, 2], [1, -1]], [2, 1])
     """
     op = "segmented_topk"
-    scores = check.tensor(op, "scores", scores, "T", dtypes=_FLOATS).resolve_neg().contiguous()
+    scores = check.tensor(op, "scores", scores, "T", dtypes=check.FLOATS).resolve_neg().contiguous()
     size = check.packed_size(op, "scores", len(scores))
     cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, scores)
     segments = len(cu_seqlens) - 1

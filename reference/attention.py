@@ -5,10 +5,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .numerics import EXP2_DEGREE, exp2, grid_products, grid_rows, segment_slices, sqrt
+from .numerics import EXP2_DEGREE, LOW_BITS, exp2, grid_products, grid_rows, segment_slices, sqrt
 
-# Fraction bits of the second limb.
-LOW_BITS = 10
 # Logits of a block: a few such buffers stay in cache.
 BLOCK = 1 << 18
 # A probability of 1; the largest slope and norm that count, so that logits are finite; the logit of no key.
@@ -38,11 +36,15 @@ def _rows(x: Tensor, scale: float, limbs: int) -> _Rows:
     return _Rows(units, torch.where(usable, torch.where(factor < LARGEST, factor, LARGEST), 0.0), usable)
 
 
+def _cosines(a: _Rows, b: _Rows) -> Tensor:
+    """Exact dot products of unit rows in units of 2⁻³⁰, halves up: float32 `[M, N]`."""
+    products = grid_products(a.units, b.units)
+    return products.add_(0.5).floor_().to(torch.float32) if products.dtype == torch.float64 else products
+
+
 def _logits(q: _Rows, k: _Rows, position: Optional[Tensor], cap: float) -> Tensor:
     """Logits to base 2 `[R, N]`, MASKED for keys that are of no use or past the `position` of the query."""
-    products = grid_products(q.units, k.units)
-    if products.dtype == torch.float64:
-        products = products.add_(0.5).floor_().to(torch.float32)
+    products = _cosines(q, k)
     products *= (q.factor * 2.0**-30)[:, None]
     products *= k.factor
     if cap:
@@ -82,6 +84,7 @@ class _Segment(NamedTuple):
             usable = q.usable & (top > MASKED)
             t -= top[:, None]
             e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30)
+            # Integers, whose sum stays below 2⁵³: exact in any order.
             total = (e + 0.5).floor_().sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
             share = torch.full_like(total, ONE) / total
         else:
@@ -215,7 +218,7 @@ def _accumulate(total: Tensor, p: Tensor, reduction: str) -> None:
     if reduction == "max":
         top = p.amax(0).to(torch.int64)
         total.copy_(torch.where(top > total, top, total))
-    else:
+    else:  # of integers, below 2⁵³: exact in any order
         total += p.sum(0, dtype=torch.float64).to(torch.int64)
 
 
@@ -224,6 +227,7 @@ def _finish(
 ) -> Tensor:
     """Float32 scores from integers of one or of all heads `[H, N]`."""
     if head_reduction != "rms" and (head_reduction == "max") == (query_reduction == "max"):
+        # Of int64: exact in any order.
         totals = totals.amax(0)[None] if head_reduction == "max" else totals.sum(0)[None]
         by_tile = True
     scores = totals.to(torch.float32) * 2.0**-30
@@ -268,9 +272,7 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
 def _relevance(rows: _Rows, words: _Rows, reduction: str) -> Tensor:
     if not len(words.factor):
         return torch.full_like(rows.factor, -torch.inf if reduction == "max" else 0.0)
-    cosines = grid_products(rows.units, words.units)
-    if cosines.dtype == torch.float64:
-        cosines = cosines.add_(0.5).floor_().to(torch.float32)
+    cosines = _cosines(rows, words)
     cosines *= 2.0**-30
     if reduction == "max":
         cosines *= rows.factor[:, None]
@@ -278,6 +280,7 @@ def _relevance(rows: _Rows, words: _Rows, reduction: str) -> Tensor:
         return cosines.amax(1) + 0.0
     scale, unscale = _below_one(words.factor.amax())
     cosines *= words.factor * scale
+    # Integers, whose sum stays below 2⁵³: exact in any order.
     total = _fixed(cosines * ONE).sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
     mean = total * 2.0**-30 / torch.full_like(total, len(words.factor))
     return mean * rows.factor * unscale + 0.0

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .numerics import (
     CACHE_ELEMENTS,
+    LOW_BITS,
     grid_products,
     grid_rows,
     narrow,
@@ -18,8 +19,6 @@ from .numerics import (
 
 # Members of a group that one partial sum holds.
 CHUNK = 32
-# Fraction bits of the second limb.
-LOW_BITS = 10
 # Keys that are searched at a time.
 PART = 64
 # Bytes of products that exist at a time, and at most half as many of query rows.

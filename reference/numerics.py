@@ -10,6 +10,8 @@ from torch import Tensor
 
 LANES = 256
 BLOCK = 1536
+# Fraction bits of the second limb of unit rows that are multiplied.
+LOW_BITS = 10
 # Float32 elements that a loop over blocks works on at a time, so that a few such buffers stay in cache.
 CACHE_ELEMENTS = 1 << 19
 

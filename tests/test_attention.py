@@ -106,8 +106,7 @@ def test_key_range_keeps_the_softmax_over_all_keys():
 
 def test_causal_mean_divides_by_the_queries_that_see_a_key():
     q, k = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 6, 8)
-    expected = [1 / 3, 1 / 3, 1 / 3, *[(sum(1 / n for n in range(j, 7))) / (7 - j) for j in (4, 5, 6)]]
-    expected[:3] = [sum(1 / n for n in (3, 4, 5, 6)) / 4] * 3
+    expected = [sum(1 / n for n in range(max(j, 3), 7)) / (7 - max(j, 3)) for j in range(1, 7)]
     actual = attention_importance(q, k, causal=True, precision="high")
     torch.testing.assert_close(actual[0].double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
     # More queries than keys: the first two see none.
@@ -397,4 +396,3 @@ def test_nothing_to_attend_to():
     assert attention_importance(q[:0], q[:0]).shape == (0, 5)
     one = torch.zeros(1, dtype=torch.int32)
     assert_same_bits(attention_importance(q[0], q[0], cu_seqlens_q=one, cu_seqlens_k=one), torch.zeros(4))
-    assert pyramid_ops.attention_importance is attention_importance
