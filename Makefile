@@ -3,8 +3,9 @@ SYSTEM_PYTHON ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-PYTEST := $(PYTHON) -m pytest
 WORKERS ?= 2
+PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(PYTHON) $(PARALLEL)
 TRITONS := 3.6.0 3.7.1
 
 .PHONY: demo quick test test-all test-tritons check golden bench gpu clean
@@ -20,23 +21,23 @@ $(READY): pyproject.toml constraints-cpu.txt
 
 # Meaning, errors and packaging on the reference; no kernel runs.
 quick: $(READY)
-	$(PYTEST) -n $(WORKERS) -m "not slow and not kernel" --ignore=tests/test_aot.py
+	$(PYTEST) -m "not slow and not kernel" --ignore=tests/test_aot.py
 
 # The interpreter, then the reference, compiled kernels, doctests and packaging.
 test: $(READY)
-	TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) -m "kernel and not slow"
-	$(PYTEST) -n $(WORKERS) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
+	TRITON_INTERPRET=1 $(PYTEST) -m "kernel and not slow"
+	$(PYTEST) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
 
 test-all: check
-	TRITON_INTERPRET=1 PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -n $(WORKERS) -m kernel
-	PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -n $(WORKERS) -m "not kernel" --doctest-modules pyramid_ops tests
+	TRITON_INTERPRET=1 PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -m kernel
+	PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -m "not kernel" --doctest-modules pyramid_ops tests
 	$(MAKE) test-tritons
 
 # Interpreter and compile tests under older Tritons, each in an environment of its own.
 test-tritons: $(TRITONS:%=.venv-triton-%/.ready)
 	for version in $(TRITONS); do \
-		TRITON_INTERPRET=1 .venv-triton-$$version/bin/python -m pytest -n $(WORKERS) -m "kernel and not slow" && \
-		.venv-triton-$$version/bin/python -m pytest -n $(WORKERS) tests/test_aot.py || exit 1; \
+		TRITON_INTERPRET=1 .venv-triton-$$version/bin/python $(PARALLEL) -m "kernel and not slow" && \
+		.venv-triton-$$version/bin/python $(PARALLEL) tests/test_aot.py || exit 1; \
 	done
 
 .venv-triton-%/.ready: constraints-cpu.txt

@@ -9,6 +9,8 @@ from .numerics import EXP2_DEGREE, LOW_BITS, exp2, grid_products, grid_rows, seg
 
 # Logits of a block: a few such buffers stay in cache.
 BLOCK = 1 << 18
+# Features of keys that are unit rows at a time, or those of one head.
+ROWS = 1 << 20
 # A probability of 1; the largest slope and norm that count, so that logits are finite; the logit of no key.
 ONE = 2.0**30
 LARGEST = 2.0**60
@@ -29,22 +31,40 @@ class _Rows(NamedTuple):
         return _Rows(*[x[part] for x in self])
 
 
-def _rows(x: Tensor, scale: float, limbs: int) -> _Rows:
+def _rows(x: Tensor, scale: float, limbs: int) -> list[_Rows]:
+    """Rows of each head of `x` `[H, N, D]`."""
     units, norms = grid_rows(x, limbs, LOW_BITS)
     usable = norms < torch.inf
     factor = norms * scale
-    return _Rows(units, torch.where(usable, torch.where(factor < LARGEST, factor, LARGEST), 0.0), usable)
+    factor = torch.where(usable, torch.where(factor < LARGEST, factor, LARGEST), 0.0)
+    return [_Rows(*head) for head in zip(units, factor, usable, strict=True)]
 
 
-def _cosines(a: _Rows, b: _Rows) -> Tensor:
+class _Work:
+    """Buffers of a block of logits, made once: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, elements: int, device: torch.device):
+        self.floats = torch.empty(3, elements, dtype=torch.float32, device=device)
+        self.doubles = torch.empty(elements, dtype=torch.float64, device=device)
+
+    def take(self, rows: int, columns: int) -> tuple[Tensor, ...]:
+        return *self.floats[:, : rows * columns].view(3, rows, columns), self.double(rows, columns)
+
+    def double(self, rows: int, columns: int) -> Tensor:
+        return self.doubles[: rows * columns].view(rows, columns)
+
+
+def _cosines(a: _Rows, b: _Rows, out: Optional[Tensor] = None, double: Optional[Tensor] = None) -> Tensor:
     """Exact dot products of unit rows in units of 2⁻³⁰, halves up: float32 `[M, N]`."""
-    products = grid_products(a.units, b.units)
-    return products.add_(0.5).floor_().to(torch.float32) if products.dtype == torch.float64 else products
+    if a.units.dtype == torch.float32:
+        return grid_products(a.units, b.units, out)
+    products = grid_products(a.units, b.units, double).add_(0.5).floor_()
+    return products.to(torch.float32) if out is None else out.copy_(products)
 
 
-def _logits(q: _Rows, k: _Rows, position: Optional[Tensor], cap: float) -> Tensor:
+def _logits(q: _Rows, k: _Rows, position: Optional[Tensor], cap: float, out: Tensor, double: Tensor) -> Tensor:
     """Logits to base 2 `[R, N]`, MASKED for keys that are of no use or past the `position` of the query."""
-    products = _cosines(q, k)
+    products = _cosines(q, k, out, double)
     products *= (q.factor * 2.0**-30)[:, None]
     products *= k.factor
     if cap:
@@ -72,35 +92,37 @@ class _Segment(NamedTuple):
     cap: float
     limbs: int
 
-    def exponentials(self, head: int, part: slice) -> tuple[Tensor, Tensor]:
+    def exponentials(self, head: int, part: slice, work: _Work, keep: bool = False) -> tuple[Tensor, Tensor]:
         """(2^(logit + 30) of some queries to the keys of `columns`, but for a factor; what makes them attention).
 
-        `[R, N]`, and `[R]`: 0 for a query that sees no key.
+        `[R, N]`, in a buffer of `work` if not to `keep`, and `[R]`: 0 for a query that sees no key.
         """
         q, k = self.queries[head].take(part), self.keys[head * len(self.keys) // len(self.queries)]
-        t = _logits(q, k, self.position[part] if self.causal else None, self.cap)
+        *floats, double = work.take(len(q.factor), len(k.factor))
+        t = _logits(q, k, self.position[part] if self.causal else None, self.cap, floats[0], double)
+        shifted, power = floats[1], None if keep else floats[2]
         if self.log_sum_exp is None:
             top = t.amax(1)
             usable = q.usable & (top > MASKED)
             t -= top[:, None]
-            e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30)
+            e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30, shifted, power)
             # Integers, whose sum stays below 2⁵³: exact in any order.
-            total = (e + 0.5).floor_().sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
+            total = double.copy_(torch.add(e, 0.5, out=shifted).floor_()).sum(1).to(torch.int64).to(torch.float32)
             share = torch.full_like(total, ONE) / total
         else:
             log_sum_exp = self.log_sum_exp[head, part] * LOG2_E
             usable = q.usable & (log_sum_exp.abs() < torch.inf)
             t -= torch.where(usable, log_sum_exp, 0.0)[:, None]
-            e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.limbs], 30)
+            e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.limbs], 30, shifted, power)
             share = torch.full_like(log_sum_exp, 1.0)
         return e[:, self.columns], torch.where(usable, share, 0.0)
 
-    def attention(self, head: int, part: slice, weighted: bool) -> Tensor:
+    def attention(self, head: int, part: slice, work: _Work, weighted: bool) -> Tensor:
         """Attention `[R, N]` of some queries, times their weights, to the keys of `columns`: integers, times 2⁻³⁰.
 
-        0 for a query that sees no key.
+        0 for a query that sees no key. In a buffer of `work` if `weighted`.
         """
-        e, share = self.exponentials(head, part)
+        e, share = self.exponentials(head, part, work, keep=not weighted)
         weight = torch.where(self.position[part] >= 0, self.weight[part] if weighted else 1.0, 0.0)
         e *= (share * weight)[:, None]
         e += 0.5
@@ -146,8 +168,9 @@ def attention_importance(
     queries divides by, with weights in units of 2⁻³⁰. Keys outside [key_start, key_stop) of a segment get 0.
     Logits to base 2 are cosine · (norm · scale) · norm; with a `cap` other than 0 they are cap · (1 − 2 / (2^x + 1)).
     """
-    batch, heads, queries, _ = query.shape
-    keys = key.shape[2]
+    batch, heads, queries, features = query.shape
+    key_heads, keys = key.shape[1:3]
+    shared = heads // key_heads
     out = torch.zeros(batch, keys, dtype=torch.float32, device=query.device)
     by_tile = heads_first and (head_reduction == "rms" or (head_reduction == "max") != (query_reduction == "max"))
     parts = segment_slices(batch, queries, keys, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
@@ -161,29 +184,36 @@ def attention_importance(
             position = positions[b, qs]
         elif not causal:
             position = torch.zeros_like(position)
-        segment = _Segment(
-            [_rows(query[b, h, qs], scale, limbs) for h in range(heads)],
-            [_rows(key[b, h, ks], 1.0, limbs) for h in range(key.shape[1])],
-            position,
-            torch.ones(count, dtype=torch.float32, device=query.device) if weights is None else weights[b, qs],
-            None if log_sum_exp is None else log_sum_exp[b, :, qs],
-            columns,
-            causal,
-            cap,
-            limbs,
-        )
         step = max(1, BLOCK // length)
         blocks = [slice(start, start + step) for start in range(0, count, step)]
         size = columns.stop - columns.start
         totals = torch.zeros(1 if by_tile else heads, size, dtype=torch.int64, device=query.device)
-        for part in blocks if by_tile else ():
-            over_heads = _reduce_heads([segment.attention(h, part, False) for h in range(heads)], head_reduction)
-            if weights is not None:
-                over_heads = _fixed(over_heads.to(torch.float32) * segment.weight[part, None])
-            _accumulate(totals[0], over_heads, query_reduction)
-        for h in range(0 if by_tile else heads):
-            for part in blocks:
-                _accumulate(totals[h], segment.attention(h, part, True), query_reduction)
+        work = _Work(min(step, count) * length, query.device)
+        together = key_heads if by_tile else max(1, ROWS // (length * features))
+        for first in range(0, key_heads, together):
+            part_of = slice(first * shared, (first + together) * shared)
+            segment = _Segment(
+                _rows(query[b, part_of, qs], scale, limbs),
+                _rows(key[b, first : first + together, ks], 1.0, limbs),
+                position,
+                torch.ones(count, dtype=torch.float32, device=query.device) if weights is None else weights[b, qs],
+                None if log_sum_exp is None else log_sum_exp[b, part_of, qs],
+                columns,
+                causal,
+                cap,
+                limbs,
+            )
+            if by_tile:
+                for part in blocks:
+                    over_heads = [segment.attention(h, part, work, False) for h in range(heads)]
+                    reduced = _reduce_heads(over_heads, head_reduction)
+                    if weights is not None:
+                        reduced = _fixed(reduced.to(torch.float32) * segment.weight[part, None])
+                    _accumulate(totals[0], reduced, query_reduction, work)
+            else:
+                for h, total in enumerate(totals[part_of]):
+                    for part in blocks:
+                        _accumulate(total, segment.attention(h, part, work, True), query_reduction, work)
         divisor = None
         if query_reduction == "mean":
             seen = _counts(count, length, causal, out.device) if counts is None else counts[b, ks]
@@ -214,12 +244,12 @@ def _reduce_heads(p: list[Tensor], reduction: str) -> Tensor:
     return total
 
 
-def _accumulate(total: Tensor, p: Tensor, reduction: str) -> None:
+def _accumulate(total: Tensor, p: Tensor, reduction: str, work: _Work) -> None:
     if reduction == "max":
         top = p.amax(0).to(torch.int64)
         total.copy_(torch.where(top > total, top, total))
     else:  # of integers, below 2⁵³: exact in any order
-        total += p.sum(0, dtype=torch.float64).to(torch.int64)
+        total += work.double(*p.shape).copy_(p).sum(0).to(torch.int64)
 
 
 def _finish(
@@ -260,11 +290,11 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
     out = torch.empty(batch, count, dtype=torch.float32, device=tokens.device)
     step = max(1, BLOCK // max(1, text.shape[1], tokens.shape[2]))
     for b in range(batch):
-        words = _rows(text[b], 1.0, limbs)
+        (words,) = _rows(text[b : b + 1], 1.0, limbs)
         words = _Rows(*[x[words.usable] for x in words])
         for start in range(0, count, step):
             part = slice(start, start + step)
-            rows = _rows(tokens[b, part], scale, limbs)
+            (rows,) = _rows(tokens[b : b + 1, part], scale, limbs)
             out[b, part] = torch.where(rows.usable, _relevance(rows, words, reduction), torch.nan)
     return out
 
@@ -296,11 +326,12 @@ def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: 
     out = torch.empty(batch, count, dtype=torch.float32, device=query.device)
     rows = max(1, BLOCK // max(1, count))
     blocks = [slice(start, start + rows) for start in range(0, count, rows)]
+    work = _Work(min(rows, count) * count, query.device)
     for b in range(batch if count else 0):
         p = torch.full((heads, count), 1 / count, dtype=torch.float32, device=query.device)
         segment = _Segment(
-            [_rows(x, scale, limbs) for x in (query[b] if steps else ())],
-            [_rows(x, 1.0, limbs) for x in (key[b] if steps else ())],
+            _rows(query[b], scale, limbs) if steps else [],
+            _rows(key[b], 1.0, limbs) if steps else [],
             torch.zeros(count, dtype=torch.int64, device=query.device),
             p[0],
             None,
@@ -310,16 +341,16 @@ def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: 
             limbs,
         )
         for h in range(heads if steps else 0):
-            kept = [segment.exponentials(h, part) for part in blocks[:KEPT]]
+            kept = [segment.exponentials(h, part, work, keep=True) for part in blocks[:KEPT]]
             for _ in range(steps):
                 down, up = _below_one(p[h].amax())
                 weight = p[h] * down
                 total = torch.zeros(count, dtype=torch.int64, device=query.device)
                 for k, part in enumerate(blocks):
-                    e, share = kept[k] if k < len(kept) else segment.exponentials(h, part)
-                    x = e * (share * weight[part])[:, None]
+                    e, share = kept[k] if k < len(kept) else segment.exponentials(h, part, work)
+                    x = torch.mul(e, (share * weight[part])[:, None], out=work.take(*e.shape)[1])
                     x += 0.5
-                    _accumulate(total, x.floor_(), "sum")
+                    _accumulate(total, x.floor_(), "sum", work)
                 p[h] = total.to(torch.float32) * 2.0**-30 * up
         out[b] = _over_heads(p, head_reduction)
     return out

@@ -56,17 +56,17 @@ def best_match(
 def _search(
     queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
 ) -> None:
-    key_rows, norms = grid_rows(keys, limbs, LOW_BITS, multiple=PART)
+    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, multiple=PART)
     unusable = ~(norms.abs() < torch.inf)
     if key_mask is not None:
         unusable[: len(keys)] |= ~key_mask
     unusable = unusable.nonzero()[:, 0]
     size = key_rows.element_size()
-    step = max(1, min(max(BUFFER // 2, size * key_rows.numel()), BUFFER) // (size * len(key_rows)))
+    step = max(1, BUFFER // (size * len(key_rows)))
     buffer = key_rows.new_empty(min(step, len(queries)), len(key_rows))
     block = max(1, BUFFER // (2 * size * keys.shape[1]))
     for first in range(0, len(queries), block):
-        query_rows, norms = grid_rows(queries[first : first + block], limbs, LOW_BITS)
+        (query_rows,), (norms,) = grid_rows(queries[None, first : first + block], limbs, LOW_BITS)
         for row in range(0, len(query_rows), step):
             part = query_rows[row : row + step]
             products = grid_products(part, key_rows, buffer[: len(part)])
@@ -83,11 +83,14 @@ def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
     """The largest of each row, halves rounded up to an integer, and the first index that rounds to the same."""
     parts = products.unflatten(1, (-1, PART))
     tops = parts.amax(-1)
-    best = (tops.amax(-1).double() + 0.5).floor()
-    least = (best - 0.5 if products.dtype == torch.float64 else best.to(products.dtype))[:, None]
-    part = _first(tops >= least)
-    row = torch.arange(len(part), device=part.device)
-    return best, part * PART + _first(parts[row, part] >= least)
+    best = least = tops.amax(-1)
+    if products.dtype == torch.float64:
+        best = (best + 0.5).floor_()
+        least = best - 0.5
+    part = _first(tops >= least[:, None])
+    first = part * PART
+    first += _first(parts[torch.arange(len(part), device=part.device), part] >= least[:, None])
+    return best, first
 
 
 def _first(mask: Tensor) -> Tensor:
@@ -111,15 +114,17 @@ def merge_tokens(
     out = x.new_empty(*first.shape, x.shape[2])
     for b in range(x.shape[0]):
         weight = None if weights is None else weights[b]
-        ones = torch.ones(count, 1, dtype=torch.float32, device=x.device)
         begin, sizes = segments(offsets[b], members.shape[1], members.shape[1])
-        groups = _Groups(first[b], members[b], begin, sizes, count)
-        totals[b] = groups.fold(ones if weight is None else weight[:, None], None, "sum")[:, 0]
-        folded, empty = groups.used, ~groups.used
+        totals[b] = _total_weights(weight, first[b], members[b], begin, sizes, count)
+        has_first = (first[b] >= 0) & (first[b] < count)
+        folded, empty = has_first | (sizes > 0), ~has_first & (sizes == 0)
         if mode == "mean":
-            torch.index_select(x[b], 0, groups.any_row, out=out[b])
+            lone = sizes + has_first == 1
+            some_row = members[b, begin.clamp(max=members.shape[1] - 1)] if members.shape[1] else first[b]
+            some_row = torch.where(has_first, first[b], some_row).clamp(0, count - 1)
+            torch.index_select(x[b], 0, some_row, out=out[b])
             empty = totals[b] == 0
-            folded = ~groups.lone & ~empty
+            folded = ~lone & ~empty
         out[b, empty.nonzero()[:, 0]] = 0
         some = folded.nonzero()[:, 0]
         groups = _Groups(first[b, some], members[b], begin[some], sizes[some], count)
@@ -135,6 +140,19 @@ def merge_tokens(
     return out, totals
 
 
+def _total_weights(
+    weights: Optional[Tensor], first: Tensor, members: Tensor, begin: Tensor, sizes: Tensor, count: int
+) -> Tensor:
+    if weights is not None or len(members) >= 1 << 24:
+        ones = torch.ones(count, 1, dtype=torch.float32, device=first.device)
+        groups = _Groups(first, members, begin, sizes, count)
+        return groups.fold(ones if weights is None else weights[:, None], None, "sum")[:, 0]
+    # Sums of ones that float32 holds exactly.
+    before = torch.zeros(len(members) + 1, dtype=torch.int64, device=first.device)
+    before[1:] = ((members >= 0) & (members < count)).cumsum(0)
+    return (before[begin + sizes] - before[begin] + ((first >= 0) & (first < count))).to(torch.float32)
+
+
 class _Groups:
     """Groups of one sample, and the order in which their rows are folded."""
 
@@ -143,11 +161,6 @@ class _Groups:
         self.first = torch.where(self.has_first, first, 0)
         inside = (members >= 0) & (members < count)
         self.members, self.inside = torch.where(inside, members, 0), inside
-        self.used = self.has_first | (sizes > 0)
-        self.lone = (self.has_first.to(torch.int64) + sizes) == 1
-        self.any_row = self.first
-        if len(members):
-            self.any_row = torch.where(self.has_first, self.first, self.members[begin.clamp(max=len(members) - 1)])
         # One entry for each chunk, longest chunks first; groups with most chunks first.
         self.chunks = (sizes + (CHUNK - 1)) // CHUNK
         group = torch.arange(len(first), device=first.device).repeat_interleave(self.chunks)

@@ -102,16 +102,26 @@ def row_sum(x: Tensor, lanes: Tensor | None = None) -> Tensor:
 
 def row_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Powers of two (s, 1/s) `[R]` that bring the largest magnitude of each row into [1, 4) where it is normal."""
-    largest = (x.view(torch.int32) & 0x7FFFFFFF).amax(-1)
-    exponent = ((largest >> 23) - 127).clamp(-126, 126)
-    return ((127 - exponent) << 23).view(torch.float32), ((127 + exponent) << 23).view(torch.float32)
+    largest = torch.maximum(widen(x.amax(-1)), -widen(x.amin(-1)))
+    exponent = (largest.view(torch.int32) & (255 << 23)).clamp(1 << 23, 253 << 23)
+    return ((254 << 23) - exponent).view(torch.float32), exponent.view(torch.float32)
 
 
-def scaled_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`[R, D]` float32 → (x · s, its L2 norm, 1/s): the squares neither overflow nor vanish."""
+def work_rows(x: Tensor, count: int, elements: int) -> Tensor:
+    """Float32 `[count, R, D]` for blocks of rows of `x`: fresh pages for each block cost more than its arithmetic."""
+    most = min(x.shape[:-1].numel(), max(1, elements // x.shape[-1]))
+    return torch.empty(count, most, x.shape[-1], dtype=torch.float32, device=x.device)
+
+
+def scaled_norm(x: Tensor, scaled: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """`[R, D]` → (L2 norm of `scaled` = x · s, 1/s): the squares neither overflow nor vanish."""
     scale, unscale = row_scale(x)
-    x = x * scale[:, None]
-    return x, sqrt(row_sum(x * x)), unscale
+    if x.dtype == torch.float32:
+        torch.mul(x, scale[:, None], out=scaled)
+    else:
+        scaled.copy_(x).mul_(scale[:, None])
+    torch.mul(scaled, scaled, out=squares)
+    return sqrt(row_sum(squares)), unscale
 
 
 def round_to_integer(x: Tensor) -> Tensor:
@@ -128,51 +138,42 @@ EXP2 = {
 EXP2_DEGREE = {1: 3, 2: 5}
 
 
-def exp2(t: Tensor, degree: int, exponent: int) -> Tensor:
-    """2^(t + exponent) by a polynomial, exactly a power of two where t is an integer; `t` is overwritten.
+def exp2(t: Tensor, degree: int, exponent: int, shifted: Tensor | None = None, power: Tensor | None = None) -> Tensor:
+    """2^(t + exponent) by a polynomial, exactly a power of two where t is an integer.
 
-    t + exponent has to stay within the exponents of normal float32.
+    t + exponent has to stay within the exponents of normal float32. `t` is overwritten, as are two buffers of its
+    shape where they are given; `power` is the result.
     """
-    shifted = t + (12582912.0 + exponent)
-    t -= shifted - (12582912.0 + exponent)
+    shifted = torch.add(t, 12582912.0 + exponent, out=shifted)
+    power = torch.sub(shifted, 12582912.0 + exponent, out=power)
+    t -= power
     *rest, last = EXP2[degree]
-    power = t * last
+    power = torch.mul(t, last, out=power)
     for coefficient in reversed(rest):
         power += coefficient
         power *= t
     power += 1.0
-    bits = power.view(torch.int32)
-    bits += shifted.view(torch.int32).bitwise_left_shift_(23)
+    bits, exponents = power.view(torch.int32), shifted.view(torch.int32)
+    bits += exponents.bitwise_left_shift_(23)
     return power
 
 
-def map_rows(
-    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, *outs: Tensor, elements: int = 4 * CACHE_ELEMENTS
-) -> None:
-    """`outs[i][b, n] = function(x[b, n])[i]` for `x` `[B, N, D]`, in blocks of rows of so many elements."""
-    if x.is_contiguous():
-        x, outs = x.view(1, -1, x.shape[2]), tuple(out.view(1, -1, *out.shape[2:]) for out in outs)
+def each_block(function: Callable[..., None], elements: int, x: Tensor, *outs: Tensor) -> None:
+    """Call `function` with the same rows of `x` `[B, N, D]` and of each of `outs`, in blocks of so many elements."""
+    if all(tensor.is_contiguous() for tensor in (x, *outs)):
+        x, *outs = (tensor.view(1, -1, *tensor.shape[2:]) for tensor in (x, *outs))  # type: ignore[assignment]
     step = max(1, elements // x.shape[2])
     for sample in range(x.shape[0]):
         for start in range(0, x.shape[1], step):
-            for out, result in zip(outs, function(x[sample, start : start + step]), strict=True):
-                out[sample, start : start + step] = result
+            function(*[tensor[sample, start : start + step] for tensor in (x, *outs)])
 
 
-def _limbs(rows: Tensor, limbs: int, bits: int) -> tuple[list[Tensor], Tensor]:
-    """(integers `[R, D]` float32: unit rows in units of 2⁻¹¹, and the rest in units of 2^(−11 − bits); norms `[R]`)."""
-    u, length, unscale = scaled_norm(widen(rows))
-    norm = length * unscale
-    usable = (norm > 0) & (norm < torch.inf)
-    u /= (length * 2.0**-11)[:, None]
-    if not bool(usable.all()):
-        u = torch.where(usable[:, None], u, 0.0)
-    grid = [round_to_integer(u)]
-    if limbs == 2:
-        u -= grid[0]
-        u *= 2.0**bits
-        grid.append(round_to_integer(u))
-    return grid, norm
+def _unit(x: Tensor, unit: float, scaled: Tensor, work: Tensor, norm: Tensor) -> Tensor:
+    """Which rows have a direction; `scaled` becomes the unit rows, in so many parts of 1, and `norm` their norms."""
+    length, unscale = scaled_norm(x, scaled, work)
+    torch.mul(length, unscale, out=norm)
+    scaled /= (length * unit)[:, None]
+    return (norm > 0) & (norm < torch.inf)
 
 
 def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
@@ -180,35 +181,49 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     batch, tokens, features = x.shape
     units = torch.empty(batch, tokens, limbs, features, dtype=torch.float16, device=x.device)
     norms = torch.empty(batch, tokens, dtype=torch.float32, device=x.device)
+    buffers = work_rows(x, 2, CACHE_ELEMENTS)
 
-    def unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-        grid, norm = _limbs(rows, limbs, bits)
-        scaled = [limb * 2.0**-exponent for limb, exponent in zip(grid, (11, bits)[:limbs], strict=True)]
-        return narrow(torch.stack(scaled, 1), torch.float16), norm
+    def unit(rows: Tensor, out: Tensor, norm: Tensor) -> None:
+        u, work = buffers[:, : len(rows)]
+        usable = _unit(rows, 2.0**-11, u, work, norm)
+        u = torch.where(usable[:, None], u, 0.0)
+        high = round_to_integer(u)
+        out[:, 0] = narrow(high * 2.0**-11, torch.float16)
+        if limbs == 2:
+            low = round_to_integer((u - high) * 2.0**bits)
+            out[:, 1] = narrow(low * 2.0**-bits, torch.float16)
 
-    map_rows(unit, x, units, norms, elements=CACHE_ELEMENTS)
+    each_block(unit, CACHE_ELEMENTS, x, units, norms)
     return units, norms
 
 
 def grid_rows(x: Tensor, limbs: int, bits: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """(unit rows of `x` `[N, D]`, times 2¹⁵, in a dtype in which their dot products are exact; norms `[N]`).
+    """(unit rows of `x` `[B, N, D]`, times 2¹⁵, in a dtype in which their dot products are exact; norms `[B, N]`).
 
-    Zero rows of norm +inf follow up to a multiple of so many rows.
+    The sum of both limbs is one rounding, as `bits` is at most 10. Zero rows of norm +inf follow up to a multiple of
+    so many rows.
     """
-    count = x.shape[0] + -x.shape[0] % multiple
+    batch, count, features = x.shape
+    padding = -count % multiple
     dtype = torch.float64 if limbs == 2 else _product_dtype(x.device.type)
-    rows = torch.empty(count, x.shape[1], dtype=dtype, device=x.device)
-    rows[x.shape[0] :] = 0
-    norms = torch.full((count,), torch.inf, dtype=torch.float32, device=x.device)
+    rows = torch.empty(batch, count + padding, features, dtype=dtype, device=x.device)
+    norms = torch.empty(batch, count + padding, dtype=torch.float32, device=x.device)
+    rows[:, count:], norms[:, count:] = 0, torch.inf
+    magic = 12582912.0 * 2.0 ** (4 if limbs == 1 else 4 - bits)
+    buffers = work_rows(x, 2, CACHE_ELEMENTS)
 
-    def unit(part: Tensor) -> tuple[Tensor, Tensor]:
-        grid, norm = _limbs(part, limbs, bits)
-        row = grid[0].mul_(2.0**4)
-        if limbs == 2:
-            row += grid[1].mul_(2.0 ** (4 - bits))
-        return row, norm
+    def grid(part: Tensor, out: Tensor, norm: Tensor) -> None:
+        u, work = buffers[:, : len(part)]
+        usable = _unit(part, 2.0**-15, u, work, norm)
+        torch.add(u, magic, out=work)
+        if out.dtype == torch.float32:
+            torch.sub(work, magic, out=out)
+        else:
+            out.copy_(work.sub_(magic))
+        if not bool(usable.all()):
+            out[(~usable).nonzero()[:, 0]] = 0
 
-    map_rows(unit, x[None], rows[None, : x.shape[0]], norms[None, : x.shape[0]], elements=CACHE_ELEMENTS // limbs)
+    each_block(grid, CACHE_ELEMENTS, x, rows[:, :count], norms[:, :count])
     return rows, norms
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .numerics import CACHE_ELEMENTS, LANES, map_rows, next_power_of_2, tree_sum, widen
+from .numerics import CACHE_ELEMENTS, LANES, each_block, next_power_of_2, tree_sum, widen
 from .scoring import moments
 
 # 2 / ((2i + 1) · ln 2), of log2((1 + s) / (1 − s)) = Σ LOG2[i] · s^(2i + 1).
@@ -28,14 +28,20 @@ def region_variance(
     over tokens: lane j of 256 adds the tokens j, j + 256, … of the region in order from +0, then a tree over the lanes.
     """
     batch, tokens, count = features.shape
-    statistics = features.new_empty(3, batch, tokens, dtype=torch.float32)
-    map_rows(moments(features), features, *statistics.unbind(0), elements=2 * CACHE_ELEMENTS)
+    of_tokens = features.new_empty(3, batch, tokens, dtype=torch.float32)
+    statistics = moments(features)
+
+    def store(rows: Tensor, *outs: Tensor) -> None:
+        for out, statistic in zip(outs, statistics(rows), strict=True):
+            out.copy_(statistic)
+
+    each_block(store, 2 * CACHE_ELEMENTS, features, *of_tokens.unbind(0))
 
     index, live = _members(height, width, rows, columns, features.device)
     live = live[None]
     if lengths:
         live = live & (index < lengths[0][:, None, None])
-    mean, rest, squares = torch.where(live, statistics[:, :, index], 0.0).unbind(0)  # [B, regions, most tokens]
+    mean, rest, squares = torch.where(live, of_tokens[:, :, index], 0.0).unbind(0)  # [B, regions, most tokens]
     size = live.to(torch.int64).sum(-1)
     width_of = torch.full((), count, dtype=torch.float32, device=features.device)
 

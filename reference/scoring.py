@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .numerics import CACHE_ELEMENTS, lane_count, map_rows, ordered_key, row_sum, scaled_norm, widen
+from .numerics import CACHE_ELEMENTS, each_block, lane_count, ordered_key, row_sum, scaled_norm, widen, work_rows
 
 # Below the ordered key of every float, and below its complement.
 NO_KEY = -1 << 31
@@ -20,7 +20,11 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
         return scores.fill_(torch.nan)
     size = torch.full((), count - correction, dtype=torch.float32, device=features.device)
     statistics = moments(features)
-    map_rows(lambda rows: (statistics(rows)[2] / size,), features, scores, elements=2 * CACHE_ELEMENTS)
+
+    def variance(rows: Tensor, out: Tensor) -> None:
+        torch.div(statistics(rows)[2], size, out=out)
+
+    each_block(variance, 2 * CACHE_ELEMENTS, features, scores)
     return scores
 
 
@@ -48,34 +52,31 @@ def moments(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor
         deviations *= deviations
         squares = row_sum(deviations, lanes)
         constant = _constant(rows)
-        return (
-            torch.where(constant, widen(rows[:, 0]) + 0.0, mean),
-            torch.where(constant, 0.0, rest),
-            torch.where(constant, 0.0, squares),
-        )
+        if len(constant):
+            mean[constant], rest[constant], squares[constant] = widen(rows[constant, 0]) + 0.0, 0.0, 0.0
+        return mean, rest, squares
 
     return statistics
 
 
 def _constant(rows: Tensor) -> Tensor:
-    """Which rows hold one finite value only."""
+    """Indices of the rows that hold one finite value only."""
     first = rows[:, 0]
-    candidates = (first == rows[:, -1]) & (first == rows[:, rows.shape[1] // 2]) & (first.abs() < torch.inf)
-    found = candidates.nonzero()[:, 0]
-    if len(found):
-        candidates[found] = (rows[found] == first[found, None]).all(-1)
-    return candidates
+    alike = (first == rows[:, -1]) & (first == rows[:, rows.shape[1] // 2]) & (first.abs() < torch.inf)
+    found = alike.nonzero()[:, 0]
+    return found[(rows[found] == first[found, None]).all(-1)] if len(found) else found
 
 
 def token_norm(features: Tensor) -> Tensor:
     """√Σx², the row first scaled by a power of two so that squares neither overflow nor vanish."""
+    buffers = work_rows(features, 2, 2 * CACHE_ELEMENTS)
 
-    def norm(rows: Tensor) -> tuple[Tensor]:
-        _, length, unscale = scaled_norm(widen(rows))
-        return (length * unscale,)
+    def norm(rows: Tensor, out: Tensor) -> None:
+        length, unscale = scaled_norm(rows, *buffers[:, : len(rows)])
+        torch.mul(length, unscale, out=out)
 
     scores = features.new_empty(features.shape[:2], dtype=torch.float32)
-    map_rows(norm, features, scores)
+    each_block(norm, 2 * CACHE_ELEMENTS, features, scores)
     return scores
 
 

@@ -28,45 +28,60 @@ def offsets(tokens):
     return tokens.shape[1] * torch.arange(tokens.shape[0] + 1, dtype=torch.int32)
 
 
-def pipeline(image):
+def token_levels(image):
+    return [pyramid_ops.patchify(level, 4) for level in pyramid_ops.gaussian_pyramid(image, 3)]
+
+
+def selecting(image):
     levels = pyramid_ops.gaussian_pyramid(image, 3)
-    tokens = [pyramid_ops.patchify(level, 4) for level in levels]
+    tokens = token_levels(image)
     selection = pyramid_ops.select_topk_levels(tokens, 20, (0.5, 0.3, 0.2))
     union = pyramid_ops.select_topk_levels(tokens, 20, None, saliency=[pyramid_ops.token_norm(t) for t in tokens])
     positions = pyramid_ops.gather_levels(pyramid_ops.patch_positions(levels, 4), selection.indices)
     variance = pyramid_ops.token_variance(tokens[0])
+    flat, bounds = [t.flatten(0, 1) for t in tokens], [offsets(t) for t in tokens]
+    top = pyramid_ops.segmented_topk(variance.flatten(), bounds[0], 9, max_seqlen=tokens[0].shape[1], order="index")
+    kept = pyramid_ops.compact([flat[0], flat[0].T], *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1))
+    ragged = pyramid_ops.select_topk_levels_packed(flat, bounds, [5, 3, 2], max_seqlen=tokens[0].shape[1])
+    lengths = torch.tensor([3, 20])
+    budgets = pyramid_ops.adaptive_budgets(20, tokens[0], (64, 16, 4), lengths=lengths, weights=ROWS, minimum=2)
+    return [*levels[1:], *selection, *union, positions, *top, *kept.tensors, *kept[1:], *ragged, budgets]
+
+
+def scoring(image):
+    tokens = token_levels(image)
+    grid = image.shape[2] // 4, image.shape[3] // 4
+    variance, norm = pyramid_ops.token_variance(tokens[0]), pyramid_ops.token_norm(tokens[0])
+    regions = pyramid_ops.region_variance(tokens[0], grid, (2, 3))
+    spread = pyramid_ops.broadcast_regions(regions, grid, (2, 3))
+    mixed = pyramid_ops.combine_scores([variance, norm], [0.3, 0.7], normalize="minmax")
+    ragged_mixed = pyramid_ops.combine_scores(
+        [mixed.flatten(), variance.flatten()], [1, 2], cu_seqlens=offsets(tokens[0])
+    )
+    entropy = pyramid_ops.patch_entropy(image, 8, bins=32)
+    x = tokens[0][:, None]
+    scores = pyramid_ops.attention_importance(x, x, causal=True, query_indices=[-1, 3], key_range=(2, 9))
+    weighted = pyramid_ops.attention_importance(x, x, query_weights=variance, head_reduction="max", softcap=9.0)
+    relevance = pyramid_ops.text_relevance(tokens[0], tokens[2], text_mask=tokens[2][..., 0] > 0.4)
+    walk = pyramid_ops.attention_walk(x, x, steps=2)
+    pooled = pyramid_ops.pool_scores(variance, grid)
+    return [
+        variance, norm, regions, spread, mixed, ragged_mixed, entropy, scores, weighted, relevance, walk, pooled
+    ]  # fmt: skip
+
+
+def merging(image):
+    tokens = token_levels(image)
     units, norms = pyramid_ops.unit_rows(tokens[1], limbs=2)
     plan = pyramid_ops.tome_matching(tokens[0], 30, class_token=True)
     merged, sizes = pyramid_ops.merge_tokens(tokens[0], plan, order="original")
     back = pyramid_ops.unmerge_tokens(merged, plan, order="original")
     match = pyramid_ops.best_match(tokens[0], tokens[1], precision="grid")
     clusters, _ = pyramid_ops.assign_mean(tokens[0], match.indices, tokens[1].shape[1])
-    parts = torch.tensor([0, 10, 40], dtype=torch.int32)
-    packed = pyramid_ops.tome_matching(tokens[0][0], 5, cu_seqlens=parts)
+    packed = pyramid_ops.tome_matching(tokens[0][0], 5, cu_seqlens=torch.tensor([0, 10, 40], dtype=torch.int32))
     packed_tokens, _ = pyramid_ops.merge_tokens(tokens[0][0], packed)
-    merging = [*plan[:5], merged, sizes, back, *match, clusters, packed.rows, packed.cu_seqlens, packed_tokens]
-    flat, bounds = [t.flatten(0, 1) for t in tokens], [offsets(t) for t in tokens]
-    top = pyramid_ops.segmented_topk(variance.flatten(), bounds[0], 9, max_seqlen=tokens[0].shape[1], order="index")
-    kept = pyramid_ops.compact([flat[0], flat[0].T], *top[1:], cu_seqlens=bounds[0], token_dims=(0, 1))
-    ragged = pyramid_ops.select_topk_levels_packed(flat, bounds, [5, 3, 2], max_seqlen=tokens[0].shape[1])
-    results = [*merging, *top, *kept.tensors, *kept[1:], *ragged]
-    grid = image.shape[2] // 4, image.shape[3] // 4
-    regions = pyramid_ops.region_variance(tokens[0], grid, (2, 3))
-    spread = pyramid_ops.broadcast_regions(regions, grid, (2, 3))
-    pooled = pyramid_ops.pool_scores(variance, grid)
-    mixed = pyramid_ops.combine_scores([variance, pyramid_ops.token_norm(tokens[0])], [0.3, 0.7], normalize="minmax")
-    ragged_mixed = pyramid_ops.combine_scores([mixed.flatten(), variance.flatten()], [1, 2], cu_seqlens=bounds[0])
-    results += [pooled, mixed, ragged_mixed]
-    entropy = pyramid_ops.patch_entropy(image, 8, bins=32)
-    lengths = torch.tensor([3, 20])
-    budgets = pyramid_ops.adaptive_budgets(20, tokens[0], (64, 16, 4), lengths=lengths, weights=ROWS, minimum=2)
-    x = tokens[0][:, None]
-    scores = pyramid_ops.attention_importance(x, x, causal=True, query_indices=[-1, 3], key_range=(2, 9))
-    weighted = pyramid_ops.attention_importance(x, x, query_weights=variance, head_reduction="max", softcap=9.0)
-    relevance = pyramid_ops.text_relevance(tokens[0], tokens[2], text_mask=tokens[2][..., 0] > 0.4)
-    results += [scores, weighted, relevance, pyramid_ops.attention_walk(x, x, steps=2)]
     return [
-        *results, *levels[1:], *selection, *union, positions, variance, units, norms, regions, spread, entropy, budgets
+        units, norms, *plan[:5], merged, sizes, back, *match, clusters, packed.rows, packed.cu_seqlens, packed_tokens
     ]  # fmt: skip
 
 
@@ -80,13 +95,14 @@ def progressive(image):
 def test_fullgraph_compilation_gives_the_same_bits(backend, dtype):
     torch._dynamo.reset()
     image = torch.rand(2, 3, 32, 48).to(dtype)
-    for function in (pipeline, progressive):
+    for function in (selecting, scoring, merging, progressive):
         assert_same_bits(torch.compile(function, fullgraph=True, backend=backend)(image), function(image))
 
 
-def test_dynamic_shapes_recompile_to_the_same_bits():
+@pytest.mark.parametrize("function", [selecting, scoring, merging])
+def test_dynamic_shapes_give_the_same_bits(function):
     torch._dynamo.reset()
-    compiled = torch.compile(pipeline, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     for height in (32, 48, 64):
         image = torch.rand(2, 3, height, 48)
-        assert_same_bits(compiled(image), pipeline(image))
+        assert_same_bits(compiled(image), function(image))

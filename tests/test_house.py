@@ -44,6 +44,7 @@ ALLOWED_CALLS = {
     *(
         "add",
         "mul",
+        "div",
         "add_",
         "mul_",
         "sub",
@@ -60,6 +61,8 @@ ALLOWED_CALLS = {
     # Of integers, see test_reference_rounds_one_operation_at_a_time.
     *(
         "amax",
+        "amin",
+        "maximum",
         "argmax",
         "argsort",
         "bincount",
@@ -79,6 +82,7 @@ ALLOWED_CALLS = {
 }
 ALLOWED_BUILTINS = {
     "abs",
+    "all",
     "bool",
     "divmod",
     "enumerate",
@@ -159,10 +163,11 @@ class FloatArithmetic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# Rounds each element once, or only moves, compares or creates; mm and amax are of exact products, without NaN, clamp is
-# of finite numbers, and what is added up in float64 are integers.
+# Rounds each element once, or only moves, compares or creates; mm is of exact products, clamp of finite numbers, of a
+# maximum that may be NaN only the exponent counts, and what is added up in float64 are integers.
 ONE_ROUNDING = re.compile(
-    r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div_?\.Tensor|aten\.mm\.(default|out)|aten\.(sqrt|floor_?|amax|clamp_)\.default"
+    r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div_?\.(Tensor|out)|aten\.mm\.(default|out)"
+    r"|aten\.(sqrt|floor_?|amax|amin|maximum|neg|clamp_)\.default"
     r"|aten\.rsub\.Scalar|aten\.(sum\.dim_IntList|_to_copy\.default) in float64|aten\.(lt|gt|ge|eq|ne)\.\w+"
     r"|aten\.(where|abs|copy_|_to_copy|clone|fill_|zero_|nonzero|index|index_put_|index_select|slice|select|view|as_strided|expand"
     r"|unsqueeze|index_copy_?|stack|cat|unbind|alias|_unsafe_view|reshape|new_empty|new_zeros|empty_like|ones_like|lift_fresh|detach"

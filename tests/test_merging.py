@@ -49,7 +49,7 @@ def test_similarity_equals_integer_arithmetic(features, limbs):
     low = (units[0, :, 1].double() * 1024).to(torch.int64) if limbs == 2 else torch.zeros_like(high)
     integers = (high << 10) + low
     exact = (integers[:, None] * integers[None]).sum(-1)  # in units of 2^-42
-    operand, _ = numerics.grid_rows(rows, limbs, 10)
+    (operand,), _ = numerics.grid_rows(rows[None], limbs, 10)
     products = numerics.grid_products(operand, operand).double() * 4096
     assert torch.equal(products.to(torch.int64), exact)
 
