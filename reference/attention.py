@@ -107,7 +107,12 @@ class _Segment(NamedTuple):
             t -= top[:, None]
             e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30, shifted, power)
             # Integers, whose sum stays below 2⁵³: exact in any order.
-            total = double.copy_(torch.add(e, 0.5, out=shifted).floor_()).sum(1).to(torch.int64).to(torch.float32)
+            total = (
+                double.copy_(torch.add(e, 0.5, out=shifted).floor_())
+                .sum(1, dtype=torch.float64)
+                .to(torch.int64)
+                .to(torch.float32)
+            )
             share = torch.full_like(total, ONE) / total
         else:
             log_sum_exp = self.log_sum_exp[head, part] * LOG2_E
@@ -249,7 +254,7 @@ def _accumulate(total: Tensor, p: Tensor, reduction: str, work: _Work) -> None:
         top = p.amax(0).to(torch.int64)
         total.copy_(torch.where(top > total, top, total))
     else:  # of integers, below 2⁵³: exact in any order
-        total += work.double(*p.shape).copy_(p).sum(0).to(torch.int64)
+        total += work.double(*p.shape).copy_(p).sum(0, dtype=torch.float64).to(torch.int64)
 
 
 def _finish(
