@@ -37,10 +37,9 @@ def moments(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor
     count = features.shape[2]
     size = torch.full((), count, dtype=torch.float32, device=features.device)
 
-    # Allocated once: fresh pages cost more than the arithmetic on them.
-    most = min(features.shape[0] * features.shape[1], max(1, 2 * CACHE_ELEMENTS // count))
-    all_lanes = features.new_empty(most, lane_count(count), dtype=torch.float32)
-    all_deviations = features.new_empty(most, count, dtype=torch.float32)
+    (all_deviations,) = work_rows(features, 1, 2 * CACHE_ELEMENTS)
+    lane_rows = 0 if lane_count(count) == count else len(all_deviations)
+    all_lanes = features.new_empty(lane_rows, lane_count(count), dtype=torch.float32)
 
     def statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lanes, deviations = all_lanes[: len(rows)], all_deviations[: len(rows)]

@@ -50,12 +50,19 @@ def _topk(keys: Tensor, k: int, by_index: bool) -> Tensor:
 def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     """Rows `levels[l][b, n]` for each (l, n) of `indices` `[B, K, 2]`; zeros where the pair is out of range."""
     batch, count = indices.shape[:2]
-    out = levels[0].new_zeros(batch, count, *levels[0].shape[2:])
-    sample = torch.arange(batch, device=indices.device)[:, None].expand(batch, count)
+    out = levels[0].new_empty(batch, count, *levels[0].shape[2:])
+    number, row = indices.flatten(0, 1).unbind(1)
+    sample = torch.arange(batch * count, device=indices.device) // max(1, count)
+    empty = torch.ones_like(number, dtype=torch.bool)
     for k, level in enumerate(levels):
-        here = (indices[..., 0] == k) & (indices[..., 1] >= 0) & (indices[..., 1] < level.shape[1])
-        b = sample[here]
-        out[here] = level[b if level.shape[0] > 1 else torch.zeros_like(b), indices[..., 1][here]]
+        size = level.shape[1]
+        here = (number == k) & (row >= 0) & (row < size)
+        empty &= ~here
+        slots = here.nonzero()[:, 0]
+        b, n = sample[slots] if level.shape[0] > 1 else torch.zeros_like(slots), row[slots]
+        rows = level.flatten(0, 1).index_select(0, b * size + n) if level.is_contiguous() else level[b, n]
+        out.flatten(0, 1).index_copy_(0, slots, rows)
+    out.flatten(0, 1)[empty.nonzero()[:, 0]] = 0
     return out
 
 
