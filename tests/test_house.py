@@ -37,6 +37,7 @@ ALLOWED_CALLS = {
         "full",
         "new_empty",
         "new_ones",
+        "ones_like",
         "new_zeros",
     ),
     *("arange", "cat", "stack", "tensor", "to", "unbind", "unflatten", "view", "zeros_like", "nonzero"),
