@@ -15,6 +15,7 @@ from .numerics import (
     segment_slices,
     segments,
     widen,
+    work_rows,
 )
 
 # Members of a group that one partial sum holds.
@@ -56,7 +57,9 @@ def best_match(
 def _search(
     queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
 ) -> None:
-    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, multiple=PART)
+    longest = keys if len(keys) > len(queries) else queries
+    buffers = work_rows(longest, 2, CACHE_ELEMENTS)
+    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, PART, buffers)
     unusable = ~(norms.abs() < torch.inf)
     if key_mask is not None:
         unusable[: len(keys)] |= ~key_mask
@@ -66,7 +69,7 @@ def _search(
     buffer = key_rows.new_empty(min(step, len(queries)), len(key_rows))
     block = max(1, BUFFER // (2 * size * keys.shape[1]))
     for first in range(0, len(queries), block):
-        (query_rows,), (norms,) = grid_rows(queries[None, first : first + block], limbs, LOW_BITS)
+        (query_rows,), (norms,) = grid_rows(queries[None, first : first + block], limbs, LOW_BITS, 1, buffers)
         for row in range(0, len(query_rows), step):
             part = query_rows[row : row + step]
             products = grid_products(part, key_rows, buffer[: len(part)])

@@ -197,11 +197,13 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     return units, norms
 
 
-def grid_rows(x: Tensor, limbs: int, bits: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+def grid_rows(
+    x: Tensor, limbs: int, bits: int, multiple: int = 1, buffers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(unit rows of `x` `[B, N, D]`, times 2¹⁵, in a dtype in which their dot products are exact; norms `[B, N]`).
 
     The sum of both limbs is one rounding, as `bits` is at most 10. Zero rows of norm +inf follow up to a multiple of
-    so many rows.
+    so many rows. `buffers` are work rows, in place of fresh ones.
     """
     batch, count, features = x.shape
     padding = -count % multiple
@@ -210,10 +212,10 @@ def grid_rows(x: Tensor, limbs: int, bits: int, multiple: int = 1) -> tuple[Tens
     norms = torch.empty(batch, count + padding, dtype=torch.float32, device=x.device)
     rows[:, count:], norms[:, count:] = 0, torch.inf
     magic = 12582912.0 * 2.0 ** (4 if limbs == 1 else 4 - bits)
-    buffers = work_rows(x, 2, CACHE_ELEMENTS)
+    u_rows, more_rows = work_rows(x, 2, CACHE_ELEMENTS) if buffers is None else buffers
 
     def grid(part: Tensor, out: Tensor, norm: Tensor) -> None:
-        u, work = buffers[:, : len(part)]
+        u, work = u_rows[: len(part)], more_rows[: len(part)]
         usable = _unit(part, 2.0**-15, u, work, norm)
         torch.add(u, magic, out=work)
         if out.dtype == torch.float32:
