@@ -25,24 +25,24 @@ def _filter_row(
     image_ptr, stride, row, first, height, width, taps, OFFSET: tl.constexpr, PADDING: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Σ_j taps[j] · image[row, 2x + OFFSET + j] for the BLOCK columns x from `first` on."""
-    source_row = _source(row, height, PADDING)
+    inside = (row >= 0) & (row < height)
+    if inside:
+        source_row = row
+    else:
+        source_row = _source(row, height, PADDING)
     row_ptr = image_ptr + source_row.to(tl.int64) * stride
-    live = source_row >= 0
-    if PADDING == "zeros":
-        live = source_row == row
+    end = tl.where(inside, width, 0)
     terms = ()
     for pair in tl.static_range(OFFSET // 2, (OFFSET + len(taps) - 1) // 2 + 1):
         begin = 2 * (first + pair)
         position = begin + tl.arange(0, 2 * BLOCK)
-        if live & (begin >= 0) & (begin + 2 * BLOCK <= width):
+        if PADDING == "zeros":
+            # Both columns of a pair are in the image or neither, if the width is even: loads keep their width.
+            x = widen(tl.load(row_ptr + position, mask=(position >= 0) & (position < end), other=0))
+        elif (begin >= 0) & (begin + 2 * BLOCK <= width):
             x = widen(tl.load(row_ptr + position))
         else:
-            wanted = tl.where(live, position, -1)
-            column = _source(wanted, width, PADDING)
-            keep = column >= 0
-            if PADDING == "zeros":
-                keep = column == wanted
-            x = widen(tl.load(row_ptr + column, mask=keep, other=0))
+            x = widen(tl.load(row_ptr + _source(position, width, PADDING)))
         even, odd = tl.split(tl.reshape(x, (BLOCK, 2)))
         terms = terms + (even, odd)
     total = terms[OFFSET % 2] * taps[0]
