@@ -14,6 +14,14 @@ from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, narrow, ordered_key,
 CHUNK = 32
 
 
+@triton.jit
+def _usable(norms_ptr, mask_ptr, column, column_mask, OTHER: tl.constexpr):
+    usable = tl.load(norms_ptr + column, mask=column_mask, other=OTHER) < float("inf")
+    if mask_ptr is not None:
+        usable = usable & (tl.load(mask_ptr + column, mask=column_mask, other=0) != 0)
+    return usable
+
+
 @triton.jit(do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "mask_stride"])
 def _best_match_kernel(
     queries_ptr, keys_ptr, key_norms_ptr, key_mask_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, best_ptr, queries, keys,
@@ -54,12 +62,12 @@ def _best_match_kernel(
                 queries_ptr, query_start + row, row_mask, keys_ptr, key_start + column, column_mask,
                 D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            norm = tl.load(key_norms_ptr + key_start + column, mask=column_mask, other=float("inf"))
-            usable = norm < float("inf")
-            if key_mask_ptr is not None:
-                usable = usable & (tl.load(mask_ptr + column, mask=column_mask, other=0) != 0)
-            # A similarity is at least −1.1; −2 and the least integer stand for no key.
-            score = tl.where(usable[None, :], score, -(1 << 31) if LIMBS == 2 else -2.0)
+            usable = _usable(key_norms_ptr + key_start, mask_ptr, column, column_mask, float("inf"))
+            if tl.min(usable.to(tl.int32), axis=0) == 0:
+                # Read again in the layout of the products, which costs every thread a load for each of its columns.
+                usable = _usable(key_norms_ptr + key_start, mask_ptr, column, column_mask, float("nan"))
+                # A similarity is at least −1.1; −2 and the least integer stand for no key.
+                score = tl.where(usable[None, :], score, -(1 << 31) if LIMBS == 2 else -2.0)
             top = tl.max(score, axis=1)
             at = tl.min(tl.where(score == top[:, None], column[None, :], 0x7FFFFFFF), axis=1)
             if LIMBS == 1:
