@@ -4,7 +4,7 @@
 so that signatures, alignment hints and arguments equal to 1 are those of a real launch.
 
 `python -m bench.compile` writes `results/compile.md` and `compile.json`: the machine code of every shipped
-configuration.
+configuration. `python -m bench.compile TEXT …` compiles anew only those whose names have one of the texts.
 """
 
 import collections
@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -297,11 +298,16 @@ def regressions(new: list[dict], old: list[dict]) -> list[str]:
     return found
 
 
-def main() -> None:
+def main(texts: list[str]) -> None:
+    old = committed() if texts else {"triton": None}
+    if texts and old["triton"] != triton.__version__:
+        raise SystemExit(f"the table is of Triton {old['triton']}, here is {triton.__version__}: compile everything")
     table = {}
     for case, dtype, call in shipped():
         for target in TARGETS:
-            table[key(case, dtype, target)] = reports(compiled(target, call))
+            entry = key(case, dtype, target)
+            kept = texts and not any(text in case for text in texts)
+            table[entry] = old["code"][entry] if kept else reports(compiled(target, call))
     entries = ",\n".join(f"{json.dumps(name)}: {json.dumps(codes)}" for name, codes in table.items())
     (RESULTS / "compile.json").write_text(f'{{"triton": "{triton.__version__}", "code": {{\n{entries}\n}}}}\n')
 
@@ -332,4 +338,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
