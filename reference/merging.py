@@ -86,7 +86,7 @@ def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
     """The largest of each row, halves rounded up to an integer, and the first index that rounds to the same."""
     parts = products.unflatten(1, (-1, PART))
     tops = parts.amax(-1)
-    best = least = tops.amax(-1)
+    best = least = tops.amax(-1) + 0.0  # a zero is +0
     if products.dtype == torch.float64:
         best = (best + 0.5).floor_()
         least = best - 0.5

@@ -241,6 +241,9 @@ def best_match() -> Iterator:
         for limbs in (1, 2):
             args = (q[:1], k[:1], mask[:1] if limbs == 1 else None, *offsets, min(longest, 50), longest, limbs)
             yield pytest.param(args, id=f"{case}-limbs{limbs}", marks=[])
+    zero, negative = torch.zeros(1, 3, 1), -torch.ones(1, 40, 1)  # products of −0
+    for limbs in (1, 2):
+        yield pytest.param((zero, negative, None, None, None, 3, 40, limbs), id=f"zeros-limbs{limbs}", marks=[])
     yield pytest.param((q[:, :0], k, None, None, None, 0, 300, 1), id="no-queries", marks=[])
     yield pytest.param((q, k[:, :0], None, None, None, 50, 0, 2), id="no-keys", marks=[])
     yield pytest.param((q[:0], k[:0], None, None, None, 50, 300, 2), id="no-samples", marks=[])
