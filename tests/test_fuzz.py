@@ -22,6 +22,7 @@ pytestmark = pytest.mark.kernel
 
 # Each shard is a run of hypothesis with its own seed, so that workers share the cases. A GPU compiles most cases anew.
 ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
+MOST_FEATURES = 70  # of attention, for the time that interpreted tiles of 16 features take
 SHARDS, CASES = (8, 5) if DEVICE.type == "cuda" else (40, 250) if ALL else (2, 25)
 
 
@@ -222,7 +223,7 @@ def combine(case):
 
 def attend(case):
     level = case.choice(*case.levels)
-    features = level.shape[2]
+    features = min(level.shape[2], MOST_FEATURES)
     heads, shared = case.choice((1, 1), (2, 1), (4, 2), (2, 2))
     queries, keys = case.integer(0, 20), case.integer(0, 40)
     dtype = case.choice(*FLOATS)
@@ -262,11 +263,13 @@ def attend(case):
 
 def relate(case):
     level = case.choice(*case.levels)
-    batch, _, features = level.shape
+    batch, features = level.shape[0], min(level.shape[2], MOST_FEATURES)
     dtype = case.choice(*FLOATS)
     tokens, text = (case.tensor(batch, case.integer(0, 25), features, dtype=dtype) for _ in range(2))
     options = {"reduction": case.choice("max", "mean", "softmax"), "precision": case.choice("grid", "high")}
     case.same(pyramid_ops.text_relevance, tokens, text, **options)
+    if case.choice(True, False):
+        return
     heads, shared = case.choice((1, 1), (2, 1), (2, 2))
     count = case.integer(0, 20)
     q, k = (case.tensor(batch, h, count, features, dtype=dtype) for h in (heads, shared))
