@@ -16,6 +16,7 @@ CHUNK = 32
 
 @triton.jit
 def _usable(norms_ptr, mask_ptr, column, column_mask, OTHER: tl.constexpr):
+    """Which keys can be matched: a norm past the last key is `OTHER`, infinite or NaN."""
     usable = tl.load(norms_ptr + column, mask=column_mask, other=OTHER) < float("inf")
     if mask_ptr is not None:
         usable = usable & (tl.load(mask_ptr + column, mask=column_mask, other=0) != 0)
@@ -64,7 +65,8 @@ def _best_match_kernel(
             )  # fmt: skip
             usable = _usable(key_norms_ptr + key_start, mask_ptr, column, column_mask, float("inf"))
             if tl.min(usable.to(tl.int32), axis=0) == 0:
-                # Read again in the layout of the products, which costs every thread a load for each of its columns.
+                # Read again in the layout of the products, a load for each column of a thread; with NaN past the end
+                # the compiler does not make both reads one, which would take that layout for every tile.
                 usable = _usable(key_norms_ptr + key_start, mask_ptr, column, column_mask, float("nan"))
                 # A similarity is at least −1.1; −2 and the least integer stand for no key.
                 score = tl.where(usable[None, :], score, -(1 << 31) if LIMBS == 2 else -2.0)

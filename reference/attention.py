@@ -11,6 +11,8 @@ from .numerics import EXP2_DEGREE, LOW_BITS, exp2, grid_products, grid_rows, seg
 BLOCK = 1 << 18
 # Features of keys that are unit rows at a time, or those of one head.
 ROWS = 1 << 20
+# Integers that float64 adds up at a time.
+SUMMED = 1 << 22
 # A probability of 1; the largest slope and norm that count, so that logits are finite; the logit of no key.
 ONE = 2.0**30
 LARGEST = 2.0**60
@@ -106,13 +108,7 @@ class _Segment(NamedTuple):
             usable = q.usable & (top > MASKED)
             t -= top[:, None]
             e = exp2(t.clamp_(min=-32.0), EXP2_DEGREE[self.limbs], 30, shifted, power)
-            # Integers, whose sum stays below 2⁵³: exact in any order.
-            total = (
-                double.copy_(torch.add(e, 0.5, out=shifted).floor_())
-                .sum(1, dtype=torch.float64)
-                .to(torch.int64)
-                .to(torch.float32)
-            )
+            total = _row_sums(double.copy_(torch.add(e, 0.5, out=shifted).floor_())).to(torch.float32)
             share = torch.full_like(total, ONE) / total
         else:
             log_sum_exp = self.log_sum_exp[head, part] * LOG2_E
@@ -137,6 +133,14 @@ class _Segment(NamedTuple):
 def _fixed(x: Tensor) -> Tensor:
     """Integers, as float64, nearest to the float32 numbers `x`, halves up."""
     return (x + 0.5).double().floor_()
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """int64 `[M]` from float64 integers `[M, N]` within ±2³¹: of parts that stay below 2⁵³, so exact in any order."""
+    total = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for start in range(0, x.shape[1], SUMMED):
+        total += x[:, start : start + SUMMED].sum(1, dtype=torch.float64).to(torch.int64)
+    return total
 
 
 def _below_one(largest: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +193,7 @@ def attention_importance(
             position = positions[b, qs]
         elif not causal:
             position = torch.zeros_like(position)
-        step = max(1, BLOCK // length)
+        step = max(1, BLOCK // max(length, heads))
         blocks = [slice(start, start + step) for start in range(0, count, step)]
         size = columns.stop - columns.start
         totals = torch.zeros(1 if by_tile else heads, size, dtype=torch.int64, device=query.device)
@@ -253,7 +257,7 @@ def _accumulate(total: Tensor, p: Tensor, reduction: str, work: _Work) -> None:
     if reduction == "max":
         top = p.amax(0).to(torch.int64)
         total.copy_(torch.where(top > total, top, total))
-    else:  # of integers, below 2⁵³: exact in any order
+    else:  # of integers, at most BLOCK times 2³⁰: below 2⁵³, exact in any order
         total += work.double(*p.shape).copy_(p).sum(0, dtype=torch.float64).to(torch.int64)
 
 
@@ -315,8 +319,7 @@ def _relevance(rows: _Rows, words: _Rows, reduction: str) -> Tensor:
         return cosines.amax(1) + 0.0
     scale, unscale = _below_one(words.factor.amax())
     cosines *= words.factor * scale
-    # Integers, whose sum stays below 2⁵³: exact in any order.
-    total = _fixed(cosines * ONE).sum(1, dtype=torch.float64).to(torch.int64).to(torch.float32)
+    total = _row_sums(_fixed(cosines * ONE)).to(torch.float32)
     mean = total * 2.0**-30 / torch.full_like(total, len(words.factor))
     return mean * rows.factor * unscale + 0.0
 

@@ -31,6 +31,7 @@ def allocate_budgets_batch(
     least = torch.where(least < most, least, most)
     wanted = totals[0].to(torch.int64) if totals else torch.full((1,), total, dtype=torch.int64, device=device)
     wanted = wanted.clamp(0, MOST)[:, None]
+    # All sums here are of int64, exact in any order.
     capacity = most.sum(-1)[:, None]
     wanted = torch.where(wanted < capacity, wanted, capacity)
 

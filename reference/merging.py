@@ -111,6 +111,7 @@ def merge_tokens(
     of keys, the earliest of equals.
     """
     count = x.shape[1]
+    first, members = (torch.where((index >= 0) & (index < count), index, -1) for index in (first, members))
     totals = torch.zeros(first.shape, dtype=torch.float32, device=x.device)
     if not count:
         return x.new_zeros(*first.shape, x.shape[2]), totals
@@ -119,18 +120,18 @@ def merge_tokens(
         weight = None if weights is None else weights[b]
         begin, sizes = segments(offsets[b], members.shape[1], members.shape[1])
         totals[b] = _total_weights(weight, first[b], members[b], begin, sizes, count)
-        has_first = (first[b] >= 0) & (first[b] < count)
+        has_first = first[b] >= 0
         folded, empty = has_first | (sizes > 0), ~has_first & (sizes == 0)
         if mode == "mean":
             lone = sizes + has_first == 1
             some_row = members[b, begin.clamp(max=members.shape[1] - 1)] if members.shape[1] else first[b]
-            some_row = torch.where(has_first, first[b], some_row).clamp(0, count - 1)
+            some_row = torch.where(has_first, first[b], some_row).clamp(min=0)
             torch.index_select(x[b], 0, some_row, out=out[b])
             empty = totals[b] == 0
             folded = ~lone & ~empty
         out[b, empty.nonzero()[:, 0]] = 0
         some = folded.nonzero()[:, 0]
-        groups = _Groups(first[b, some], members[b], begin[some], sizes[some], count)
+        groups = _Groups(first[b, some], members[b], begin[some], sizes[some])
         step = max(64, CACHE_ELEMENTS // (4 * max(1, len(some))))
         for column in range(0, x.shape[2] if len(some) else 0, step):
             columns = slice(column, column + step)
@@ -148,22 +149,20 @@ def _total_weights(
 ) -> Tensor:
     if weights is not None or len(members) >= 1 << 24:
         ones = torch.ones(count, 1, dtype=torch.float32, device=first.device)
-        groups = _Groups(first, members, begin, sizes, count)
+        groups = _Groups(first, members, begin, sizes)
         return groups.fold(ones if weights is None else weights[:, None], None, "sum")[:, 0]
     # Sums of ones that float32 holds exactly.
     before = torch.zeros(len(members) + 1, dtype=torch.int64, device=first.device)
-    before[1:] = ((members >= 0) & (members < count)).cumsum(0)
-    return (before[begin + sizes] - before[begin] + ((first >= 0) & (first < count))).to(torch.float32)
+    before[1:] = (members >= 0).cumsum(0)
+    return (before[begin + sizes] - before[begin] + (first >= 0)).to(torch.float32)
 
 
 class _Groups:
-    """Groups of one sample, and the order in which their rows are folded."""
+    """Groups of one sample, and the order in which their rows are folded; a negative row is none."""
 
-    def __init__(self, first: Tensor, members: Tensor, begin: Tensor, sizes: Tensor, count: int):
-        self.has_first = (first >= 0) & (first < count)
-        self.first = torch.where(self.has_first, first, 0)
-        inside = (members >= 0) & (members < count)
-        self.members, self.inside = torch.where(inside, members, 0), inside
+    def __init__(self, first: Tensor, members: Tensor, begin: Tensor, sizes: Tensor):
+        self.has_first, self.first = first >= 0, first.clamp(min=0)
+        self.inside, self.members = members >= 0, members.clamp(min=0)
         # One entry for each chunk, longest chunks first; groups with most chunks first.
         self.chunks = (sizes + (CHUNK - 1)) // CHUNK
         group = torch.arange(len(first), device=first.device).repeat_interleave(self.chunks)

@@ -211,6 +211,7 @@ def grid_rows(
     rows = torch.empty(batch, count + padding, features, dtype=dtype, device=x.device)
     norms = torch.empty(batch, count + padding, dtype=torch.float32, device=x.device)
     rows[:, count:], norms[:, count:] = 0, torch.inf
+    # Added and taken away again, it rounds to multiples of 2⁴, or of 2^(4 − bits).
     magic = 12582912.0 * 2.0 ** (4 if limbs == 1 else 4 - bits)
     u_rows, more_rows = work_rows(x, 2, CACHE_ELEMENTS) if buffers is None else buffers
 

@@ -683,7 +683,17 @@ def attention_walk() -> Iterator:
     reductions = ("rms", "mean", "sum", "max")
     k = 0
     for dtype in FLOATS:
-        for features, tokens, heads, kv_heads in ((1, 1, 1, 1), (3, 9, 4, 2), (24, 70, 2, 1), (130, 33, 1, 1)):
+        shapes = (
+            (1, 1, 1, 1),
+            (3, 9, 2, 1),
+            (24, 70, 4, 2),
+            (130, 33, 3, 3),
+            (3, 9, 4, 2),
+            (24, 70, 2, 1),
+            (130, 33, 1, 1),
+        )
+        for features, tokens, heads, kv_heads in shapes:
+            marks = [pytest.mark.slow] if heads > 2 and tokens > 9 else []
             for limbs in (1, 2):
                 q, key = (special_rows(features, dtype, seed) for seed in (1, 2))
                 q, key = (x.repeat(1, -(-tokens * heads // 9), 1) for x in (q, key))
@@ -691,11 +701,11 @@ def attention_walk() -> Iterator:
                 key = key[:, : tokens * kv_heads].view(2, kv_heads, tokens, features)
                 reduction, k = reductions[k % 4], k + 1
                 case = f"{heads}:{kv_heads}x{tokens}x{features}-{reduction}-{name(dtype)}-limbs{limbs}"
-                yield pytest.param((q, key, k % 4, 3.0, limbs, reduction), id=case, marks=[])
+                yield pytest.param((q, key, k % 4, 3.0, limbs, reduction), id=case, marks=marks)
     generator = torch.Generator().manual_seed(6)
-    q, key = (torch.randn(1, heads, 70, 40, generator=generator) for heads in (2, 1))
-    unusable = torch.full_like(key, torch.nan)
-    for limbs in (1, 2):
+    for limbs, batch, heads in ((1, 1, 2), (2, 1, 2), (1, 2, 4), (2, 2, 4)):
+        q, key = (torch.randn(batch, n, 70, 40, generator=generator) for n in (heads, heads // 2))
+        unusable = torch.full_like(key, torch.nan)
         for case, tensors, steps, slope in (
             ("sharp", (q, key), 5, 20.0),
             ("flat", (q, key), 3, 1e-6),
@@ -707,7 +717,8 @@ def attention_walk() -> Iterator:
             ("no-samples", (q[:0], key[:0]), 2, 1.0),
         ):
             args = (*tensors, steps, slope, limbs, reductions[steps % 4])
-            yield pytest.param(args, id=f"{case}-limbs{limbs}", marks=[])
+            marks = [pytest.mark.slow] if batch > 1 else []
+            yield pytest.param(args, id=f"{case}-{batch}x{heads}-limbs{limbs}", marks=marks)
 
 
 # The generators above, each under the name of its op.

@@ -396,3 +396,20 @@ def test_nothing_to_attend_to():
     assert attention_importance(q[:0], q[:0]).shape == (0, 5)
     one = torch.zeros(1, dtype=torch.int32)
     assert_same_bits(attention_importance(q[0], q[0], cu_seqlens_q=one, cu_seqlens_k=one), torch.zeros(4))
+
+
+def test_sums_in_parts_have_the_same_bits(monkeypatch):
+    from pyramid_ops.reference import attention
+
+    q = torch.randn(1, 4, 50, 16, generator=torch.Generator().manual_seed(0))
+    options = {"head_reduction": "rms", "query_reduction": "sum", "reduce_first": "heads"}
+    calls = (
+        lambda: attention_importance(q, q, precision="high"),
+        lambda: attention_importance(q, q, **options),
+        lambda: pyramid_ops.text_relevance(q[0], q[0], reduction="mean"),
+    )
+    expected = [call() for call in calls]
+    monkeypatch.setattr(attention, "SUMMED", 7)
+    monkeypatch.setattr(attention, "BLOCK", 100)
+    for call, value in zip(calls, expected, strict=True):
+        assert_same_bits(call(), value)

@@ -28,13 +28,13 @@ def offsets(tokens):
     return tokens.shape[1] * torch.arange(tokens.shape[0] + 1, dtype=torch.int32)
 
 
-def token_levels(image):
-    return [pyramid_ops.patchify(level, 4) for level in pyramid_ops.gaussian_pyramid(image, 3)]
+def pyramid(image):
+    levels = pyramid_ops.gaussian_pyramid(image, 3)
+    return levels, [pyramid_ops.patchify(level, 4) for level in levels]
 
 
 def selecting(image):
-    levels = pyramid_ops.gaussian_pyramid(image, 3)
-    tokens = token_levels(image)
+    levels, tokens = pyramid(image)
     selection = pyramid_ops.select_topk_levels(tokens, 20, (0.5, 0.3, 0.2))
     union = pyramid_ops.select_topk_levels(tokens, 20, None, saliency=[pyramid_ops.token_norm(t) for t in tokens])
     positions = pyramid_ops.gather_levels(pyramid_ops.patch_positions(levels, 4), selection.indices)
@@ -49,7 +49,7 @@ def selecting(image):
 
 
 def scoring(image):
-    tokens = token_levels(image)
+    _, tokens = pyramid(image)
     grid = image.shape[2] // 4, image.shape[3] // 4
     variance, norm = pyramid_ops.token_variance(tokens[0]), pyramid_ops.token_norm(tokens[0])
     regions = pyramid_ops.region_variance(tokens[0], grid, (2, 3))
@@ -71,7 +71,7 @@ def scoring(image):
 
 
 def merging(image):
-    tokens = token_levels(image)
+    _, tokens = pyramid(image)
     units, norms = pyramid_ops.unit_rows(tokens[1], limbs=2)
     plan = pyramid_ops.tome_matching(tokens[0], 30, class_token=True)
     merged, sizes = pyramid_ops.merge_tokens(tokens[0], plan, order="original")
