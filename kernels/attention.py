@@ -7,8 +7,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, exp2, key_value, ordered_key, unit_rows
+from .numerics import (
+    LAUNCH,
+    LOW_BITS,
+    bounds,
+    exact_dots,
+    exp2,
+    expand,
+    fixed_point,
+    key_value,
+    load_rows,
+    load_units,
+    low_dots,
+    ordered_key,
+    row_tiles,
+    scaled_norm,
+    to_limbs,
+    unit_rows,
+)
 
+# Query rows, for each key head, whose logits are kept: they are then fewer than the features of the keys.
+FEW = 16
 # The largest slope and norm that count, so that logits are finite; the logit of no key.
 _LARGEST = tl.constexpr(2.0**60)
 _MASKED = tl.constexpr(-(2.0**121))
@@ -29,10 +48,21 @@ def _segment(cu_seqlens_ptr, segment, size, longest, PACKED: tl.constexpr):
 @triton.jit
 def _factor(norms_ptr, row, mask, scale):
     """(factor a row brings to its logits, whether it is usable): a norm that is not finite is of no use."""
-    norm = tl.load(norms_ptr + row, mask=mask, other=float("inf"))
+    return _of_norm(tl.load(norms_ptr + row, mask=mask, other=float("inf")), scale)
+
+
+@triton.jit
+def _of_norm(norm, scale):
     usable = norm < float("inf")
     factor = norm * scale
     return tl.where(usable, tl.where(factor < _LARGEST, factor, _LARGEST), 0.0), usable
+
+
+@triton.jit
+def _kept(first_head, index, count, longest):
+    """Rows of kept logits [H, longest, keys] for rows `index` of consecutive heads."""
+    count = tl.maximum(count, 1)
+    return (first_head + index // count) * longest + index % count
 
 
 @triton.jit
@@ -67,14 +97,82 @@ def _logits(scores, factor_q, factor_k, seen, cap, LIMBS: tl.constexpr, CAPPED: 
     return tl.where(seen, x, _MASKED)
 
 
+@triton.jit(do_not_specialize=["queries", "keys", "longest_q", "longest_k", "kv_heads", "group", "scale", "cap"])
+def _logits_kernel(
+    q_ptr, q_norms_ptr, k_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr, logits_ptr, stride_b,
+    stride_h, stride_n, queries, keys, longest_q, longest_k, kv_heads, group, scale, cap, CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, LOW_BITS: tl.constexpr,
+    ROWS: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Logits of at most ROWS query rows to TILES keys, and their greatest: keys are read once, as they are."""
+    tiles = tl.cdiv(longest_k, TILES)
+    head = tl.program_id(0) // tiles % kv_heads
+    segment = (tl.program_id(0) // tiles // kv_heads).to(tl.int64)
+    sample = segment
+    if PACKED:
+        sample = segment - segment
+    start_q, count = _segment(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
+    start_k, length = _segment(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    first = tl.program_id(0) % tiles * TILES
+    if (first < length) & (count > 0):
+        first_head = (sample * kv_heads + head) * group
+        index = tl.arange(0, ROWS)
+        row, mask, factor, position = _query_rows(
+            q_norms_ptr, positions_ptr, first_head, sample, start_q, index, count, length, queries, count * group,
+            scale, CAUSAL,
+        )  # fmt: skip
+        column = first + tl.arange(0, TILES)
+        column_mask = column < length
+        chunks = load_rows(
+            k_ptr + tl.multiple_of(sample * stride_b + head * stride_h, VECTOR), stride_n, start_k + column,
+            column_mask, D, TILES, 1, CHUNKS, WIDTH, VECTOR,
+        )  # fmt: skip
+        scale_k, length_k, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, 1, WIDTH, VECTOR)
+        # Rows of NaN and infinities are not seen, whatever comes out.
+        inverse = tl.where(length_k > 0, tl.div_rn(tl.zeros_like(length_k) + 2048.0, length_k), 0.0)
+        multiplier = expand(scale_k, TILES, WIDTH, VECTOR)
+        inverse = expand(inverse, TILES, WIDTH, VECTOR)
+        scores = tl.zeros((ROWS, TILES), tl.float32)
+        if LIMBS == 2:
+            cross = tl.zeros((ROWS, TILES), tl.int32)
+            low = tl.zeros((ROWS, TILES), tl.int32)
+        for c in tl.static_range(CHUNKS):
+            k_high, k_low = to_limbs(chunks[c] * multiplier * inverse, LOW_BITS)
+            q_high = load_units(q_ptr, row, mask, c * WIDTH, D, LIMBS, 0, WIDTH)
+            if LIMBS == 1:
+                scores = tl.dot(q_high, tl.trans(k_high.to(tl.float16)), scores)
+            else:
+                k_high = (k_high * (1.0 / 2048.0)).to(tl.float16)
+                q_low = load_units(q_ptr, row, mask, c * WIDTH, D, LIMBS, 1, WIDTH)
+                scores = tl.dot(q_high, tl.trans(k_high), scores)
+                cross_products, low_products = low_dots(q_high, q_low, k_high, k_low.to(tl.float16))
+                cross += cross_products
+                low += low_products
+        if LIMBS == 1:
+            scores = scores * (1.0 / 2048.0)
+        else:
+            scores = fixed_point(scores, cross, low)
+        factor_k, usable = _of_norm(length_k * unscale, 1.0)
+        # Every element of a row is the same.
+        factor_k = tl.max(tl.where(usable, factor_k, -1.0), axis=1)
+        seen = (factor_k >= 0)[None, :] & (column[None, :] <= position[:, None])
+        x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
+        at = _kept(first_head, index, count, longest_q) * keys + start_k
+        tl.store(logits_ptr + at[:, None] + column[None, :], x, mask=mask[:, None] & column_mask[None, :])
+        if tops_ptr is not None:
+            best = tl.max(tl.where(column_mask[None, :], x, _MASKED), axis=1)
+            tl.atomic_max(tops_ptr + row, ordered_key(best), mask=mask, sem="relaxed")
+
+
 @triton.jit(
     do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "kv_heads", "group", "scale", "cap"]
 )
 def _row_kernel(
-    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr, sums_ptr,
-    queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, SUM: tl.constexpr, CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, logits_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr,
+    sums_ptr, queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, SUM: tl.constexpr,
+    CAUSAL: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Greatest logit of each query row, or the sum of 2^(logit − greatest), over one split of the keys.
 
@@ -101,6 +199,8 @@ def _row_kernel(
     if CAUSAL:
         end = tl.minimum(end, tl.max(tl.where(mask, position, -1), axis=0) + 1)
     if split * share < end:
+        if logits_ptr is not None:
+            kept = _kept((sample * kv_heads + head) * group, index, count, longest_q) * keys + start_k
         if SUM:
             top = key_value(tl.load(tops_ptr + row, mask=mask, other=0))
             total = tl.zeros((BLOCK_M,), tl.int64)
@@ -109,12 +209,18 @@ def _row_kernel(
         for n in range(split * share, end, BLOCK_N):
             column = n + tl.arange(0, BLOCK_N)
             column_mask = column < end
-            factor_k, usable = _factor(k_norms_ptr, key_rows + column, column_mask, 1.0)
-            scores = exact_dots(
-                q_ptr, row, mask, k_ptr, key_rows + column, column_mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K
-            )
-            seen = usable[None, :] & (column[None, :] <= position[:, None])
-            x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
+            if logits_ptr is not None:
+                x = tl.load(
+                    logits_ptr + kept[:, None] + column[None, :], mask=mask[:, None] & column_mask[None, :],
+                    other=_MASKED,
+                )  # fmt: skip
+            else:
+                factor_k, usable = _factor(k_norms_ptr, key_rows + column, column_mask, 1.0)
+                scores = exact_dots(
+                    q_ptr, row, mask, k_ptr, key_rows + column, column_mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K
+                )
+                seen = usable[None, :] & (column[None, :] <= position[:, None])
+                x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
             if SUM:
                 x = tl.maximum(x - top[:, None], -32.0)
                 e = (exp2(x, 3 if LIMBS == 1 else 5, 30) + 0.5).to(tl.int32)
@@ -157,20 +263,23 @@ def _share_kernel(
 
 @triton.jit
 def _probabilities(
-    k_ptr, k_norms_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr, row, mask, position, cap,
-    CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, D: tl.constexpr,
+    k_ptr, k_norms_ptr, logits_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr, row, kept, mask,
+    position, cap, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, D: tl.constexpr,
     LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Attention that the keys [BLOCK_M] get from the queries [BLOCK_N] of a head: int32 in units of 2⁻³⁰."""
-    factor_k, seen = _factor(k_norms_ptr, key_row, key_mask, 1.0)
-    factor = tl.load(factors_ptr + row, mask=mask, other=0.0)
     top = tl.load(tops_ptr + row, mask=mask, other=0).to(tl.float32, bitcast=True)
     share = tl.load(shares_ptr + row, mask=mask, other=0.0)
-    scores = exact_dots(k_ptr, key_row, key_mask, q_ptr, row, mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K)
-    seen = seen[:, None]
-    if CAUSAL:
-        seen = seen & (key[:, None] <= position[None, :])
-    x = _logits(scores, factor[None, :], factor_k[:, None], seen, cap, LIMBS, CAPPED)
+    if logits_ptr is not None:
+        x = tl.load(logits_ptr + kept[None, :] + key[:, None], mask=key_mask[:, None] & mask[None, :], other=_MASKED)
+    else:
+        factor_k, seen = _factor(k_norms_ptr, key_row, key_mask, 1.0)
+        factor = tl.load(factors_ptr + row, mask=mask, other=0.0)
+        scores = exact_dots(k_ptr, key_row, key_mask, q_ptr, row, mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K)
+        seen = seen[:, None]
+        if CAUSAL:
+            seen = seen & (key[:, None] <= position[None, :])
+        x = _logits(scores, factor[None, :], factor_k[:, None], seen, cap, LIMBS, CAPPED)
     x = tl.maximum(x - top[None, :], -32.0)
     if CLAMP:
         x = tl.minimum(x, 0.0)
@@ -184,16 +293,16 @@ def _probabilities(
     ]
 )  # fmt: skip
 def _column_kernel(
-    q_ptr, k_ptr, k_norms_ptr, factors_ptr, tops_ptr, shares_ptr, positions_ptr, weights_ptr, cu_seqlens_q_ptr,
-    cu_seqlens_k_ptr, totals_ptr, queries, keys, longest_q, longest_k, key_start, key_stop, splits, heads, kv_heads,
-    out_heads, cap, JOINED: tl.constexpr, HEADS: tl.constexpr, REDUCTION: tl.constexpr, CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr, CLAMP: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    q_ptr, k_ptr, k_norms_ptr, logits_ptr, factors_ptr, tops_ptr, shares_ptr, positions_ptr, weights_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, totals_ptr, queries, keys, longest_q, longest_k, key_start, key_stop, splits,
+    heads, kv_heads, out_heads, cap, JOINED: tl.constexpr, HEADS: tl.constexpr, REDUCTION: tl.constexpr,
+    CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr,
+    LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Attention received by BLOCK_M keys from one split of the queries: its sum, or the greatest.
 
-    A program takes one head, or JOINED heads that share a key head one after another, or with HEADS ("sum", "max",
-    "rms") all heads at a time, reduced before queries are.
+    A program takes one head, or JOINED heads one after another, which share a key head where logits are not kept, or
+    with HEADS ("sum", "max", "rms") all heads at a time, reduced before queries are.
     """
     units = heads // JOINED
     if HEADS != "":
@@ -236,19 +345,21 @@ def _column_kernel(
                     position = tl.load(positions_ptr + sample * queries + start_q + place, mask=mask, other=-1)
             if HEADS == "":
                 key_row = (sample * kv_heads + unit * JOINED // group) * keys + start_k + key
+                first_head = sample * heads + unit * JOINED
                 p = _probabilities(
-                    k_ptr, k_norms_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr,
-                    (sample * heads + unit * JOINED) * queries + start_q + row, mask, position, cap, CAUSAL, CAPPED,
-                    CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                    k_ptr, k_norms_ptr, logits_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr,
+                    first_head * queries + start_q + row, _kept(first_head, index, count, longest_q) * keys + start_k,
+                    mask, position, cap, CAUSAL, CAPPED, CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
                 ).to(tl.int64)  # fmt: skip
             else:
                 p = tl.zeros((BLOCK_M, BLOCK_N), tl.float32 if HEADS == "rms" else tl.int64)
                 for h in range(0, heads):
                     key_row = (sample * kv_heads + h // group) * keys + start_k + key
                     x = _probabilities(
-                        k_ptr, k_norms_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr,
-                        (sample * heads + h) * queries + start_q + row, mask, position, cap, CAUSAL, CAPPED, CLAMP, D,
-                        LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                        k_ptr, k_norms_ptr, logits_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr,
+                        shares_ptr, (sample * heads + h) * queries + start_q + row,
+                        ((sample * heads + h) * longest_q + place) * keys + start_k, mask, position, cap, CAUSAL,
+                        CAPPED, CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
                     )  # fmt: skip
                     if HEADS == "rms":
                         y = x.to(tl.float32) * (1.0 / 1073741824.0)
@@ -323,7 +434,7 @@ def _finish_kernel(
 
 def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tuple[dict, dict]:
     """Tiles of queries by keys for the rows, and of keys by queries for the columns, whose logits stay in registers."""
-    few = rows <= 16
+    few = rows <= FEW
     wide = 64 if limbs == 1 else 32
     block = min(max(16, triton.next_power_of_2(features)), wide)
     row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide if limbs == 1 else wide} if few else {"BLOCK_M": 64, "BLOCK_N": wide}
@@ -331,6 +442,27 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
     column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else wide // 2 if by_tile else wide}
     launch = {"BLOCK_K": block, "num_warps": 4, "num_stages": 2}
     return {**row, **launch}, {**column, **launch}
+
+
+def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
+    """The same tiles where logits are read, of so many rows of a key head and of a column: 4 logits a thread."""
+    row, column = (min(FEW, triton.next_power_of_2(count)) for count in (rows, joined))
+    launch = {"BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
+    return (
+        {"BLOCK_M": row, "BLOCK_N": 512 // row, **launch},
+        {"BLOCK_M": 512 // column, "BLOCK_N": column, **launch},
+    )
+
+
+def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
+    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`; None for rows that are too short or long for it."""
+    # Products of two limbs are exact over 64 features at a time.
+    tiles = row_tiles([key], 4, 16 if limbs == 1 or key.shape[3] <= 64 else 2 * key.element_size())
+    lanes = tiles["PARTS"] * tiles["WIDTH"]
+    if tiles["WIDTH"] < 16 or lanes != tiles["CHUNKS"] * tiles["WIDTH"]:
+        return None
+    del tiles["BLOCKS"]
+    return {**tiles, "TILES": 4096 // lanes}
 
 
 def attention_splits(programs: int, tiles: int) -> int:
@@ -352,23 +484,34 @@ def _prepare(
     cap: float,
     row: dict,
     common: dict,
-) -> tuple[Tensor, ...]:
-    """What columns are computed from: units of q, units and norms of k, factors, greatest logits and shares of q."""
+    tiles: Optional[dict] = None,
+) -> tuple[tuple[Optional[Tensor], ...], Tensor]:
+    """(units of q, units and norms of k, logits, factors and greatest logits; shares): what columns are computed from.
+
+    Given `tiles`, logits are kept and nothing else of the keys.
+    """
     heads, kv_heads = query.shape[1], key.shape[1]
-    queries, _, max_seqlen_q, max_seqlen_k = sizes
+    queries, keys, max_seqlen_q, max_seqlen_k = sizes
     group = heads // kv_heads
     q_units, q_norms = unit_rows(query, common["LIMBS"], LOW_BITS)
-    k_units, k_norms = unit_rows(key, common["LIMBS"], LOW_BITS)
     tops = torch.full(query.shape[:3], -(1 << 31), dtype=torch.int32, device=query.device)
-    sums = None
+    sums = logits = k_units = k_norms = None
+    if tiles is not None:
+        logits = torch.empty(query.shape[0], heads, max_seqlen_q, keys, dtype=torch.float32, device=query.device)
+        _logits_kernel[(segments * kv_heads * triton.cdiv(max_seqlen_k, tiles["TILES"]),)](
+            q_units, q_norms, key, positions, cu_seqlens_q, cu_seqlens_k, tops if log_sum_exp is None else None, logits,
+            *key.stride()[:3], *sizes, kv_heads, group, scale, cap, LOW_BITS=LOW_BITS, ROWS=FEW, **tiles, **common,
+        )  # fmt: skip
+    else:
+        k_units, k_norms = unit_rows(key, common["LIMBS"], LOW_BITS)
     if log_sum_exp is None:
         sums = torch.zeros(query.shape[:3], dtype=torch.int64, device=query.device)
         programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, row["BLOCK_M"])
         splits = attention_splits(programs, triton.cdiv(max_seqlen_k, row["BLOCK_N"]))
-        for is_sum in (False, True):
+        for is_sum in (False, True) if logits is None else (True,):
             _row_kernel[(programs * splits,)](
-                q_units, q_norms, k_units, k_norms, positions, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes, splits,
-                kv_heads, group, scale, cap, SUM=is_sum, **row, **common,
+                q_units, q_norms, k_units, k_norms, logits, positions, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes,
+                splits, kv_heads, group, scale, cap, SUM=is_sum, **row, **common,
             )  # fmt: skip
     factors = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     shares = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
@@ -376,7 +519,7 @@ def _prepare(
         q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, shares.numel(), queries, heads, scale,
         BLOCK=1024, **LAUNCH,
     )  # fmt: skip
-    return q_units, k_units, k_norms, factors, tops, shares
+    return (q_units, k_units, k_norms, logits, factors, tops), shares
 
 
 def attention_importance(
@@ -419,18 +562,22 @@ def attention_importance(
         None if x is None else x.contiguous() for x in (positions, weights, log_sum_exp, counts)
     )
     row, column = attention_config(features, limbs, max_seqlen_q * group, by_tile)
+    tiles = logits_tiles(key, limbs) if max_seqlen_q * group <= FEW else None
+    if tiles is not None:
+        joined = heads if same else 1
+        row, column = kept_config(max_seqlen_q * group, max_seqlen_q * joined)
     common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs, **LAUNCH}
     sizes = (queries, keys, max_seqlen_q, max_seqlen_k)
-    operands = _prepare(
+    operands, shares = _prepare(
         query, key, positions, None if by_tile else weights, log_sum_exp, cu_seqlens_q, cu_seqlens_k, segments, sizes,
-        scale, cap, row, common,
+        scale, cap, row, common, tiles,
     )  # fmt: skip
     totals = torch.zeros(batch, out_heads, keys, dtype=torch.int64, device=device)
     programs = segments * (1 if by_tile else heads // joined) * triton.cdiv(span, column["BLOCK_M"])
     splits = attention_splits(programs, triton.cdiv(max_seqlen_q * joined, column["BLOCK_N"]))
     _column_kernel[(programs * splits,)](
-        *operands, positions, weights if by_tile else None, cu_seqlens_q, cu_seqlens_k, totals, *sizes, key_start,
-        key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
+        *operands, shares, positions, weights if by_tile else None, cu_seqlens_q, cu_seqlens_k, totals, *sizes,
+        key_start, key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
         HEADS=head_reduction if by_tile else "", REDUCTION="max" if query_reduction == "max" else "sum",
         CLAMP=log_sum_exp is not None, **column, **common,
     )  # fmt: skip
@@ -556,7 +703,7 @@ def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: 
     totals = torch.full((batch, heads, tokens), 1 << 30, dtype=torch.int64, device=query.device)
     unscales = torch.full((steps + 1, batch, heads), 1 / tokens, dtype=torch.float32, device=query.device)
     if steps:
-        *operands, shares = _prepare(
+        operands, shares = _prepare(
             query, key, None, None, None, None, None, batch, sizes, scale, 0.0, row, common
         )  # fmt: skip
         weighted = torch.empty_like(shares)

@@ -221,17 +221,22 @@ def _unit_rows_kernel(
 
     usable = expand((norm > 0) & (norm < float("inf")), TILES, WIDTH, VECTOR)
     factor = expand(scale, TILES, WIDTH, VECTOR)
-    divisor = expand(length, TILES, WIDTH, VECTOR)
+    inverse = expand(tl.div_rn(tl.zeros_like(length) + 2048.0, length), TILES, WIDTH, VECTOR)
     for c in tl.static_range(CHUNKS):
         feature = features(c, TILES, BLOCKS, CHUNKS, WIDTH)
         keep = mask[:, None] & (feature < D)
-        u = tl.where(usable, tl.div_rn(chunks[c] * factor, divisor), 0.0)
-        high = ((u * 2048.0 + 12582912.0) - 12582912.0) * (1.0 / 2048.0)
-        tl.store(units_ptr + row * (LIMBS * D) + feature, high.to(tl.float16), mask=keep)
+        high, low = to_limbs(tl.where(usable, chunks[c] * factor * inverse, 0.0), LOW_BITS)
+        tl.store(units_ptr + row * (LIMBS * D) + feature, (high * (1.0 / 2048.0)).to(tl.float16), mask=keep)
         if LIMBS == 2:
-            low = ((u - high) * (2048.0 * (1 << LOW_BITS)) + 12582912.0) - 12582912.0
-            low = low * (1.0 / (1 << LOW_BITS))
             tl.store(units_ptr + row * (LIMBS * D) + D + feature, low.to(tl.float16), mask=keep)
+
+
+@triton.jit
+def to_limbs(u, LOW_BITS: tl.constexpr):
+    """Components of unit rows, in units of 2⁻¹¹, as (integers, the rest in so many bits)."""
+    high = (u + 12582912.0) - 12582912.0
+    low = ((u - high) * (1 << LOW_BITS) + 12582912.0) - 12582912.0
+    return high, low * (1.0 / (1 << LOW_BITS))
 
 
 @triton.jit
@@ -272,7 +277,15 @@ def load_units(units_ptr, row, mask, k, D: tl.constexpr, LIMBS: tl.constexpr, LI
 
 
 @triton.jit
-def _fixed_point(high, cross, low):
+def low_dots(a, a_low, b, b_low):
+    """(high times low, low times low) of up to 64 features: int32 in units of 2⁻³² and 2⁻⁴²."""
+    cross = (tl.dot(a, tl.trans(b_low)) * 2097152.0).to(tl.int32)
+    cross += (tl.dot(a_low, tl.trans(b)) * 2097152.0).to(tl.int32)
+    return cross, (tl.dot(a_low, tl.trans(b_low)) * 1048576.0).to(tl.int32)
+
+
+@triton.jit
+def fixed_point(high, cross, low):
     """high + 2⁻³² cross + 2⁻⁴² low in units of 2⁻³⁰, halves rounded up: int32."""
     rest = cross & 3
     return ((high * 4194304.0).to(tl.int32) << 8) + (cross >> 2) + (((rest << 10) + low + 2048) >> 12).to(tl.int32)
@@ -295,11 +308,11 @@ def exact_dots(
         if LIMBS == 2:
             a_low = load_units(a_ptr, a_row, a_mask, k, D, LIMBS, 1, BLOCK_K)
             b_low = load_units(b_ptr, b_row, b_mask, k, D, LIMBS, 1, BLOCK_K)
-            cross += (tl.dot(a, tl.trans(b_low)) * 2097152.0).to(tl.int32)
-            cross += (tl.dot(a_low, tl.trans(b)) * 2097152.0).to(tl.int32)
-            low += (tl.dot(a_low, tl.trans(b_low)) * 1048576.0).to(tl.int32)
+            cross_products, low_products = low_dots(a, a_low, b, b_low)
+            cross += cross_products
+            low += low_products
     if LIMBS == 2:
-        return _fixed_point(high, cross, low)
+        return fixed_point(high, cross, low)
     else:
         return high
 

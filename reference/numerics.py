@@ -172,7 +172,7 @@ def _unit(x: Tensor, unit: float, scaled: Tensor, work: Tensor, norm: Tensor) ->
     """Which rows have a direction; `scaled` becomes the unit rows, in so many parts of 1, and `norm` their norms."""
     length, unscale = scaled_norm(x, scaled, work)
     torch.mul(length, unscale, out=norm)
-    scaled /= (length * unit)[:, None]
+    scaled *= (torch.full_like(length, 1 / unit) / length)[:, None]
     return (norm > 0) & (norm < torch.inf)
 
 
