@@ -97,71 +97,79 @@ def _logits(scores, factor_q, factor_k, seen, cap, LIMBS: tl.constexpr, CAPPED: 
     return tl.where(seen, x, _MASKED)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "longest_q", "longest_k", "kv_heads", "group", "scale", "cap"])
+@triton.jit(
+    do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "kv_heads", "group", "scale", "cap"]
+)
 def _logits_kernel(
     q_ptr, q_norms_ptr, k_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr, logits_ptr, stride_b,
-    stride_h, stride_n, queries, keys, longest_q, longest_k, kv_heads, group, scale, cap, CAUSAL: tl.constexpr,
+    stride_h, stride_n, queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, LIMBS: tl.constexpr, LOW_BITS: tl.constexpr,
     ROWS: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Logits of at most ROWS query rows to TILES keys, and their greatest: keys are read once, as they are."""
-    tiles = tl.cdiv(longest_k, TILES)
-    head = tl.program_id(0) // tiles % kv_heads
-    segment = (tl.program_id(0) // tiles // kv_heads).to(tl.int64)
+    """Logits of at most ROWS query rows to one split of the keys, and the greatest. Keys are read once, as they are."""
+    split = tl.program_id(0) % splits
+    head = tl.program_id(0) // splits % kv_heads
+    segment = (tl.program_id(0) // splits // kv_heads).to(tl.int64)
     sample = segment
     if PACKED:
         sample = segment - segment
     start_q, count = _segment(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
     start_k, length = _segment(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
-    first = tl.program_id(0) % tiles * TILES
-    if (first < length) & (count > 0):
+    share = tl.cdiv(tl.cdiv(length, TILES), splits) * TILES
+    end = tl.minimum((split + 1) * share, length)
+    if (split * share < end) & (count > 0):
         first_head = (sample * kv_heads + head) * group
         index = tl.arange(0, ROWS)
         row, mask, factor, position = _query_rows(
             q_norms_ptr, positions_ptr, first_head, sample, start_q, index, count, length, queries, count * group,
             scale, CAUSAL,
         )  # fmt: skip
-        column = first + tl.arange(0, TILES)
-        column_mask = column < length
-        chunks = load_rows(
-            k_ptr + tl.multiple_of(sample * stride_b + head * stride_h, VECTOR), stride_n, start_k + column,
-            column_mask, D, TILES, 1, CHUNKS, WIDTH, VECTOR,
-        )  # fmt: skip
-        scale_k, length_k, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, 1, WIDTH, VECTOR)
-        # Rows of NaN and infinities are not seen, whatever comes out.
-        inverse = tl.where(length_k > 0, tl.div_rn(tl.zeros_like(length_k) + 2048.0, length_k), 0.0)
-        multiplier = expand(scale_k, TILES, WIDTH, VECTOR)
-        inverse = expand(inverse, TILES, WIDTH, VECTOR)
-        scores = tl.zeros((ROWS, TILES), tl.float32)
-        if LIMBS == 2:
-            cross = tl.zeros((ROWS, TILES), tl.int32)
-            low = tl.zeros((ROWS, TILES), tl.int32)
+        kept_ptr = logits_ptr + _kept(first_head, index, count, longest_q) * keys + start_k
+        k_ptr += tl.multiple_of(sample * stride_b + head * stride_h, VECTOR)
+        units = ()
         for c in tl.static_range(CHUNKS):
-            k_high, k_low = to_limbs(chunks[c] * multiplier * inverse, LOW_BITS)
-            q_high = load_units(q_ptr, row, mask, c * WIDTH, D, LIMBS, 0, WIDTH)
+            for limb in tl.static_range(LIMBS):
+                units = units + (load_units(q_ptr, row, mask, c * WIDTH, D, LIMBS, limb, WIDTH),)
+        best = tl.full((ROWS,), _MASKED, tl.float32)
+        for n in range(split * share, end, TILES):
+            column = n + tl.arange(0, TILES)
+            column_mask = column < end
+            chunks = load_rows(k_ptr, stride_n, start_k + column, column_mask, D, TILES, 1, CHUNKS, WIDTH, VECTOR)
+            scale_k, length_k, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, 1, WIDTH, VECTOR)
+            # Rows of NaN and infinities are not seen, whatever comes out.
+            inverse = tl.where(length_k > 0, tl.div_rn(tl.zeros_like(length_k) + 2048.0, length_k), 0.0)
+            multiplier = expand(scale_k, TILES, WIDTH, VECTOR)
+            inverse = expand(inverse, TILES, WIDTH, VECTOR)
+            scores = tl.zeros((ROWS, TILES), tl.float32)
+            if LIMBS == 2:
+                cross = tl.zeros((ROWS, TILES), tl.int32)
+                low = tl.zeros((ROWS, TILES), tl.int32)
+            for c in tl.static_range(CHUNKS):
+                k_high, k_low = to_limbs(chunks[c] * multiplier * inverse, LOW_BITS)
+                if LIMBS == 1:
+                    scores = tl.dot(units[c], tl.trans(k_high.to(tl.float16)), scores)
+                else:
+                    k_high = (k_high * (1.0 / 2048.0)).to(tl.float16)
+                    scores = tl.dot(units[2 * c], tl.trans(k_high), scores)
+                    cross_products, low_products = low_dots(
+                        units[2 * c], units[2 * c + 1], k_high, k_low.to(tl.float16)
+                    )  # fmt: skip
+                    cross += cross_products
+                    low += low_products
             if LIMBS == 1:
-                scores = tl.dot(q_high, tl.trans(k_high.to(tl.float16)), scores)
+                scores = scores * (1.0 / 2048.0)
             else:
-                k_high = (k_high * (1.0 / 2048.0)).to(tl.float16)
-                q_low = load_units(q_ptr, row, mask, c * WIDTH, D, LIMBS, 1, WIDTH)
-                scores = tl.dot(q_high, tl.trans(k_high), scores)
-                cross_products, low_products = low_dots(q_high, q_low, k_high, k_low.to(tl.float16))
-                cross += cross_products
-                low += low_products
-        if LIMBS == 1:
-            scores = scores * (1.0 / 2048.0)
-        else:
-            scores = fixed_point(scores, cross, low)
-        factor_k, usable = _of_norm(length_k * unscale, 1.0)
-        # Every element of a row is the same.
-        factor_k = tl.max(tl.where(usable, factor_k, -1.0), axis=1)
-        seen = (factor_k >= 0)[None, :] & (column[None, :] <= position[:, None])
-        x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
-        at = _kept(first_head, index, count, longest_q) * keys + start_k
-        tl.store(logits_ptr + at[:, None] + column[None, :], x, mask=mask[:, None] & column_mask[None, :])
+                scores = fixed_point(scores, cross, low)
+            factor_k, usable = _of_norm(length_k * unscale, 1.0)
+            # Every element of a row is the same.
+            factor_k = tl.max(tl.where(usable, factor_k, -1.0), axis=1)
+            seen = (factor_k >= 0)[None, :] & (column[None, :] <= position[:, None])
+            x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
+            tl.store(kept_ptr[:, None] + column[None, :], x, mask=mask[:, None] & column_mask[None, :])
+            if tops_ptr is not None:
+                best = tl.maximum(best, tl.max(tl.where(column_mask[None, :], x, _MASKED), axis=1))
         if tops_ptr is not None:
-            best = tl.max(tl.where(column_mask[None, :], x, _MASKED), axis=1)
             tl.atomic_max(tops_ptr + row, ordered_key(best), mask=mask, sem="relaxed")
 
 
@@ -498,9 +506,11 @@ def _prepare(
     sums = logits = k_units = k_norms = None
     if tiles is not None:
         logits = torch.empty(query.shape[0], heads, max_seqlen_q, keys, dtype=torch.float32, device=query.device)
-        _logits_kernel[(segments * kv_heads * triton.cdiv(max_seqlen_k, tiles["TILES"]),)](
+        splits = attention_splits(segments * kv_heads, triton.cdiv(max_seqlen_k, tiles["TILES"]))
+        _logits_kernel[(segments * kv_heads * splits,)](
             q_units, q_norms, key, positions, cu_seqlens_q, cu_seqlens_k, tops if log_sum_exp is None else None, logits,
-            *key.stride()[:3], *sizes, kv_heads, group, scale, cap, LOW_BITS=LOW_BITS, ROWS=FEW, **tiles, **common,
+            *key.stride()[:3], *sizes, splits, kv_heads, group, scale, cap, LOW_BITS=LOW_BITS, ROWS=FEW, **tiles,
+            **common,
         )  # fmt: skip
     else:
         k_units, k_norms = unit_rows(key, common["LIMBS"], LOW_BITS)

@@ -66,6 +66,7 @@ def unit_rows(x: Tensor, *, limbs: int = 1) -> tuple[Tensor, Tensor]:
 
     Notes
     -----
+    A component is x · s · r rounded to the grid, where s is the power of two and r = 1 / ‖x · s‖, all in float32.
     Rows are independent: the same bits on every device, for any tile, batch or stride. Rows that are not contiguous in
     their last dimension are copied first.
 

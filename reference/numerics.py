@@ -169,7 +169,10 @@ def each_block(function: Callable[..., None], elements: int, x: Tensor, *outs: T
 
 
 def _unit(x: Tensor, unit: float, scaled: Tensor, work: Tensor, norm: Tensor) -> Tensor:
-    """Which rows have a direction; `scaled` becomes the unit rows, in so many parts of 1, and `norm` their norms."""
+    """Which rows have a direction; `scaled` becomes the unit rows, in so many parts of 1, and `norm` their norms.
+
+    The reciprocal of the norm is rounded, then its products: one division for each row.
+    """
     length, unscale = scaled_norm(x, scaled, work)
     torch.mul(length, unscale, out=norm)
     scaled *= (torch.full_like(length, 1 / unit) / length)[:, None]

@@ -599,6 +599,10 @@ def attention_importance() -> Iterator:
             (20, 5, 8, 2, 2),
             (70, 90, 80, 3, 1),
             (33, 65, 300, 1, 1),
+            (1, 70, 16, 16, 2),
+            (2, 65, 130, 3, 1),
+            (1, 40, 256, 2, 2),
+            (1, 9, 257, 1, 1),
         )
     ):
         for j, dtype in enumerate(FLOATS):
@@ -628,6 +632,19 @@ def attention_importance() -> Iterator:
             made = args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
             marks = [pytest.mark.slow] if j in (1, 2) else []
             yield pytest.param(made, id=f"{'-'.join(map(str, reduction))}-{j}", marks=marks)
+    # Few queries, whose logits are kept.
+    part = slice(7, 10)
+    for i, reduction in enumerate(REDUCTIONS):
+        tensors = (positions[:, part], weights[:, part], log_sum_exp[:, :, part], counts)
+        tensors = tuple(x if i >> j & 1 else None for j, x in enumerate(tensors))
+        causal, cap = i % 3 == 0, 30.0 * (i % 5 == 0)
+        made = args(q[:, :, part], k, *tensors, causal=causal, cap=cap, limbs=1 + i % 2, reduction=reduction)
+        yield pytest.param(made, id=f"few-{'-'.join(map(str, reduction))}", marks=[])
+    few = [torch.tensor(x, dtype=torch.int32) for x in ([0, 8, 8, 9, 17, 40], [3, 3, 40, 70, 70, 75])]
+    for i, reduction in enumerate(REDUCTIONS[::3]):
+        made = list(args(q, k, offsets=few, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60)))
+        made[8] = 8  # of the longest segment the first queries
+        yield pytest.param(tuple(made), id=f"few-packed-{'-'.join(map(str, reduction))}", marks=[])
     for case, q_offsets, k_offsets in (
         ("segments", [0, 10, 10, 33, 40], [3, 3, 40, 70, 75]),
         ("clamped", [-5, 10, 30, 999], [0, 7, 9, 75]),
@@ -640,12 +657,15 @@ def attention_importance() -> Iterator:
     x = torch.randn(2, 50, 3, 24, generator=generator).transpose(1, 2)
     yield pytest.param(args(x, x[:, :1]), id="heads-inside", marks=[])
     yield pytest.param(args(x[:, :, ::2, 1:], x[:, :1, :, 1:]), id="unaligned", marks=[])
+    yield pytest.param(args(x[:, :, -1:, 1:], x[:, :, :, 1:]), id="unaligned-few", marks=[])
     yield pytest.param(args(x[:, :, :0], x), id="no-queries", marks=[])
     yield pytest.param(args(x, x[:, :, :0]), id="no-keys", marks=[])
     yield pytest.param(args(x[:0], x[:0]), id="no-samples", marks=[])
     yield pytest.param(args(x, x, span=(30, 30)), id="no-columns", marks=[])
     many = torch.randn(1, 1, 1100, 8, generator=generator)
     yield pytest.param(args(many[:, :, :40], many, limbs=1), id="splits", marks=[])
+    many = torch.randn(1, 2, 2100, 16, generator=generator)
+    yield pytest.param(args(many[:, :, :2], many, limbs=1), id="splits-few", marks=[])
 
 
 def text_relevance() -> Iterator:

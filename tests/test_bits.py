@@ -100,9 +100,13 @@ def test_attention_tiles_do_not_change_bits(monkeypatch, device, block_m, block_
     from pyramid_ops.kernels import attention
 
     tiles = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 1}
+    kept = {"TILES": block_n, "num_warps": 4}
+    logits_tiles = attention.logits_tiles
+    monkeypatch.setattr(attention, "logits_tiles", lambda *args: (own := logits_tiles(*args)) and {**own, **kept})
     monkeypatch.setattr(attention, "attention_config", lambda *_: (tiles, tiles))
+    monkeypatch.setattr(attention, "kept_config", lambda *_: (tiles, tiles))
     monkeypatch.setattr(attention, "attention_splits", lambda *_: splits)
-    for param in list(cases.attention_importance())[15:60:9]:
+    for param in list(cases.attention_importance())[15:84:11]:
         args = param.values[0]
         expected = OPS["attention_importance"].reference(*args)
         assert_same_bits(OPS["attention_importance"].kernel(*to(device, args)), expected, param.id)

@@ -312,8 +312,12 @@ def tiles(case):
     score_tiles = {"ROWS": case.choice(1, 4), "COLUMNS": case.choice(32, 128), "num_warps": 1}
     blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 32), "num_warps": 1}
     attention_tiles = tuple({**match_tiles, "BLOCK_M": case.choice(16, 64)} for _ in range(2))
+    logits_tiles = attention.logits_tiles
+    rows = {"TILES": case.choice(16, 64)}
     with (
         mock.patch.object(attention, "attention_config", return_value=attention_tiles),
+        mock.patch.object(attention, "kept_config", return_value=attention_tiles),
+        mock.patch.object(attention, "logits_tiles", lambda *args: (own := logits_tiles(*args)) and {**own, **rows}),
         mock.patch.object(attention, "attention_splits", return_value=case.choice(1, 2, 3)),
         mock.patch.object(numerics, "row_tiles", row_tiles),
         mock.patch.object(scoring, "row_tiles", row_tiles),
