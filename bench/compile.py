@@ -92,11 +92,27 @@ def _tool(name: str, *args: str) -> str:
 
 
 def report(kernel) -> dict:
-    """What the machine code of a kernel uses: registers, stack, shared memory and static instruction counts.
+    """What the machine code of a kernel uses: registers, stack, shared memory and static counts of instructions.
 
     Loads and stores are of global memory, counted by their width in bytes; "tensor" are tensor-core instructions.
     """
     return _amd(kernel) if "amdgcn" in kernel.asm else _nvidia(kernel)
+
+
+def _loops(lines: list[str], instruction: re.Pattern) -> list[int]:
+    """Static instructions of each loop that the code has, outer ones first: what lies before a branch back."""
+    labels, branches, count = {}, [], 0
+    for line in lines:
+        if match := re.match(r"^\s*(\.L\w+):", line):
+            labels[match[1]] = count
+        elif instruction.match(line):
+            count += 1
+            target = re.search(r"\b(?:BRA|s_c?branch\w*)\b.*?(\.L\w+)", line)
+            if target and target[1] in labels:
+                branches.append((labels[target[1]], count))
+    # Several branches may lead back to one start; an instruction that branches to itself ends the code.
+    ends = {start: max(end for other, end in branches if other == start) for start, _ in branches}
+    return [end - start for start, end in sorted(ends.items()) if end - start > 1]
 
 
 def _nvidia(kernel) -> dict:
@@ -105,7 +121,8 @@ def _nvidia(kernel) -> dict:
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
         sass = _tool("nvdisasm", "-c", file.name)
-    names = re.findall(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]+)", sass, re.M)
+    instruction = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)", re.M)
+    names = instruction.findall(sass)
     ops = collections.Counter(name.split(".")[0] for name in names)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()  # type: ignore[union-attr]
     widths = {"256": "32", "128": "16", "64": "8", "U16": "2", "S16": "2", "U8": "1", "S8": "1"}
@@ -126,12 +143,14 @@ def _nvidia(kernel) -> dict:
         "lds": ops["LDS"],
         "tensor": {op: ops[op] for op in sorted(ops) if op.endswith("MMA")},
         "instructions": len(names),
+        "loops": _loops(sass.splitlines(), instruction),
     }
 
 
 def _amd(kernel) -> dict:
     text = kernel.asm["amdgcn"]
-    names = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_\w+)", text, re.M)
+    instruction = re.compile(r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_\w+)", re.M)
+    names = instruction.findall(text)
     ops = collections.Counter(names)
 
     def used(what: str) -> int:
@@ -157,6 +176,7 @@ def _amd(kernel) -> dict:
         "lds": count("ds_read"),
         "tensor": {op: ops[op] for op in sorted(ops) if op.startswith("v_mfma")},
         "instructions": len(names),
+        "loops": _loops(text.splitlines(), instruction),
     }
 
 
@@ -228,8 +248,10 @@ def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
         ("all queries", "grid", heads, {}),
         ("all queries", "high", wide, {}),
         ("causal", "grid", heads, {"causal": True}),
+        ("last query", "grid", heads, {"query_indices": [-1], "causal": True}),
         ("last query", "grid", wide, {"query_indices": [-1], "causal": True}),
         ("last query", "high", heads, {"query_indices": [-1], "causal": True}),
+        ("last query", "high", wide, {"query_indices": [-1], "causal": True}),
         ("max of heads first", "grid", heads, {"head_reduction": "max"}),
         ("log-sum-exp given", "grid", heads, {"log_sum_exp": torch.empty(2, 16, 2048)}),
     ):
@@ -318,19 +340,22 @@ def main(texts: list[str]) -> None:
         "# Machine code of the shipped configurations",
         "",
         f"Triton {triton.__version__}, compiled ahead of time; nothing was run. *loads* and *stores* count the static",
-        "instructions of each width in bytes; *barriers*, *shuffles* and *tensor* (tensor-core instructions) likewise.",
+        "instructions of each width in bytes; *barriers*, *shuffles*, *shared* (loads from shared memory) and *tensor*",
+        "(tensor-core instructions) likewise. *loops* are the instructions of each loop, outer ones first, slow paths",
+        "included.",
         "`compile.json` beside this file has the same and more; `tests/test_aot.py` compares new code with it.",
         "",
-        "| op | dtype | kernel | target | registers | spills | shared, bytes | loads | stores | barriers | shuffles "
-        "| tensor |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| op | dtype | kernel | target | registers | spills | bytes | loads | stores | barriers | shuffles | shared "
+        "| tensor | instructions | loops |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry, codes in table.items():
         case, dtype_name, target = entry.split(" | ")
         lines += [
             f"| {case} | {dtype_name} | `{code['kernel']}` | {target} | {code['registers']} | {code['spills']} | "
             f"{code['shared']} | {counts(code['loads'])} | {counts(code['stores'])} | {code['barriers']} | "
-            f"{code['shuffles']} | {counts(code['tensor'])} |"
+            f"{code['shuffles']} | {code['lds']} | {counts(code['tensor'])} | {code['instructions']} | "
+            f"{', '.join(map(str, code['loops']))} |"
             for code in codes
         ]
     (RESULTS / "compile.md").write_text("\n".join(lines) + "\n")

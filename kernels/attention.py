@@ -463,14 +463,16 @@ def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
 
 
 def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
-    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`; None for rows that are too short or long for it."""
-    # Products of two limbs are exact over 64 features at a time.
-    tiles = row_tiles([key], 4, 16 if limbs == 1 or key.shape[3] <= 64 else 2 * key.element_size())
-    lanes = tiles["PARTS"] * tiles["WIDTH"]
-    if tiles["WIDTH"] < 16 or lanes != tiles["CHUNKS"] * tiles["WIDTH"]:
+    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`: None for rows too short or long for its registers."""
+    features = key.shape[3]
+    if not 8 < features <= 256 // limbs or features * key.element_size() > 512:
         return None
+    # Products of two limbs are exact over 64 features at a time.
+    load_bytes = 16 if limbs == 1 or features <= 64 else 2 * key.element_size()
+    tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
     del tiles["BLOCKS"]
-    return {**tiles, "TILES": 4096 // lanes}
+    # Fewer than 32 keys would be repeated over the warps of a product.
+    return {**tiles, "TILES": max(32, 4096 // limbs // (tiles["PARTS"] * tiles["WIDTH"]))}
 
 
 def attention_splits(programs: int, tiles: int) -> int:
@@ -558,8 +560,9 @@ def attention_importance(
     device = query.device
     packed = cu_seqlens_q is not None
     segments = len(cu_seqlens_q) - 1 if cu_seqlens_q is not None else batch
-    out = torch.zeros(batch, keys, dtype=torch.float32, device=device)
     span = min(key_stop, max_seqlen_k) - key_start
+    made = torch.zeros if packed or span < keys or not heads * max_seqlen_q else torch.empty
+    out = made(batch, keys, dtype=torch.float32, device=device)
     if span <= 0 or not segments * heads * max_seqlen_q:
         return out
     group = heads // kv_heads

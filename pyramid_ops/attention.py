@@ -184,6 +184,17 @@ def attention_importance(
         return scores[0] if packed else scores[:, start:stop].contiguous()
 
     positions = weights = counts = unscale = None
+    if query_indices is not None and not isinstance(query_indices, Tensor):
+        query_indices = _index_list(op, query_indices, longest_q)
+        rows = [index % longest_q for index in query_indices]
+        if (
+            not packed
+            and rows == list(range(rows[0], rows[0] + len(rows)))
+            and (not causal or rows[-1] == longest_q - 1)
+        ):
+            # Consecutive queries that see what they would see alone are a view: nothing is gathered.
+            q, longest_q, query_indices = q[:, :, rows[0] : rows[-1] + 1], len(rows), None
+            log_sum_exp = None if log_sum_exp is None else log_sum_exp[:, :, rows[0] : rows[-1] + 1]
     size_q, size_k = q.shape[0] * q.shape[2], k.shape[0] * k.shape[2]
     if center_keys or query_indices is not None or query_weights is not None:
         at = _Segments(*_segments(q, cu_seqlens_q, longest_q), *_segments(k, cu_seqlens_k, longest_k))
@@ -192,7 +203,7 @@ def attention_importance(
         if log_sum_exp is not None:
             log_sum_exp = log_sum_exp - _mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], slope / LOG2_E)
     if query_indices is not None:
-        place, last = _take(at, _indices(op, query_indices, segments, longest_q, packed, device), causal)
+        place, last = _take(at, _indices(op, query_indices, segments, packed, device), causal)
         segment = torch.arange(segments, device=device)[:, None].expand_as(last)
         longest_q = last.shape[1]
         if packed:
@@ -289,7 +300,7 @@ def _same_size(op: str, name: str, x: Tensor, shape: list[int], device: torch.de
         raise ValueError(f"{op}: {name}: expected {shape} on {device}, got {check.describe(x)}")
 
 
-def _indices(op: str, indices: Any, segments: int, longest: int, packed: bool, device: torch.device) -> Tensor:
+def _indices(op: str, indices: Any, segments: int, packed: bool, device: torch.device) -> Tensor:
     """int64 `[S, M]` on the device; of a list the negative numbers stay, less one: they count from the end."""
     if isinstance(indices, Tensor):
         check.tensor(op, "query_indices", indices, "M", "S M" if packed else "B M", dtypes=(torch.int32, torch.int64))
@@ -299,16 +310,20 @@ def _indices(op: str, indices: Any, segments: int, longest: int, packed: bool, d
             )
         index = indices.to(torch.int64)
         return torch.where(index < 0, INT32_MAX, index).expand(segments, -1)
+    # Slices of a range, since a copy from the host would wait for the device.
+    low = min(indices)
+    numbers = torch.arange(low, max(indices) + 1, device=device)
+    return torch.cat([numbers[index - low : index - low + 1] for index in indices]).expand(segments, -1)
+
+
+def _index_list(op: str, indices: Any, longest: int) -> list[int]:
     values = [check.integer(op, "query_indices", i, -longest) for i in check.sequence(op, "query_indices", indices)]
     for value in values:
         if value >= longest:
             raise ValueError(f"{op}: query_indices: expected less than {longest}, got {value}")
     if not values:
         raise ValueError(f"{op}: query_indices: expected at least one index, got {indices!r}")
-    # Slices of a range, since a copy from the host would wait for the device.
-    low = min(values)
-    numbers = torch.arange(low, max(values) + 1, device=device)
-    return torch.cat([numbers[value - low : value - low + 1] for value in values]).expand(segments, -1)
+    return values
 
 
 class _Segments(NamedTuple):

@@ -61,8 +61,10 @@ def ones():
     for precision in ("grid", "high"):
         score = functools.partial(pyramid_ops.attention_importance, precision=precision)
         yield f"attention_importance-{precision}", lambda f=score: f(head, head, softcap=50.0)
-        pair = functools.partial(score, one, one, cu_seqlens_q=offsets, cu_seqlens_k=offsets)
-        yield f"attention_importance-{precision}-packed", functools.partial(pair, head_reduction="rms", causal=True)
+        pair = functools.partial(score, cu_seqlens_q=offsets, cu_seqlens_k=offsets, head_reduction="rms", causal=True)
+        yield f"attention_importance-{precision}-packed", functools.partial(pair, one, one)
+        row = torch.empty(1, 2, 16)
+        yield f"attention_importance-{precision}-packed-few", functools.partial(pair, row, row)
         last = functools.partial(
             score, torch.empty(1, 4, 1, 100), torch.empty(1, 2, 300, 100), query_weights=torch.ones(1, 1)
         )
@@ -120,7 +122,9 @@ SCATTERED = (
     "_share_kernel",
     "_step_kernel",
 )
-DOTS = ("_best_match_kernel", "_column_kernel", "_relevance_kernel", "_row_kernel")
+DOTS = ("_best_match_kernel", "_column_kernel", "_logits_kernel", "_relevance_kernel", "_row_kernel")
+# Where logits are kept, these read them.
+READ_LOGITS = ("_column_kernel", "_row_kernel")
 
 SHIPPED = [
     pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")
@@ -152,6 +156,10 @@ def test_nvidia_code(target, case, dtype, call):
     kernels = aot.compiled(target, call)
     assert kernels
     codes = aot.reports(kernels)
+    scattered, dots = set(SCATTERED), set(DOTS)
+    if "_logits_kernel" in dict(kernels):
+        scattered.update(READ_LOGITS)
+        dots.difference_update(READ_LOGITS)
     for (kernel_name, kernel), code in zip(kernels, codes, strict=True):
         ptx = kernel.asm["ptx"]
         assert code["spills"] == 0, code
@@ -160,10 +168,10 @@ def test_nvidia_code(target, case, dtype, call):
         assert not re.search(r"\bfma\.rn", ptx), f"{kernel_name}: fused multiply and add"
         assert not re.search(r"\b(div|sqrt|ex2)\.(approx|full)|\.ftz\.f32", ptx), f"{kernel_name}: inexact arithmetic"
         has_dots = "tt.dot" in kernel.asm["ttir"]
-        assert has_dots == bool(code["tensor"]) == (kernel_name in DOTS), code
+        assert has_dots == bool(code["tensor"]) == (kernel_name in dots), code
         if has_dots:
             assert clean_accumulators(kernel.asm["ttir"]), f"{kernel_name}: a product that starts from another value"
-        if case is not None and kernel_name not in SCATTERED:
+        if case is not None and kernel_name not in scattered:
             assert ("8" if dtype == torch.uint8 else "16") in code["loads"], code
     compare_with_committed(case, dtype, target, codes)
 

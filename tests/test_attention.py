@@ -87,7 +87,7 @@ def test_orders_of_reduction_differ_where_they_should():
 def test_chosen_queries_equal_attention_of_those_rows(causal):
     q, k = rand(2, 4, 30, 16), rand(2, 2, 41, 16, seed=1)
     a, seen = attention(q, k, causal=causal)
-    for indices in ([-1], [3, 3, -2], range(5, 9)):
+    for indices in ([-1], [3, 3, -2], range(5, 9), range(-4, 0)):
         rows = [i % 30 for i in indices]
         expected = reduced(a[:, :, rows], seen[rows])
         actual = attention_importance(q, k, causal=causal, query_indices=list(indices))
