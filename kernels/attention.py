@@ -11,6 +11,7 @@ from .numerics import (
     LAUNCH,
     LOW_BITS,
     bounds,
+    cdiv,
     exact_dots,
     exp2,
     expand,
@@ -19,6 +20,7 @@ from .numerics import (
     load_rows,
     load_units,
     low_dots,
+    next_power_of_2,
     ordered_key,
     row_tiles,
     scaled_norm,
@@ -444,7 +446,7 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
     """Tiles of queries by keys for the rows, and of keys by queries for the columns, whose logits stay in registers."""
     few = rows <= FEW
     wide = 64 if limbs == 1 else 32
-    block = min(max(16, triton.next_power_of_2(features)), wide)
+    block = min(max(16, next_power_of_2(features)), wide)
     row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide if limbs == 1 else wide} if few else {"BLOCK_M": 64, "BLOCK_N": wide}
     # Where heads are reduced first, a second tile of sums is alive.
     column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else wide // 2 if by_tile else wide}
@@ -454,7 +456,7 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
 
 def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
     """The same tiles where logits are read, of so many rows of a key head and of a column: 4 logits a thread."""
-    row, column = (min(FEW, triton.next_power_of_2(count)) for count in (rows, joined))
+    row, column = (min(FEW, next_power_of_2(count)) for count in (rows, joined))
     launch = {"BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
     return (
         {"BLOCK_M": row, "BLOCK_N": 512 // row, **launch},
@@ -477,7 +479,7 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
 
 def attention_splits(programs: int, tiles: int) -> int:
     """Parts of a loop over so many tiles, for some 500 programs of at least four tiles."""
-    return max(1, min(triton.cdiv(512, max(1, programs)), tiles // 4))
+    return max(1, min(cdiv(512, max(1, programs)), tiles // 4))
 
 
 def _prepare(
@@ -508,7 +510,7 @@ def _prepare(
     sums = logits = k_units = k_norms = None
     if tiles is not None:
         logits = torch.empty(query.shape[0], heads, max_seqlen_q, keys, dtype=torch.float32, device=query.device)
-        splits = attention_splits(segments * kv_heads, triton.cdiv(max_seqlen_k, tiles["TILES"]))
+        splits = attention_splits(segments * kv_heads, cdiv(max_seqlen_k, tiles["TILES"]))
         _logits_kernel[(segments * kv_heads * splits,)](
             q_units, q_norms, key, positions, cu_seqlens_q, cu_seqlens_k, tops if log_sum_exp is None else None, logits,
             *key.stride()[:3], *sizes, splits, kv_heads, group, scale, cap, LOW_BITS=LOW_BITS, ROWS=FEW, **tiles,
@@ -518,8 +520,8 @@ def _prepare(
         k_units, k_norms = unit_rows(key, common["LIMBS"], LOW_BITS)
     if log_sum_exp is None:
         sums = torch.zeros(query.shape[:3], dtype=torch.int64, device=query.device)
-        programs = segments * kv_heads * triton.cdiv(max_seqlen_q * group, row["BLOCK_M"])
-        splits = attention_splits(programs, triton.cdiv(max_seqlen_k, row["BLOCK_N"]))
+        programs = segments * kv_heads * cdiv(max_seqlen_q * group, row["BLOCK_M"])
+        splits = attention_splits(programs, cdiv(max_seqlen_k, row["BLOCK_N"]))
         for is_sum in (False, True) if logits is None else (True,):
             _row_kernel[(programs * splits,)](
                 q_units, q_norms, k_units, k_norms, logits, positions, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes,
@@ -527,7 +529,7 @@ def _prepare(
             )  # fmt: skip
     factors = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     shares = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
-    _share_kernel[(triton.cdiv(shares.numel(), 1024),)](
+    _share_kernel[(cdiv(shares.numel(), 1024),)](
         q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, shares.numel(), queries, heads, scale,
         BLOCK=1024, **LAUNCH,
     )  # fmt: skip
@@ -586,15 +588,15 @@ def attention_importance(
         scale, cap, row, common, tiles,
     )  # fmt: skip
     totals = torch.zeros(batch, out_heads, keys, dtype=torch.int64, device=device)
-    programs = segments * (1 if by_tile else heads // joined) * triton.cdiv(span, column["BLOCK_M"])
-    splits = attention_splits(programs, triton.cdiv(max_seqlen_q * joined, column["BLOCK_N"]))
+    programs = segments * (1 if by_tile else heads // joined) * cdiv(span, column["BLOCK_M"])
+    splits = attention_splits(programs, cdiv(max_seqlen_q * joined, column["BLOCK_N"]))
     _column_kernel[(programs * splits,)](
         *operands, shares, positions, weights if by_tile else None, cu_seqlens_q, cu_seqlens_k, totals, *sizes,
         key_start, key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
         HEADS=head_reduction if by_tile else "", REDUCTION="max" if query_reduction == "max" else "sum",
         CLAMP=log_sum_exp is not None, **column, **common,
     )  # fmt: skip
-    _finish_kernel[(segments * triton.cdiv(span, 256),)](
+    _finish_kernel[(segments * cdiv(span, 256),)](
         totals, None, counts, cu_seqlens_q, cu_seqlens_k, out, *sizes, key_start, key_stop, heads, out_heads,
         HEADS="sum" if by_tile else head_reduction, MEAN=query_reduction == "mean",
         DIVIDE=head_reduction == "mean" or (head_reduction == "rms" and not by_tile), WEIGHTED=weights is not None,
@@ -672,7 +674,7 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
     text_units, text_norms = unit_rows(text, limbs, LOW_BITS)
     # The mean holds wider numbers.
     _, config = attention_config(features, limbs, count, by_tile=reduction == "mean")
-    _relevance_kernel[(batch * triton.cdiv(count, config["BLOCK_M"]),)](
+    _relevance_kernel[(batch * cdiv(count, config["BLOCK_M"]),)](
         units, norms, text_units, text_norms, out, count, text.shape[1], scale, MEAN=reduction == "mean", D=features,
         LIMBS=limbs, **config, **LAUNCH,
     )  # fmt: skip
@@ -720,15 +722,15 @@ def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: 
             query, key, None, None, None, None, None, batch, sizes, scale, 0.0, row, common
         )  # fmt: skip
         weighted = torch.empty_like(shares)
-        programs = batch * heads * triton.cdiv(tokens, column["BLOCK_M"])
-        splits = attention_splits(programs, triton.cdiv(tokens, column["BLOCK_N"]))
+        programs = batch * heads * cdiv(tokens, column["BLOCK_M"])
+        splits = attention_splits(programs, cdiv(tokens, column["BLOCK_N"]))
     for step in range(steps):
         _step_kernel[(batch * heads,)](totals, unscales, shares, weighted, tokens, step, BLOCK=1024, **LAUNCH)
         _column_kernel[(programs * splits,)](
             *operands, weighted, None, None, None, None, totals, *sizes, 0, tokens, splits, heads, kv_heads, heads,
             0.0, JOINED=1, HEADS="", REDUCTION="sum", CLAMP=False, **column, **common,
         )  # fmt: skip
-    _finish_kernel[(batch * triton.cdiv(tokens, 256),)](
+    _finish_kernel[(batch * cdiv(tokens, 256),)](
         totals, unscales[steps], None, None, None, out, *sizes, 0, tokens, heads, heads, HEADS=head_reduction,
         MEAN=False, DIVIDE=head_reduction in ("mean", "rms"), WEIGHTED=False, CAUSAL=False, PACKED=False, BLOCK=256,
         **LAUNCH,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH
+from .numerics import LAUNCH, cdiv, next_power_of_2
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def _allocate_budgets_kernel(
 
 
 def budget_config(levels: int) -> dict:
-    width = triton.next_power_of_2(levels)
+    width = next_power_of_2(levels)
     return {"SAMPLES": max(1, min(64, 1024 // (width * width))), "num_warps": 4}
 
 
@@ -101,10 +101,10 @@ def allocate_budgets_batch(
     out = torch.empty(batch, levels, dtype=torch.int32, device=weights.device)
     if batch:
         config = budget_config(levels)
-        _allocate_budgets_kernel[(triton.cdiv(batch, config["SAMPLES"]),)](
+        _allocate_budgets_kernel[(cdiv(batch, config["SAMPLES"]),)](
             weights.contiguous(), totals[0] if totals else out, total, sizes[0] if sizes else out, tuple(size),
             tuple(minimum), tuple(maximum), out, batch, HAS_TOTALS=bool(totals), HAS_SIZES=bool(sizes), L=levels,
-            LEVELS=triton.next_power_of_2(levels), **config, **LAUNCH,
+            LEVELS=next_power_of_2(levels), **config, **LAUNCH,
         )  # fmt: skip
     return out
 
@@ -147,9 +147,9 @@ def adaptive_weights(
     out = torch.empty(batch, levels, dtype=torch.float32, device=variance.device)
     if batch:
         config = budget_config(levels)
-        _adaptive_weights_kernel[(triton.cdiv(batch, config["SAMPLES"]),)](
+        _adaptive_weights_kernel[(cdiv(batch, config["SAMPLES"]),)](
             variance.contiguous(), lengths[0] if lengths else out, length, length_scale, variance_scale,
             tuple(thresholds), tuple(rows), out, batch, HAS_LENGTHS=bool(lengths), L=levels,
-            LEVELS=triton.next_power_of_2(levels), **config, **LAUNCH,
+            LEVELS=next_power_of_2(levels), **config, **LAUNCH,
         )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, bounds
+from .numerics import LAUNCH, bounds, cdiv, next_power_of_2
 from .selection import copy_rows, packed_row, packed_start
 
 
@@ -61,7 +61,7 @@ def move_config(x: Tensor) -> dict:
     """16 bytes to a thread where the strides allow; many rows to a program where they are short."""
     vector = 16 // x.element_size()
     vector = math.gcd(vector, x.stride(0), x.stride(1), x.shape[2], x.data_ptr() // x.element_size())
-    block = min(128 * vector, triton.next_power_of_2(x.shape[2]))
+    block = min(128 * vector, next_power_of_2(x.shape[2]))
     rows = max(1, 128 * vector // block)
     return {"ROWS": rows, "BLOCK": block, "VECTOR": vector, "num_warps": 4}
 
@@ -77,15 +77,15 @@ def compact(
     if not rows:
         return packed, offsets, positions
     source = torch.empty(rows, dtype=torch.int32, device=device)
-    block = min(1024, max(32, triton.next_power_of_2(capacity)))
-    _locate_rows_kernel[(segments * triton.cdiv(capacity, block),)](
+    block = min(1024, max(32, next_power_of_2(capacity)))
+    _locate_rows_kernel[(segments * cdiv(capacity, block),)](
         indices, counts, cu_seqlens, source, positions, offsets, segments, capacity, size,
         BLOCK=block, num_warps=4, **LAUNCH,
     )  # fmt: skip
     for x, out in zip(tensors, packed, strict=True):
         if out.numel():
             config = move_config(x)
-            _move_rows_kernel[(x.shape[0] * triton.cdiv(rows, config["ROWS"]),)](
+            _move_rows_kernel[(x.shape[0] * cdiv(rows, config["ROWS"]),)](
                 x, out, source, x.stride(0), x.stride(1), rows, size, x.shape[2], **config, **LAUNCH
             )
     return packed, offsets, positions

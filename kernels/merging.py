@@ -8,7 +8,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, LOW_BITS, bounds, exact_dots, narrow, ordered_key, target_arch, unit_rows, widen
+from .numerics import (
+    LAUNCH,
+    LOW_BITS,
+    bounds,
+    cdiv,
+    exact_dots,
+    narrow,
+    next_power_of_2,
+    ordered_key,
+    target_arch,
+    unit_rows,
+    widen,
+)
 
 # Members of a group that one partial sum holds.
 CHUNK = 32
@@ -100,13 +112,13 @@ def match_config(features: int, limbs: int, arch: int | str) -> dict:
         m, n, k, warps, stages = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
         if arch == 90 and features % 16 == 0:
             m, n, k, warps, stages = 128, 64, 32, 8, 2
-    k = min(k, max(16, triton.next_power_of_2(features)))
+    k = min(k, max(16, next_power_of_2(features)))
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
 def match_splits(programs: int, tiles: int) -> int:
     """Parts of the keys, for some 500 programs of at least four key tiles."""
-    return max(1, min(triton.cdiv(512, programs), tiles // 4))
+    return max(1, min(cdiv(512, programs), tiles // 4))
 
 
 def best_match(
@@ -129,16 +141,16 @@ def best_match(
     best = torch.full((batch, count), -(1 << 63), dtype=torch.int64, device=queries.device)
     segments = batch if cu_seqlens_q is None else len(cu_seqlens_q) - 1
     config = match_config(features, limbs, target_arch())
-    programs = segments * triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    programs = segments * cdiv(max_seqlen_q, config["BLOCK_M"])
     if programs and max_seqlen_k:
-        splits = match_splits(programs, triton.cdiv(max_seqlen_k, config["BLOCK_N"]))
+        splits = match_splits(programs, cdiv(max_seqlen_k, config["BLOCK_N"]))
         mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         _best_match_kernel[(programs * splits,)](
             query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys.shape[1],
             max_seqlen_q, max_seqlen_k, splits, keys.shape[1], PACKED=cu_seqlens_q is not None, D=features,
             LIMBS=limbs, **config, **LAUNCH,
         )  # fmt: skip
-    _unpack_kernel[(triton.cdiv(best.numel(), 1024),)](
+    _unpack_kernel[(cdiv(best.numel(), 1024),)](
         best, query_norms, indices, similarity, best.numel(), BLOCK=1024, **LAUNCH
     )
     return indices, similarity
@@ -278,7 +290,7 @@ def _merge_kernel(
 def merge_config(x: Tensor) -> dict:
     """One group to a program, 16 bytes to a thread where the strides allow."""
     vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])
-    block = min(128 * vector, max(32 * vector, triton.next_power_of_2(x.shape[2])))
+    block = min(128 * vector, max(32 * vector, next_power_of_2(x.shape[2])))
     return {"BLOCK": block, "num_warps": max(1, block // (32 * vector))}
 
 
@@ -297,8 +309,8 @@ def merge_tokens(
     if not totals.numel():
         return out, totals
     config = merge_config(x)
-    columns = max(1, triton.cdiv(width, config["BLOCK"]))
-    windows = triton.cdiv(many, CHUNK) if many > CHUNK else 0
+    columns = max(1, cdiv(width, config["BLOCK"]))
+    windows = cdiv(many, CHUNK) if many > CHUNK else 0
     sums = torch.empty(batch, windows, 2, width, dtype=torch.float32, device=x.device)
     weight_sums = torch.empty(batch, windows, 2, dtype=torch.float32, device=x.device)
     strides = (x.stride(0), x.stride(1), 0 if weights is None else weights.stride(0))

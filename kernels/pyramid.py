@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, narrow, widen
+from .numerics import LAUNCH, cdiv, narrow, next_power_of_2, widen
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def config(width: int, itemsize: int, taps: int) -> dict:
     One output for long filters, whose window would not fit the registers.
     """
     outputs = min(4, 8 // itemsize) if taps <= 8 else 1
-    block = min(128 * outputs, max(32 * outputs, triton.next_power_of_2(width)))
+    block = min(128 * outputs, max(32 * outputs, next_power_of_2(width)))
     return {"ROWS": 16, "BLOCK": block, "num_warps": block // (32 * outputs)}
 
 
@@ -104,7 +104,7 @@ def blur_downsample(
     batch, channels = images.shape[:2]
     out = torch.empty(batch, channels, height, width, dtype=images.dtype, device=images.device)
     tiles = config(width, images.element_size(), len(taps))
-    programs = batch * channels * triton.cdiv(height, tiles["ROWS"]) * triton.cdiv(width, tiles["BLOCK"])
+    programs = batch * channels * cdiv(height, tiles["ROWS"]) * cdiv(width, tiles["BLOCK"])
     if programs:
         _blur_downsample_kernel[(programs,)](
             images, out, tuple(taps), channels, *images.shape[2:], *images.stride()[:3], height, width,

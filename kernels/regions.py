@@ -7,7 +7,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, expand, load_rows, row_reduce, row_tiles, store_rows, target_arch, widen
+from .numerics import (
+    LAUNCH,
+    cdiv,
+    expand,
+    load_rows,
+    next_power_of_2,
+    row_reduce,
+    row_tiles,
+    store_rows,
+    target_arch,
+    widen,
+)
 from .scoring import moments
 
 
@@ -138,12 +149,12 @@ def region_variance(
         return out
     statistics = torch.empty(3, batch, tokens, dtype=torch.float32, device=features.device)
     tiles = row_tiles([features])
-    _moments_kernel[(batch * triton.cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)](
+    _moments_kernel[(batch * cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)](
         features, statistics, features.stride(0), features.stride(1), tokens, batch * tokens,
         D=count, **tiles, **LAUNCH,
     )  # fmt: skip
     config = combine_config(target_arch())
-    _region_variance_kernel[(triton.cdiv(out.numel(), config["TILES"]),)](
+    _region_variance_kernel[(cdiv(out.numel(), config["TILES"]),)](
         statistics, lengths[0] if lengths else statistics, out, batch * tokens, tokens, out.numel(), count,
         height, width, rows, columns, HAS_LENGTHS=bool(lengths), LANES=256, VECTOR=8, **config, **LAUNCH,
     )  # fmt: skip
@@ -166,7 +177,7 @@ def _broadcast_regions_kernel(
 
 
 def broadcast_config(tokens: int) -> dict:
-    return {"BLOCK": min(1024, max(32, triton.next_power_of_2(tokens))), "num_warps": 4}
+    return {"BLOCK": min(1024, max(32, next_power_of_2(tokens))), "num_warps": 4}
 
 
 def broadcast_regions(scores: Tensor, height: int, width: int, rows: int, columns: int) -> Tensor:
@@ -174,7 +185,7 @@ def broadcast_regions(scores: Tensor, height: int, width: int, rows: int, column
     out = torch.empty(batch, tokens, dtype=scores.dtype, device=scores.device)
     if out.numel():
         config = broadcast_config(tokens)
-        _broadcast_regions_kernel[(batch * triton.cdiv(tokens, config["BLOCK"]),)](
+        _broadcast_regions_kernel[(batch * cdiv(tokens, config["BLOCK"]),)](
             scores, out, scores.stride(0), scores.stride(1), tokens, height, width, rows, columns, **config, **LAUNCH
         )
     return out
@@ -240,7 +251,7 @@ def _patch_entropy_kernel(
 
 def entropy_config(values: int) -> dict:
     """Values to a tile: sizes at which the histogram's code spills under no Triton from 3.6 to 3.9."""
-    block = min(1024, max(256, triton.next_power_of_2(values)))
+    block = min(1024, max(256, next_power_of_2(values)))
     return {"BLOCK": block, "num_warps": 4}
 
 
@@ -251,6 +262,6 @@ def patch_entropy(images: Tensor, patch_size: int, bins: int) -> Tensor:
     if out.numel():
         _patch_entropy_kernel[(out.numel(),)](
             images, out, *images.stride()[:3], channels, down, across, PATCH=patch_size, BINS=bins,
-            WORDS=max(32, triton.next_power_of_2(bins)), **entropy_config(channels * patch_size * patch_size), **LAUNCH,
+            WORDS=max(32, next_power_of_2(bins)), **entropy_config(channels * patch_size * patch_size), **LAUNCH,
         )  # fmt: skip
     return out

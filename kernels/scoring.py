@@ -10,10 +10,12 @@ from torch import Tensor
 
 from .numerics import (
     LAUNCH,
+    cdiv,
     expand,
     features,
     key_value,
     load_rows,
+    next_power_of_2,
     ordered_key,
     row_reduce,
     row_sum,
@@ -138,7 +140,7 @@ def score_levels(levels: Sequence[Tensor], statistic: str, correction: int, out:
     tiles = row_tiles(levels)
     rows = tiles["TILES"] // tiles["BLOCKS"]
     sizes = tuple(level.shape[1] for level in levels)
-    programs = out.shape[0] * sum(triton.cdiv(size, rows) for size in sizes)
+    programs = out.shape[0] * sum(cdiv(size, rows) for size in sizes)
     _score_kernel[(programs,)](
         tuple(levels), tuple(x.stride(0) for x in levels), tuple(x.stride(1) for x in levels), sizes, out,
         out.shape[1], STATISTIC=statistic, AS_KEY=out.dtype == torch.int32, CORRECTION=correction,
@@ -199,15 +201,15 @@ def _pool_scores_kernel(
 
 
 def pool_config(windows: int) -> dict:
-    return {"BLOCK": min(256, max(32, triton.next_power_of_2(windows))), "num_warps": 4}
+    return {"BLOCK": min(256, max(32, next_power_of_2(windows))), "num_warps": 4}
 
 
 def pool_scores(scores: Tensor, height: int, width: int, down: int, across: int, reduction: str) -> Tensor:
-    windows = triton.cdiv(height, down) * triton.cdiv(width, across)
+    windows = cdiv(height, down) * cdiv(width, across)
     out = torch.empty(scores.shape[0], windows, dtype=torch.float32, device=scores.device)
     if out.numel():
         config = pool_config(windows)
-        _pool_scores_kernel[(scores.shape[0] * triton.cdiv(windows, config["BLOCK"]),)](
+        _pool_scores_kernel[(scores.shape[0] * cdiv(windows, config["BLOCK"]),)](
             scores, out, scores.stride(0), scores.stride(1), height, width, down, across,
             REDUCTION=reduction, **config, **LAUNCH,
         )  # fmt: skip
@@ -297,7 +299,7 @@ def _combine_scores_kernel(
 
 def combine_config(tokens: int) -> dict:
     """16 bytes to a thread, also of two-byte scores; as many rows as there are tokens for, up to 1024 scores."""
-    return {"ROWS": min(8, triton.next_power_of_2(triton.cdiv(tokens, 128))), "COLUMNS": 128, "num_warps": 4}
+    return {"ROWS": min(8, next_power_of_2(cdiv(tokens, 128))), "COLUMNS": 128, "num_warps": 4}
 
 
 def combine_scores(
@@ -312,7 +314,7 @@ def combine_scores(
     # The largest power of two that an index from −1 to `segments` can rise by.
     top_bit = 1 << ((segments + 1).bit_length() - 1)
     config = combine_config(tokens)
-    grid = (batch * triton.cdiv(tokens, config["ROWS"] * config["COLUMNS"]),)
+    grid = (batch * cdiv(tokens, config["ROWS"] * config["COLUMNS"]),)
     tensors = tuple(scores), tuple(x.stride(0) for x in scores), tuple(x.stride(1) for x in scores)
     limits = None
     if normalize:

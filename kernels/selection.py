@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, bounds, ordered_key, widen
+from .numerics import LAUNCH, bounds, cdiv, next_power_of_2, ordered_key, widen
 from .scoring import score_levels
 
 
@@ -218,7 +218,7 @@ def gather_config(levels: Sequence[Tensor]) -> dict:
     vector = 16 // levels[0].element_size()
     for x in levels:
         vector = math.gcd(vector, x.stride(0), x.stride(1), x.data_ptr() // x.element_size())
-    block = min(128 * vector, max(32 * vector, triton.next_power_of_2(levels[0].shape[2])))
+    block = min(128 * vector, max(32 * vector, next_power_of_2(levels[0].shape[2])))
     return {"ROWS": 1, "BLOCK": block, "VECTOR": vector, "num_warps": max(1, block // (32 * vector))}
 
 
@@ -241,8 +241,8 @@ def select_topk_levels(
         keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_config(max(segments)), **LAUNCH
     )
     config = gather_config(levels)
-    rank_block = min(1024, max(32, triton.next_power_of_2(max(budgets))))
-    _gather_selected_kernel[(batch * triton.cdiv(total, config["ROWS"]),)](
+    rank_block = min(1024, max(32, next_power_of_2(max(budgets))))
+    _gather_selected_kernel[(batch * cdiv(total, config["ROWS"]),)](
         chosen, chosen_keys, tokens, indices, tuple(levels), tuple(x.stride(0) for x in levels),
         tuple(x.stride(1) for x in levels), sizes, tuple(budgets), total, width,
         BY_INDEX=by_index, RANK_BLOCK=rank_block, **config, **LAUNCH,
@@ -258,7 +258,7 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
         return out
     indices = indices.contiguous()
     config = gather_config(levels)
-    _gather_levels_kernel[(batch * triton.cdiv(total, config["ROWS"]),)](
+    _gather_levels_kernel[(batch * cdiv(total, config["ROWS"]),)](
         out, indices, tuple(levels), tuple(x.stride(0) if x.shape[0] > 1 else 0 for x in levels),
         tuple(x.stride(1) for x in levels), tuple(x.shape[1] for x in levels), total, width, **config, **LAUNCH,
     )  # fmt: skip
@@ -511,8 +511,8 @@ def chunk_config() -> dict:
 
 def order_config(capacity: int, by_index: bool) -> dict:
     if by_index:
-        return {"ROWS": min(512, max(32, triton.next_power_of_2(capacity))), "BLOCK": 1, "num_warps": 4}
-    return {"ROWS": 16, "BLOCK": min(128, max(32, triton.next_power_of_2(capacity))), "num_warps": 4}
+        return {"ROWS": min(512, max(32, next_power_of_2(capacity))), "BLOCK": 1, "num_warps": 4}
+    return {"ROWS": 16, "BLOCK": min(128, max(32, next_power_of_2(capacity))), "num_warps": 4}
 
 
 def _opaque(values: Sequence[int]) -> tuple[int, ...]:
@@ -541,7 +541,7 @@ def _select_segments(
         _select_segment_kernel[(segments,)](keys, chosen, chosen_keys, counts, *arguments, **config, **LAUNCH)
         return chosen, chosen_keys, counts
     config = chunk_config()
-    chunks = triton.cdiv(max_seqlen, config["CHUNK"])
+    chunks = cdiv(max_seqlen, config["CHUNK"])
     histograms = torch.zeros(3, segments, 2048, dtype=torch.int32, device=keys.device)
     tallies = torch.empty(segments, chunks, 2, dtype=torch.int32, device=keys.device)
     grid = (segments * chunks,)
@@ -581,7 +581,7 @@ def segmented_topk(
         by_index = True
     if capacity:
         config = order_config(capacity, by_index)
-        _order_kernel[(segments * triton.cdiv(capacity, config["ROWS"]),)](
+        _order_kernel[(segments * cdiv(capacity, config["ROWS"]),)](
             chosen, keys, counts, scores, cu_seqlens, values, indices, scores.shape[0], capacity,
             BY_INDEX=by_index, **config, **LAUNCH,
         )  # fmt: skip
@@ -613,8 +613,8 @@ def select_topk_levels_packed(
         keys, cu_seqlens, sizes, budgets, budget_tensor, max_seqlen, capacity
     )  # fmt: skip
     config = gather_config([level[None] for level in levels])
-    rank_block = min(1024, max(32, triton.next_power_of_2(capacity)))
-    _gather_packed_kernel[(batch * triton.cdiv(capacity, config["ROWS"]),)](
+    rank_block = min(1024, max(32, next_power_of_2(capacity)))
+    _gather_packed_kernel[(batch * cdiv(capacity, config["ROWS"]),)](
         chosen, chosen_keys, counts, tuple(cu_seqlens), tuple(levels), tuple(x.stride(0) for x in levels),
         _opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
         BY_INDEX=by_index, RANK_BLOCK=rank_block, **config, **LAUNCH,

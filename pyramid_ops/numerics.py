@@ -22,6 +22,11 @@ _unit_rows = Op("numerics", "unit_rows", _unit_rows_fake)
 def feature_rows(op: str, name: str, x: Tensor) -> Tensor:
     """A checked feature tensor as `[B, N, D]` with contiguous rows; packed `[T, D]` becomes one sample."""
     check.tensor(op, name, x, "B N D", "T D")
+    return checked_rows(op, name, x)
+
+
+def checked_rows(op: str, name: str, x: Tensor) -> Tensor:
+    """The same of a tensor whose type and shape are checked."""
     if not 1 <= x.shape[-1] <= MAX_FEATURES:
         raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {check.describe(x)}")
     return check.rows(x if x.dim() == 3 else x[None])

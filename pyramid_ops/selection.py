@@ -12,7 +12,7 @@ from . import _checks as check
 from . import attention  # a module, since it imports this one
 from ._dispatch import Op
 from .budgets import allocate, token_total
-from .numerics import feature_rows
+from .numerics import checked_rows, feature_rows
 from .pyramid import _can_halve, _options, _step, _taps
 
 
@@ -158,7 +158,7 @@ def select_topk_levels(
     """
     op = "select_topk_levels"
     levels = check.tensors(op, "pyramid_features", pyramid_features, "B N D")
-    levels = [feature_rows(op, f"pyramid_features[{k}]", level) for k, level in enumerate(levels)]
+    levels = [checked_rows(op, f"pyramid_features[{k}]", level) for k, level in enumerate(levels)]
     sizes = [level.shape[1] for level in levels]
     check.choice(op, "order", order, "saliency", "index")
     scores: list[Tensor] = []
@@ -418,7 +418,7 @@ def select_topk_levels_packed(
     """
     op = "select_topk_levels_packed"
     levels = check.tensors(op, "pyramid_features", pyramid_features, "T D", packed=True)
-    levels = [feature_rows(op, f"pyramid_features[{k}]", level)[0] for k, level in enumerate(levels)]
+    levels = [checked_rows(op, f"pyramid_features[{k}]", level)[0] for k, level in enumerate(levels)]
     check.packed_size(op, "pyramid_features", sum(len(level) for level in levels))
     if not isinstance(cu_seqlens, (list, tuple)):
         raise TypeError(f"{op}: cu_seqlens: expected a list of tensors, got {check.describe(cu_seqlens)}")
