@@ -58,7 +58,19 @@ class _NoGPU:
 
 
 @contextlib.contextmanager
-def _recording(target: GPUTarget) -> Iterator[list]:
+def compiling(target: str) -> Iterator[None]:
+    """Inside, ops on CPU tensors run their kernels' launchers, and Triton compiles for `target`."""
+    active = driver._active
+    driver.set_active(_NoGPU(TARGETS[target]))  # type: ignore[arg-type]
+    try:
+        with mock.patch.object(_dispatch, "_interpreted", return_value=True), pyramid_ops.use_backend("kernel"):
+            yield
+    finally:
+        driver._active = active
+
+
+def compiled(target: str, call: Callable[[], object]) -> list:
+    """(kernel name, compiled kernel) for every launch inside `call()`."""
     kernels: list = []
 
     def launcher(kernel: JITFunction, grid: tuple) -> Callable:
@@ -67,22 +79,7 @@ def _recording(target: GPUTarget) -> Iterator[list]:
 
         return launch
 
-    active = driver._active
-    driver.set_active(_NoGPU(target))  # type: ignore[arg-type]
-    try:
-        with (
-            mock.patch.object(JITFunction, "__getitem__", launcher),
-            mock.patch.object(_dispatch, "_interpreted", return_value=True),
-            pyramid_ops.use_backend("kernel"),
-        ):
-            yield kernels
-    finally:
-        driver._active = active
-
-
-def compiled(target: str, call: Callable[[], object]) -> list:
-    """(kernel name, compiled kernel) for every launch inside `call()`."""
-    with _recording(TARGETS[target]) as kernels:
+    with compiling(target), mock.patch.object(JITFunction, "__getitem__", launcher):
         call()
     return kernels
 

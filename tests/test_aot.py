@@ -15,6 +15,7 @@ import triton
 
 import pyramid_ops
 from bench import compile as aot
+from bench import host
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel
 
 
@@ -266,3 +267,14 @@ def test_grid_dots_run_on_tensor_cores_and_add_to_nothing_else(target, tile):
 
 def test_a_sum_that_triton_starts_at_something_else_is_found():
     assert not clean_accumulators(compiled_dots(grid_dots_plus_one_kernel, "sm_90", 64, 64, 64, 4).asm["ttir"])
+
+
+def test_host_time_is_of_calls_that_launch(monkeypatch):
+    """The selection pipeline has three launches, one token score one; nothing runs."""
+    monkeypatch.setattr(host, "ROUNDS", 2)
+    measured = {name.partition(",")[0]: host.measure(call) for name, call in list(host.cases())[:2]}
+    assert {name: launches for name, (launches, _) in measured.items()} == {
+        "token_variance": 1,
+        "select_topk_levels": 3,
+    }
+    assert all(len(times) == 2 for _, times in measured.values())
