@@ -24,10 +24,13 @@ from .numerics import (
     ordered_key,
     row_tiles,
     scaled_norm,
+    target_arch,
     to_limbs,
     unit_rows,
 )
 
+# The ptxas of Tritons before 3.9 spills some words in place of taking more than 168 registers, unless it is told.
+_OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 # Query rows, for each key head, whose logits are kept: they are then fewer than the features of the keys.
 FEW = 16
 # The largest slope and norm that count, so that logits are finite; the logit of no key.
@@ -450,8 +453,12 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
     row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide if limbs == 1 else wide} if few else {"BLOCK_M": 64, "BLOCK_N": wide}
     # Where heads are reduced first, a second tile of sums is alive.
     column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else wide // 2 if by_tile else wide}
-    launch = {"BLOCK_K": block, "num_warps": 4, "num_stages": 2}
+    launch = {"BLOCK_K": block, "num_warps": 4, "num_stages": 2, **_registers()}
     return {**row, **launch}, {**column, **launch}
+
+
+def _registers() -> dict:
+    return {"maxnreg": 255} if _OLD and isinstance(target_arch(), int) else {}
 
 
 def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
@@ -474,7 +481,7 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
     tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
     del tiles["BLOCKS"]
     # Fewer than 32 keys would be repeated over the warps of a product.
-    return {**tiles, "TILES": max(32, 4096 // limbs // (tiles["PARTS"] * tiles["WIDTH"]))}
+    return {**tiles, **_registers(), "TILES": max(32, 4096 // limbs // (tiles["PARTS"] * tiles["WIDTH"]))}
 
 
 def attention_splits(programs: int, tiles: int) -> int:
