@@ -251,7 +251,10 @@ def _share_kernel(
     q_norms_ptr, positions_ptr, weights_ptr, lse_ptr, tops_ptr, sums_ptr, factors_ptr, shares_ptr, rows, queries, heads,
     scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Factors, greatest logits (in place) and weight / Σ 2^(logit − greatest) of queries: 0 for an unused one."""
+    """Factors, greatest logits (in place) and weight / Σ 2^(logit − greatest) of queries.
+
+    Of an unused query the greatest is above all logits, so that 2^x is finite, and the last is 0.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     query = row // (queries * heads) * queries + row % queries
@@ -270,7 +273,7 @@ def _share_kernel(
     if weights_ptr is not None:
         share = share * tl.load(weights_ptr + query, mask=mask, other=0.0)
     tl.store(factors_ptr + row, factor, mask=mask)
-    tl.store(tops_ptr + row, tl.where(used, top, 0.0).to(tl.int32, bitcast=True), mask=mask)
+    tl.store(tops_ptr + row, tl.where(used, top, -_MASKED).to(tl.int32, bitcast=True), mask=mask)
     tl.store(shares_ptr + row, tl.where(used, share, 0.0), mask=mask)
 
 

@@ -632,6 +632,8 @@ def attention_importance() -> Iterator:
             made = args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
             marks = [pytest.mark.slow] if j in (1, 2) else []
             yield pytest.param(made, id=f"{'-'.join(map(str, reduction))}-{j}", marks=marks)
+    left_out = torch.where(torch.arange(40) % 2 == 0, -1, 0).to(torch.int32)[None]
+    yield pytest.param(args(12 * q, 4 * k, left_out, None, None, counts), id="left-out-of-large-logits", marks=[])
     # Few queries, whose logits are kept.
     part = slice(7, 10)
     for i, reduction in enumerate(REDUCTIONS):
