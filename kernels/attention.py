@@ -211,6 +211,7 @@ def _row_kernel(
     end = tl.minimum((split + 1) * share, length)
     if CAUSAL:
         end = tl.minimum(end, tl.max(tl.where(mask, position, -1), axis=0) + 1)
+        sees = tl.min(tl.where(mask, position, 0x7FFFFFFE), axis=0) + 1  # so many keys all rows do
     if split * share < end:
         if logits_ptr is not None:
             kept = _kept((sample * kv_heads + head) * group, index, count, longest_q) * keys + start_k
@@ -232,8 +233,10 @@ def _row_kernel(
                 scores = exact_dots(
                     q_ptr, row, mask, k_ptr, key_rows + column, column_mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K
                 )
-                seen = usable[None, :] & (column[None, :] <= position[:, None])
-                x = _logits(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
+                x = _logits(scores, factor[:, None], factor_k[None, :], usable[None, :], cap, LIMBS, CAPPED)
+                if CAUSAL:
+                    if n + BLOCK_N > sees:
+                        x = tl.where(column[None, :] <= position[:, None], x, _MASKED)
             if SUM:
                 x = tl.maximum(x - top[:, None], -32.0)
                 e = (exp2(x, 3 if LIMBS == 1 else 5, 30) + 0.5).to(tl.int32)
@@ -280,22 +283,25 @@ def _share_kernel(
 @triton.jit
 def _probabilities(
     k_ptr, k_norms_ptr, logits_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr, row, kept, mask,
-    position, cap, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, D: tl.constexpr,
+    position, crosses, cap, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, D: tl.constexpr,
     LIMBS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Attention that the keys [BLOCK_M] get from the queries [BLOCK_N] of a head: int32 in units of 2⁻³⁰."""
+    """Attention that the keys [BLOCK_M] get from the queries [BLOCK_N] of a head: int32 in units of 2⁻³⁰.
+
+    Whether it `crosses` tells that some of these queries may not see some of these keys.
+    """
     top = tl.load(tops_ptr + row, mask=mask, other=0).to(tl.float32, bitcast=True)
     share = tl.load(shares_ptr + row, mask=mask, other=0.0)
     if logits_ptr is not None:
         x = tl.load(logits_ptr + kept[None, :] + key[:, None], mask=key_mask[:, None] & mask[None, :], other=_MASKED)
     else:
-        factor_k, seen = _factor(k_norms_ptr, key_row, key_mask, 1.0)
+        factor_k, usable = _factor(k_norms_ptr, key_row, key_mask, 1.0)
         factor = tl.load(factors_ptr + row, mask=mask, other=0.0)
         scores = exact_dots(k_ptr, key_row, key_mask, q_ptr, row, mask, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K)
-        seen = seen[:, None]
+        x = _logits(scores, factor[None, :], factor_k[:, None], usable[:, None], cap, LIMBS, CAPPED)
         if CAUSAL:
-            seen = seen & (key[:, None] <= position[None, :])
-        x = _logits(scores, factor[None, :], factor_k[:, None], seen, cap, LIMBS, CAPPED)
+            if crosses:
+                x = tl.where(key[:, None] <= position[None, :], x, _MASKED)
     x = tl.maximum(x - top[None, :], -32.0)
     if CLAMP:
         x = tl.minimum(x, 0.0)
@@ -355,8 +361,11 @@ def _column_kernel(
                 if PACKED:
                     row = index // count * queries + place
             position = place
+            crosses = True
             if CAUSAL:
                 position = length - count + place
+                if JOINED == 1 and positions_ptr is None:
+                    crosses = first + BLOCK_M - 1 > length - count + i
                 if positions_ptr is not None:
                     position = tl.load(positions_ptr + sample * queries + start_q + place, mask=mask, other=-1)
             if HEADS == "":
@@ -365,7 +374,7 @@ def _column_kernel(
                 p = _probabilities(
                     k_ptr, k_norms_ptr, logits_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr, shares_ptr,
                     first_head * queries + start_q + row, _kept(first_head, index, count, longest_q) * keys + start_k,
-                    mask, position, cap, CAUSAL, CAPPED, CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                    mask, position, crosses, cap, CAUSAL, CAPPED, CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
                 ).to(tl.int64)  # fmt: skip
             else:
                 p = tl.zeros((BLOCK_M, BLOCK_N), tl.float32 if HEADS == "rms" else tl.int64)
@@ -374,8 +383,8 @@ def _column_kernel(
                     x = _probabilities(
                         k_ptr, k_norms_ptr, logits_ptr, key_row, key, key_mask, q_ptr, factors_ptr, tops_ptr,
                         shares_ptr, (sample * heads + h) * queries + start_q + row,
-                        ((sample * heads + h) * longest_q + place) * keys + start_k, mask, position, cap, CAUSAL,
-                        CAPPED, CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
+                        ((sample * heads + h) * longest_q + place) * keys + start_k, mask, position, crosses, cap,
+                        CAUSAL, CAPPED, CLAMP, D, LIMBS, BLOCK_M, BLOCK_N, BLOCK_K,
                     )  # fmt: skip
                     if HEADS == "rms":
                         y = x.to(tl.float32) * (1.0 / 1073741824.0)
