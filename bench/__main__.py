@@ -1,9 +1,10 @@
-"""`python -m bench`: run the suite, write `results/<device>.json` and `.md`, print the table.
+"""`python -m bench`: run the suite, write `results/<device>.json`, `.md` and `.png`, print the table.
 
 Options are pytest's and those of `conftest.py`: `-k selection`, `--seconds 120`, `--no-compile`.
 """
 
 import datetime
+import importlib.util
 import json
 import pathlib
 import platform
@@ -15,6 +16,8 @@ import time
 
 import pytest
 import torch
+
+from bench.figure import draw
 
 HERE = pathlib.Path(__file__).parent
 
@@ -115,6 +118,10 @@ def main() -> int:
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (HERE / "results" / f"{name}.md").write_text(table(result))
+    if importlib.util.find_spec("matplotlib"):
+        draw(HERE / "results" / f"{name}.json")
+    else:
+        print("No figure: matplotlib is not installed.")
     print(table(result))
     return 0
 
