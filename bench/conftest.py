@@ -102,19 +102,25 @@ def _graphed(function: Callable[[], object]) -> Callable[[], object]:
 def compare(request, compiles):
     """`compare(providers, arguments, floor_bytes)`: time all providers in turn and store medians, p20 and p80 in ms.
 
-    `eager` is compiled with `torch.compile` as a provider of its own; on a GPU `pyramid_ops` runs in a CUDA graph too.
+    `eager` is compiled with `torch.compile` as a provider of its own; on a GPU those `graphed` run in a CUDA graph too.
     `floor_bytes` are the bytes that any implementation must read and write. pytest-benchmark, where it is installed,
     reports `pyramid_ops` too.
     """
 
-    def run(providers: dict[str, Callable], arguments: tuple, floor_bytes: int, rounds: int = 15) -> None:
+    def run(
+        providers: dict[str, Callable],
+        arguments: tuple,
+        floor_bytes: int,
+        rounds: int = 15,
+        graphed: tuple[str, ...] = ("pyramid_ops",),
+    ) -> None:
         calls = {name: lambda f=f: f(*arguments) for name, f in providers.items()}
         if compiles:
             torch._dynamo.reset()
             compiled = torch.compile(providers["eager"])
             calls["torch.compile"] = lambda: compiled(*arguments)
         if CUDA:
-            calls["pyramid_ops, graph"] = _graphed(calls["pyramid_ops"])
+            calls.update({f"{name}, graph": _graphed(calls[name]) for name in graphed})
         times: dict[str, list[float]] = {name: [] for name in calls}
         for call in calls.values():
             call(), call()

@@ -10,7 +10,7 @@ FAMILIES = {
     "row scores": ("scores", "region_variance"),
     "selection": ("select_topk", "progressive"),
     "merging": ("tome",),
-    "attention": ("column_mean", "few_queries"),
+    "attention": ("column_mean", "few_queries", "beside_attention"),
     "other": ("",),
 }
 # Below it a call is limited by what a launch costs.

@@ -1,7 +1,10 @@
 """Importance from attention against the softmax it replaces."""
 
+import importlib.util
+
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 import pyramid_ops
 from bench.conftest import CUDA, DEVICE
@@ -20,6 +23,16 @@ def operands(shape, dtype, queries):
 
 def eager(q, k):
     return torch.softmax(q @ k.mT * q.shape[3] ** -0.5, -1).mean((1, 2))
+
+
+def eager_float32(q, k):
+    return torch.softmax(q @ k.mT * q.shape[3] ** -0.5, -1, dtype=torch.float32).mean((1, 2))
+
+
+def colreduce(q, k):
+    from flash_colreduce import flash_colreduce
+
+    return flash_colreduce(q, k, "mean").mean(1)
 
 
 def high(q, k):
@@ -41,6 +54,10 @@ def test_column_mean(compare, shape, dtype):
         providers["pyramid_ops, log-sum-exp given"] = lambda q, k: pyramid_ops.attention_importance(
             q, k, log_sum_exp=lse, precision="grid"
         )
+        if dtype == torch.bfloat16:
+            providers["eager, float32 softmax"] = eager_float32
+        if importlib.util.find_spec("flash_colreduce"):
+            providers["flash-colreduce"] = colreduce
     compare(providers, (q, k), floor)
 
 
@@ -50,3 +67,19 @@ def test_few_queries(compare, queries, dtype):
     """The attention of one query, or of 32, to many keys."""
     q, k, floor = operands(LONG, dtype, queries)
     compare({"pyramid_ops": grid, "pyramid_ops, high": high, "eager": eager}, (q, k), floor)
+
+
+@pytest.mark.parametrize("query", [0, -1], ids=["first", "last"])
+def test_beside_attention(compare, query):
+    """Attention alone ("eager"), and with the scores of its first or last query: what a model pays for them."""
+    q, k, floor = operands((1, 16, 4096, 64) if CUDA else (1, 8, 1024, 64), torch.bfloat16, 4096 if CUDA else 1024)
+
+    def both(q, k):
+        return scaled_dot_product_attention(q, k, k), pyramid_ops.attention_importance(q, k, query_indices=[query])
+
+    compare(
+        {"pyramid_ops": both, "eager": lambda q, k: scaled_dot_product_attention(q, k, k)},
+        (q, k),
+        2 * q.nbytes + floor,
+        graphed=("pyramid_ops", "eager"),
+    )
