@@ -29,7 +29,7 @@ def tensor(op: str, name: str, x: Any, *layouts: str, dtypes: Sequence[torch.dty
         raise TypeError(f"{op}: {name}: expected a tensor, got {describe(x)}")
     if x.layout is not torch.strided or x.is_nested or x.is_quantized or x.is_mkldnn:
         raise TypeError(f"{op}: {name}: expected a dense tensor, got a {type(x).__name__} of layout {x.layout}")
-    if x.dim() not in [layout.count(" ") + 1 for layout in layouts]:
+    if x.dim() not in [len(layout.split()) for layout in layouts]:
         expected = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
         raise ValueError(f"{op}: {name}: expected shape {expected}, got {describe(x)}")
     if dtypes and x.dtype not in dtypes:
