@@ -611,7 +611,10 @@ def attention_importance() -> Iterator:
             for limbs in (1, 2):
                 reduction = REDUCTIONS[(7 * i + 5 * j + 12 * limbs) % len(REDUCTIONS)]
                 case = f"{queries}x{keys}x{features}-{heads}-{kv_heads}-{name(dtype)}-limbs{limbs}"
-                yield pytest.param(args(q, k, limbs=limbs, causal=limbs == 2, reduction=reduction), id=case, marks=[])
+                marks = [pytest.mark.slow] if i > 5 and j != i % 3 else []
+                yield pytest.param(
+                    args(q, k, limbs=limbs, causal=limbs == 2, reduction=reduction), id=case, marks=marks
+                )
     generator = torch.Generator().manual_seed(5)
     q, k = heads_of((1, 4, 40), 16, torch.float32, 3), heads_of((1, 2, 75), 16, torch.float32, 4)
     weights = torch.rand(1, 40, generator=generator) * 0.9
@@ -641,7 +644,8 @@ def attention_importance() -> Iterator:
         tensors = tuple(x if i >> j & 1 else None for j, x in enumerate(tensors))
         causal, cap = i % 3 == 0, 30.0 * (i % 5 == 0)
         made = args(q[:, :, part], k, *tensors, causal=causal, cap=cap, limbs=1 + i % 2, reduction=reduction)
-        yield pytest.param(made, id=f"few-{'-'.join(map(str, reduction))}", marks=[])
+        marks = [pytest.mark.slow] if i % 3 == 1 else []
+        yield pytest.param(made, id=f"few-{'-'.join(map(str, reduction))}", marks=marks)
     few = [torch.tensor(x, dtype=torch.int32) for x in ([0, 8, 8, 9, 17, 40], [3, 3, 40, 70, 70, 75])]
     for i, reduction in enumerate(REDUCTIONS[::3]):
         made = list(args(q, k, offsets=few, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60)))
