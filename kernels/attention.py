@@ -31,7 +31,7 @@ from .numerics import (
 
 # The ptxas of Tritons before 3.9 spills some words in place of taking more than 168 registers, unless it is told.
 _OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
-# Query rows, for each key head, whose logits are kept: they are then fewer than the features of the keys.
+# The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
 FEW = 16
 # The largest slope and norm that count, so that logits are finite; the logit of no key.
 _LARGEST = tl.constexpr(2.0**60)
@@ -484,7 +484,7 @@ def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
 
 
 def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
-    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`: None for rows too short or long for its registers."""
+    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`: None for rows too short to multiply or too long to hold."""
     features = key.shape[3]
     if not 8 < features <= 256 // limbs or features * key.element_size() > 512:
         return None

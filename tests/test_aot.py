@@ -278,3 +278,13 @@ def test_host_time_is_of_calls_that_launch(monkeypatch):
         "select_topk_levels": 3,
     }
     assert all(len(times) == 2 for _, times in measured.values())
+
+
+def test_loops_are_counted():
+    """Outer ones first; a jump ahead and one to itself are none."""
+    outer, inner, own = ".L_x_0:", ".L_x_1:", ".L_x_2:"
+    step = " /*0010*/ FADD R0, R0, R1 ;"
+    back = " /*0020*/ @!P0 BRA `(.L_x_%d) ;"
+    lines = [step, outer, step, inner, step, step, back % 1, step, back % 2, back % 0, step, own, back % 2]
+    instruction = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)")
+    assert aot._loops(lines, instruction) == [7, 3]
