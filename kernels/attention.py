@@ -484,7 +484,7 @@ def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
 
 
 def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
-    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`: None for rows too short to multiply or too long to hold."""
+    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`; None where rows are too short or too long for it."""
     features = key.shape[3]
     if not 8 < features <= 256 // limbs or features * key.element_size() > 512:
         return None
