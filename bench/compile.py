@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 import pyramid_ops
 from pyramid_ops import _dispatch
+from pyramid_ops.kernels import numerics
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -57,13 +58,21 @@ class _NoGPU:
         return 0
 
 
+def _yes() -> bool:
+    return True
+
+
 @contextlib.contextmanager
 def compiling(target: str) -> Iterator[None]:
     """Inside, ops on CPU tensors run their kernels' launchers, and Triton compiles for `target`."""
     active = driver._active
     driver.set_active(_NoGPU(TARGETS[target]))  # type: ignore[arg-type]
     try:
-        with mock.patch.object(_dispatch, "_interpreted", return_value=True), pyramid_ops.use_backend("kernel"):
+        with (
+            mock.patch.object(_dispatch, "_interpreted", _yes),
+            mock.patch.dict(numerics._compiled, clear=True),
+            pyramid_ops.use_backend("kernel"),
+        ):
             yield
     finally:
         driver._active = active

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .numerics import (
-    LAUNCH,
     LOW_BITS,
     bounds,
     cdiv,
@@ -17,6 +16,7 @@ from .numerics import (
     expand,
     fixed_point,
     key_value,
+    launch,
     load_rows,
     load_units,
     low_dots,
@@ -530,7 +530,8 @@ def _prepare(
     if tiles is not None:
         logits = torch.empty(query.shape[0], heads, max_seqlen_q, keys, dtype=torch.float32, device=query.device)
         splits = attention_splits(segments * kv_heads, cdiv(max_seqlen_k, tiles["TILES"]))
-        _logits_kernel[(segments * kv_heads * splits,)](
+        launch(
+            _logits_kernel, segments * kv_heads * splits,
             q_units, q_norms, key, positions, cu_seqlens_q, cu_seqlens_k, tops if log_sum_exp is None else None, logits,
             *key.stride()[:3], *sizes, splits, kv_heads, group, scale, cap, LOW_BITS=LOW_BITS, ROWS=FEW, **tiles,
             **common,
@@ -542,15 +543,17 @@ def _prepare(
         programs = segments * kv_heads * cdiv(max_seqlen_q * group, row["BLOCK_M"])
         splits = attention_splits(programs, cdiv(max_seqlen_k, row["BLOCK_N"]))
         for is_sum in (False, True) if logits is None else (True,):
-            _row_kernel[(programs * splits,)](
+            launch(
+                _row_kernel, programs * splits,
                 q_units, q_norms, k_units, k_norms, logits, positions, cu_seqlens_q, cu_seqlens_k, tops, sums, *sizes,
                 splits, kv_heads, group, scale, cap, SUM=is_sum, **row, **common,
             )  # fmt: skip
     factors = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     shares = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
-    _share_kernel[(cdiv(shares.numel(), 1024),)](
+    launch(
+        _share_kernel, cdiv(shares.numel(), 1024),
         q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, shares.numel(), queries, heads, scale,
-        BLOCK=1024, **LAUNCH,
+        BLOCK=1024,
     )  # fmt: skip
     return (q_units, k_units, k_norms, logits, factors, tops), shares
 
@@ -600,7 +603,7 @@ def attention_importance(
     if tiles is not None:
         joined = heads if same else 1
         row, column = kept_config(max_seqlen_q * group, max_seqlen_q * joined)
-    common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs, **LAUNCH}
+    common = {"CAUSAL": causal, "CAPPED": cap != 0, "PACKED": packed, "D": features, "LIMBS": limbs}
     sizes = (queries, keys, max_seqlen_q, max_seqlen_k)
     operands, shares = _prepare(
         query, key, positions, None if by_tile else weights, log_sum_exp, cu_seqlens_q, cu_seqlens_k, segments, sizes,
@@ -609,17 +612,19 @@ def attention_importance(
     totals = torch.zeros(batch, out_heads, keys, dtype=torch.int64, device=device)
     programs = segments * (1 if by_tile else heads // joined) * cdiv(span, column["BLOCK_M"])
     splits = attention_splits(programs, cdiv(max_seqlen_q * joined, column["BLOCK_N"]))
-    _column_kernel[(programs * splits,)](
+    launch(
+        _column_kernel, programs * splits,
         *operands, shares, positions, weights if by_tile else None, cu_seqlens_q, cu_seqlens_k, totals, *sizes,
         key_start, key_stop, splits, heads, kv_heads, out_heads, cap, JOINED=joined,
         HEADS=head_reduction if by_tile else "", REDUCTION="max" if query_reduction == "max" else "sum",
         CLAMP=log_sum_exp is not None, **column, **common,
     )  # fmt: skip
-    _finish_kernel[(segments * cdiv(span, 256),)](
+    launch(
+        _finish_kernel, segments * cdiv(span, 256),
         totals, None, counts, cu_seqlens_q, cu_seqlens_k, out, *sizes, key_start, key_stop, heads, out_heads,
         HEADS="sum" if by_tile else head_reduction, MEAN=query_reduction == "mean",
         DIVIDE=head_reduction == "mean" or (head_reduction == "rms" and not by_tile), WEIGHTED=weights is not None,
-        CAUSAL=causal, PACKED=packed, BLOCK=256, **LAUNCH,
+        CAUSAL=causal, PACKED=packed, BLOCK=256,
     )  # fmt: skip
     return out
 
@@ -693,9 +698,10 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
     text_units, text_norms = unit_rows(text, limbs, LOW_BITS)
     # The mean holds wider numbers.
     _, config = attention_config(features, limbs, count, by_tile=reduction == "mean")
-    _relevance_kernel[(batch * cdiv(count, config["BLOCK_M"]),)](
+    launch(
+        _relevance_kernel, batch * cdiv(count, config["BLOCK_M"]),
         units, norms, text_units, text_norms, out, count, text.shape[1], scale, MEAN=reduction == "mean", D=features,
-        LIMBS=limbs, **config, **LAUNCH,
+        LIMBS=limbs, **config,
     )  # fmt: skip
     return out
 
@@ -731,7 +737,7 @@ def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: 
     if not out.numel():
         return out
     row, column = attention_config(features, limbs, tokens * (heads // kv_heads), False)
-    common = {"CAUSAL": False, "CAPPED": False, "PACKED": False, "D": features, "LIMBS": limbs, **LAUNCH}
+    common = {"CAUSAL": False, "CAPPED": False, "PACKED": False, "D": features, "LIMBS": limbs}
     sizes = (tokens, tokens, tokens, tokens)
     # p is total · 2⁻³⁰ · unscale.
     totals = torch.full((batch, heads, tokens), 1 << 30, dtype=torch.int64, device=query.device)
@@ -744,14 +750,15 @@ def attention_walk(query: Tensor, key: Tensor, steps: int, scale: float, limbs: 
         programs = batch * heads * cdiv(tokens, column["BLOCK_M"])
         splits = attention_splits(programs, cdiv(tokens, column["BLOCK_N"]))
     for step in range(steps):
-        _step_kernel[(batch * heads,)](totals, unscales, shares, weighted, tokens, step, BLOCK=1024, **LAUNCH)
-        _column_kernel[(programs * splits,)](
+        launch(_step_kernel, batch * heads, totals, unscales, shares, weighted, tokens, step, BLOCK=1024)
+        launch(
+            _column_kernel, programs * splits,
             *operands, weighted, None, None, None, None, totals, *sizes, 0, tokens, splits, heads, kv_heads, heads,
             0.0, JOINED=1, HEADS="", REDUCTION="sum", CLAMP=False, **column, **common,
         )  # fmt: skip
-    _finish_kernel[(batch * cdiv(tokens, 256),)](
+    launch(
+        _finish_kernel, batch * cdiv(tokens, 256),
         totals, unscales[steps], None, None, None, out, *sizes, 0, tokens, heads, heads, HEADS=head_reduction,
         MEAN=False, DIVIDE=head_reduction in ("mean", "rms"), WEIGHTED=False, CAUSAL=False, PACKED=False, BLOCK=256,
-        **LAUNCH,
     )  # fmt: skip
     return out

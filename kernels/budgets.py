@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, cdiv, next_power_of_2
+from .numerics import cdiv, launch, next_power_of_2
 
 
 @triton.jit
@@ -101,10 +101,11 @@ def allocate_budgets_batch(
     out = torch.empty(batch, levels, dtype=torch.int32, device=weights.device)
     if batch:
         config = budget_config(levels)
-        _allocate_budgets_kernel[(cdiv(batch, config["SAMPLES"]),)](
+        launch(
+            _allocate_budgets_kernel, cdiv(batch, config["SAMPLES"]),
             weights.contiguous(), totals[0] if totals else out, total, sizes[0] if sizes else out, tuple(size),
             tuple(minimum), tuple(maximum), out, batch, HAS_TOTALS=bool(totals), HAS_SIZES=bool(sizes), L=levels,
-            LEVELS=next_power_of_2(levels), **config, **LAUNCH,
+            LEVELS=next_power_of_2(levels), **config,
         )  # fmt: skip
     return out
 
@@ -147,9 +148,10 @@ def adaptive_weights(
     out = torch.empty(batch, levels, dtype=torch.float32, device=variance.device)
     if batch:
         config = budget_config(levels)
-        _adaptive_weights_kernel[(cdiv(batch, config["SAMPLES"]),)](
+        launch(
+            _adaptive_weights_kernel, cdiv(batch, config["SAMPLES"]),
             variance.contiguous(), lengths[0] if lengths else out, length, length_scale, variance_scale,
             tuple(thresholds), tuple(rows), out, batch, HAS_LENGTHS=bool(lengths), L=levels,
-            LEVELS=next_power_of_2(levels), **config, **LAUNCH,
+            LEVELS=next_power_of_2(levels), **config,
         )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, bounds, cdiv, next_power_of_2
+from .numerics import bounds, cdiv, launch, next_power_of_2
 from .selection import copy_rows, packed_row, packed_start
 
 
@@ -78,14 +78,16 @@ def compact(
         return packed, offsets, positions
     source = torch.empty(rows, dtype=torch.int32, device=device)
     block = min(1024, max(32, next_power_of_2(capacity)))
-    _locate_rows_kernel[(segments * cdiv(capacity, block),)](
+    launch(
+        _locate_rows_kernel, segments * cdiv(capacity, block),
         indices, counts, cu_seqlens, source, positions, offsets, segments, capacity, size,
-        BLOCK=block, num_warps=4, **LAUNCH,
+        BLOCK=block, num_warps=4,
     )  # fmt: skip
     for x, out in zip(tensors, packed, strict=True):
         if out.numel():
             config = move_config(x)
-            _move_rows_kernel[(x.shape[0] * cdiv(rows, config["ROWS"]),)](
-                x, out, source, x.stride(0), x.stride(1), rows, size, x.shape[2], **config, **LAUNCH
-            )
+            launch(
+                _move_rows_kernel, x.shape[0] * cdiv(rows, config["ROWS"]),
+                x, out, source, x.stride(0), x.stride(1), rows, size, x.shape[2], **config,
+            )  # fmt: skip
     return packed, offsets, positions

@@ -9,11 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .numerics import (
-    LAUNCH,
     LOW_BITS,
     bounds,
     cdiv,
     exact_dots,
+    launch,
     narrow,
     next_power_of_2,
     ordered_key,
@@ -145,14 +145,13 @@ def best_match(
     if programs and max_seqlen_k:
         splits = match_splits(programs, cdiv(max_seqlen_k, config["BLOCK_N"]))
         mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
-        _best_match_kernel[(programs * splits,)](
+        launch(
+            _best_match_kernel, programs * splits,
             query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys.shape[1],
             max_seqlen_q, max_seqlen_k, splits, keys.shape[1], PACKED=cu_seqlens_q is not None, D=features,
-            LIMBS=limbs, **config, **LAUNCH,
+            LIMBS=limbs, **config,
         )  # fmt: skip
-    _unpack_kernel[(cdiv(best.numel(), 1024),)](
-        best, query_norms, indices, similarity, best.numel(), BLOCK=1024, **LAUNCH
-    )
+    launch(_unpack_kernel, cdiv(best.numel(), 1024), best, query_norms, indices, similarity, best.numel(), BLOCK=1024)
     return indices, similarity
 
 
@@ -315,14 +314,16 @@ def merge_tokens(
     weight_sums = torch.empty(batch, windows, 2, dtype=torch.float32, device=x.device)
     strides = (x.stride(0), x.stride(1), 0 if weights is None else weights.stride(0))
     sizes = (count, many, groups, width)
-    constants = {"MODE": mode, "CHUNK": CHUNK, **config, **LAUNCH}
+    constants = {"MODE": mode, "CHUNK": CHUNK, **config}
     if windows:
         position = torch.arange(many, device=x.device).expand(batch, many).contiguous()
         group_of = torch.searchsorted(offsets[:, 1:].contiguous(), position, right=True)
-        _chunk_kernel[(batch * windows * columns,)](
-            x, weights, members, group_of, offsets, sums, weight_sums, *strides, *sizes, **constants
-        )
-    _merge_kernel[(batch * groups * columns,)](
-        x, weights, first, members, offsets, sums, weight_sums, out, totals, *strides, *sizes, **constants
-    )
+        launch(
+            _chunk_kernel, batch * windows * columns,
+            x, weights, members, group_of, offsets, sums, weight_sums, *strides, *sizes, **constants,
+        )  # fmt: skip
+    launch(
+        _merge_kernel, batch * groups * columns,
+        x, weights, first, members, offsets, sums, weight_sums, out, totals, *strides, *sizes, **constants,
+    )  # fmt: skip
     return out, totals

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -268,10 +269,11 @@ def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     norms = torch.empty(samples, tokens, dtype=torch.float32, device=x.device)
     if norms.numel():
         tiles = row_tiles([x])
-        grid = (samples * cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)
-        _unit_rows_kernel[grid](
+        programs = samples * cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"])
+        launch(
+            _unit_rows_kernel, programs,
             x, units, norms, x.stride(0), x.stride(1) if x.dim() == 4 else 0, x.stride(-2), heads, tokens,
-            D=features, LIMBS=limbs, LOW_BITS=bits, **tiles, **LAUNCH,
+            D=features, LIMBS=limbs, LOW_BITS=bits, **tiles,
         )  # fmt: skip
     return units, norms
 
@@ -346,6 +348,45 @@ def exp2(t, DEGREE: tl.constexpr, EXPONENT: tl.constexpr):
 
 
 INTERPRETED = not isinstance(widen, triton.JITFunction)
+
+
+# What Triton found for launches so far: the compiled kernel and its constants in the order of the signature.
+_compiled: dict[tuple, tuple[Any, tuple]] = {}
+
+
+def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+    """Run `programs` programs of a kernel; `constants` are its constexpr arguments and the compiler's options.
+
+    Triton's search for compiled code costs more host time than the launch: it is done once for arguments of a kind.
+    """
+    # On AMD the code depends on the bytes behind a pointer too.
+    if INTERPRETED or torch.version.hip:
+        kernel[(programs,)](*args, **constants, **LAUNCH)
+        return
+    device = triton.runtime.driver.active.get_current_device()
+    key = kernel.fn, device, _kinds(args), *constants.items()
+    found = _compiled.get(key)
+    if found:
+        found[0][programs, 1, 1](*args, *found[1])
+        return
+    code = kernel[(programs,)](*args, **constants, **LAUNCH)
+    if code is not None:
+        _compiled[key] = code, tuple(constants[name] for name in kernel.arg_names[len(args) :])
+
+
+def _kinds(args: Sequence) -> tuple:
+    """All that compiled code depends on in arguments that are not constant."""
+    kinds: list = []
+    for x in args:
+        if type(x) is int:
+            kinds.append((x == 1) - (x % 16 == 0) if -(1 << 31) <= x < 1 << 31 else 2 + (x % 16 == 0))
+        elif isinstance(x, tuple):
+            kinds.append(_kinds(x))
+        elif isinstance(x, Tensor):
+            kinds += x.dtype, x.data_ptr() % 16 == 0
+        else:
+            kinds.append(type(x))
+    return tuple(kinds)
 
 
 def target_arch() -> int | str:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, cdiv, narrow, next_power_of_2, widen
+from .numerics import cdiv, launch, narrow, next_power_of_2, widen
 
 
 @triton.jit
@@ -106,8 +106,9 @@ def blur_downsample(
     tiles = config(width, images.element_size(), len(taps))
     programs = batch * channels * cdiv(height, tiles["ROWS"]) * cdiv(width, tiles["BLOCK"])
     if programs:
-        _blur_downsample_kernel[(programs,)](
+        launch(
+            _blur_downsample_kernel, programs,
             images, out, tuple(taps), channels, *images.shape[2:], *images.stride()[:3], height, width,
-            OFFSET=offset, PADDING=padding, **tiles, **LAUNCH,
+            OFFSET=offset, PADDING=padding, **tiles,
         )  # fmt: skip
     return out

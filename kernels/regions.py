@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .numerics import (
-    LAUNCH,
     cdiv,
     expand,
+    launch,
     load_rows,
     next_power_of_2,
     row_reduce,
@@ -149,14 +149,16 @@ def region_variance(
         return out
     statistics = torch.empty(3, batch, tokens, dtype=torch.float32, device=features.device)
     tiles = row_tiles([features])
-    _moments_kernel[(batch * cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),)](
+    launch(
+        _moments_kernel, batch * cdiv(tokens, tiles["TILES"] // tiles["BLOCKS"]),
         features, statistics, features.stride(0), features.stride(1), tokens, batch * tokens,
-        D=count, **tiles, **LAUNCH,
+        D=count, **tiles,
     )  # fmt: skip
     config = combine_config(target_arch())
-    _region_variance_kernel[(cdiv(out.numel(), config["TILES"]),)](
+    launch(
+        _region_variance_kernel, cdiv(out.numel(), config["TILES"]),
         statistics, lengths[0] if lengths else statistics, out, batch * tokens, tokens, out.numel(), count,
-        height, width, rows, columns, HAS_LENGTHS=bool(lengths), LANES=256, VECTOR=8, **config, **LAUNCH,
+        height, width, rows, columns, HAS_LENGTHS=bool(lengths), LANES=256, VECTOR=8, **config,
     )  # fmt: skip
     return out
 
@@ -185,9 +187,10 @@ def broadcast_regions(scores: Tensor, height: int, width: int, rows: int, column
     out = torch.empty(batch, tokens, dtype=scores.dtype, device=scores.device)
     if out.numel():
         config = broadcast_config(tokens)
-        _broadcast_regions_kernel[(batch * cdiv(tokens, config["BLOCK"]),)](
-            scores, out, scores.stride(0), scores.stride(1), tokens, height, width, rows, columns, **config, **LAUNCH
-        )
+        launch(
+            _broadcast_regions_kernel, batch * cdiv(tokens, config["BLOCK"]),
+            scores, out, scores.stride(0), scores.stride(1), tokens, height, width, rows, columns, **config,
+        )  # fmt: skip
     return out
 
 
@@ -260,8 +263,9 @@ def patch_entropy(images: Tensor, patch_size: int, bins: int) -> Tensor:
     down, across = height // patch_size, width // patch_size
     out = torch.empty(batch, down * across, dtype=torch.float32, device=images.device)
     if out.numel():
-        _patch_entropy_kernel[(out.numel(),)](
+        launch(
+            _patch_entropy_kernel, out.numel(),
             images, out, *images.stride()[:3], channels, down, across, PATCH=patch_size, BINS=bins,
-            WORDS=max(32, next_power_of_2(bins)), **entropy_config(channels * patch_size * patch_size), **LAUNCH,
+            WORDS=max(32, next_power_of_2(bins)), **entropy_config(channels * patch_size * patch_size),
         )  # fmt: skip
     return out

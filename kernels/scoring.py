@@ -9,11 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .numerics import (
-    LAUNCH,
     cdiv,
     expand,
     features,
     key_value,
+    launch,
     load_rows,
     next_power_of_2,
     ordered_key,
@@ -141,10 +141,11 @@ def score_levels(levels: Sequence[Tensor], statistic: str, correction: int, out:
     rows = tiles["TILES"] // tiles["BLOCKS"]
     sizes = tuple(level.shape[1] for level in levels)
     programs = out.shape[0] * sum(cdiv(size, rows) for size in sizes)
-    _score_kernel[(programs,)](
+    launch(
+        _score_kernel, programs,
         tuple(levels), tuple(x.stride(0) for x in levels), tuple(x.stride(1) for x in levels), sizes, out,
         out.shape[1], STATISTIC=statistic, AS_KEY=out.dtype == torch.int32, CORRECTION=correction,
-        D=levels[0].shape[2], **tiles, **LAUNCH,
+        D=levels[0].shape[2], **tiles,
     )  # fmt: skip
 
 
@@ -209,9 +210,10 @@ def pool_scores(scores: Tensor, height: int, width: int, down: int, across: int,
     out = torch.empty(scores.shape[0], windows, dtype=torch.float32, device=scores.device)
     if out.numel():
         config = pool_config(windows)
-        _pool_scores_kernel[(scores.shape[0] * cdiv(windows, config["BLOCK"]),)](
+        launch(
+            _pool_scores_kernel, scores.shape[0] * cdiv(windows, config["BLOCK"]),
             scores, out, scores.stride(0), scores.stride(1), height, width, down, across,
-            REDUCTION=reduction, **config, **LAUNCH,
+            REDUCTION=reduction, **config,
         )  # fmt: skip
     return out
 
@@ -314,13 +316,14 @@ def combine_scores(
     # The largest power of two that an index from −1 to `segments` can rise by.
     top_bit = 1 << ((segments + 1).bit_length() - 1)
     config = combine_config(tokens)
-    grid = (batch * cdiv(tokens, config["ROWS"] * config["COLUMNS"]),)
+    programs = batch * cdiv(tokens, config["ROWS"] * config["COLUMNS"])
     tensors = tuple(scores), tuple(x.stride(0) for x in scores), tuple(x.stride(1) for x in scores)
     limits = None
     if normalize:
         limits = torch.full((segments, len(scores), 2), _NO_KEY.value, dtype=torch.int32, device=device)
-        _limits_kernel[grid](*tensors, cu_seqlens, limits, tokens, segments, top_bit, **config, **LAUNCH)
-    _combine_scores_kernel[grid](
-        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top_bit, **config, **LAUNCH
-    )
+        launch(_limits_kernel, programs, *tensors, cu_seqlens, limits, tokens, segments, top_bit, **config)
+    launch(
+        _combine_scores_kernel, programs,
+        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top_bit, **config,
+    )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import LAUNCH, bounds, cdiv, next_power_of_2, ordered_key, widen
+from .numerics import bounds, cdiv, launch, next_power_of_2, ordered_key, widen
 from .scoring import score_levels
 
 
@@ -234,18 +234,21 @@ def select_topk_levels(
     if not batch * total:
         return tokens, indices
     keys = torch.empty(batch, sum(sizes), dtype=torch.int32, device=device)
-    chosen, chosen_keys = torch.empty(2, batch, total, dtype=torch.int32, device=device)
+    chosen = torch.empty(batch, total, dtype=torch.int32, device=device)
+    chosen_keys = torch.empty_like(chosen)
     score_levels(scores or levels, saliency, 1, keys)
     segments = sizes if len(budgets) == len(sizes) else (sum(sizes),)
-    _select_kernel[(batch * len(segments),)](
-        keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_config(max(segments)), **LAUNCH
-    )
+    launch(
+        _select_kernel, batch * len(segments),
+        keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_config(max(segments)),
+    )  # fmt: skip
     config = gather_config(levels)
     rank_block = min(1024, max(32, next_power_of_2(max(budgets))))
-    _gather_selected_kernel[(batch * cdiv(total, config["ROWS"]),)](
+    launch(
+        _gather_selected_kernel, batch * cdiv(total, config["ROWS"]),
         chosen, chosen_keys, tokens, indices, tuple(levels), tuple(x.stride(0) for x in levels),
         tuple(x.stride(1) for x in levels), sizes, tuple(budgets), total, width,
-        BY_INDEX=by_index, RANK_BLOCK=rank_block, **config, **LAUNCH,
+        BY_INDEX=by_index, RANK_BLOCK=rank_block, **config,
     )  # fmt: skip
     return tokens, indices
 
@@ -258,9 +261,10 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
         return out
     indices = indices.contiguous()
     config = gather_config(levels)
-    _gather_levels_kernel[(batch * cdiv(total, config["ROWS"]),)](
+    launch(
+        _gather_levels_kernel, batch * cdiv(total, config["ROWS"]),
         out, indices, tuple(levels), tuple(x.stride(0) if x.shape[0] > 1 else 0 for x in levels),
-        tuple(x.stride(1) for x in levels), tuple(x.shape[1] for x in levels), total, width, **config, **LAUNCH,
+        tuple(x.stride(1) for x in levels), tuple(x.shape[1] for x in levels), total, width, **config,
     )  # fmt: skip
     return out
 
@@ -538,20 +542,22 @@ def _select_segments(
     arguments = (tuple(cu_seqlens), _opaque(sizes), budget_tensor, budgets, max_seqlen, capacity)
     if max_seqlen <= ONE_PROGRAM or segments > MANY_SEGMENTS:
         config = select_config(2048)  # the smaller tiles spill with several levels
-        _select_segment_kernel[(segments,)](keys, chosen, chosen_keys, counts, *arguments, **config, **LAUNCH)
+        launch(_select_segment_kernel, segments, keys, chosen, chosen_keys, counts, *arguments, **config)
         return chosen, chosen_keys, counts
     config = chunk_config()
     chunks = cdiv(max_seqlen, config["CHUNK"])
     histograms = torch.zeros(3, segments, 2048, dtype=torch.int32, device=keys.device)
     tallies = torch.empty(segments, chunks, 2, dtype=torch.int32, device=keys.device)
-    grid = (segments * chunks,)
+    programs = segments * chunks
     for digit in range(4):
-        _count_kernel[grid](
-            keys, histograms, tallies, *arguments, segments, chunks, DIGIT=digit, **config, **LAUNCH
+        launch(
+            _count_kernel, programs,
+            keys, histograms, tallies, *arguments, segments, chunks, DIGIT=digit, **config
         )  # fmt: skip
-    _take_chunk_kernel[grid](
-        keys, histograms, tallies, chosen, chosen_keys, counts, *arguments, segments, chunks, **config, **LAUNCH
-    )
+    launch(
+        _take_chunk_kernel, programs,
+        keys, histograms, tallies, chosen, chosen_keys, counts, *arguments, segments, chunks, **config,
+    )  # fmt: skip
     return chosen, chosen_keys, counts
 
 
@@ -581,9 +587,10 @@ def segmented_topk(
         by_index = True
     if capacity:
         config = order_config(capacity, by_index)
-        _order_kernel[(segments * cdiv(capacity, config["ROWS"]),)](
+        launch(
+            _order_kernel, segments * cdiv(capacity, config["ROWS"]),
             chosen, keys, counts, scores, cu_seqlens, values, indices, scores.shape[0], capacity,
-            BY_INDEX=by_index, **config, **LAUNCH,
+            BY_INDEX=by_index, **config,
         )  # fmt: skip
     return values, indices, counts[:, 0]
 
@@ -614,9 +621,10 @@ def select_topk_levels_packed(
     )  # fmt: skip
     config = gather_config([level[None] for level in levels])
     rank_block = min(1024, max(32, next_power_of_2(capacity)))
-    _gather_packed_kernel[(batch * cdiv(capacity, config["ROWS"]),)](
+    launch(
+        _gather_packed_kernel, batch * cdiv(capacity, config["ROWS"]),
         chosen, chosen_keys, counts, tuple(cu_seqlens), tuple(levels), tuple(x.stride(0) for x in levels),
         _opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
-        BY_INDEX=by_index, RANK_BLOCK=rank_block, **config, **LAUNCH,
+        BY_INDEX=by_index, RANK_BLOCK=rank_block, **config,
     )  # fmt: skip
     return tokens, indices, rows, offsets, counts

@@ -27,15 +27,15 @@ def tensor(op: str, name: str, x: Any, *layouts: str, dtypes: Sequence[torch.dty
     """`x` is a CPU or CUDA tensor with one of the `layouts` (such as "B N D") and `dtypes`, and needs no gradient."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name}: expected a tensor, got {describe(x)}")
-    if x.layout is not torch.strided or x.is_nested or x.is_quantized or x.is_mkldnn:
+    if x.layout is not torch.strided or x.is_nested or x.is_quantized:
         raise TypeError(f"{op}: {name}: expected a dense tensor, got a {type(x).__name__} of layout {x.layout}")
-    if x.dim() not in [len(layout.split()) for layout in layouts]:
+    if x.dim() not in [layout.count(" ") + 1 for layout in layouts]:
         expected = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
         raise ValueError(f"{op}: {name}: expected shape {expected}, got {describe(x)}")
     if dtypes and x.dtype not in dtypes:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name}: expected dtype {expected}, got {describe(x)}")
-    if x.device.type not in ("cpu", "cuda"):
+    if not (x.is_cpu or x.is_cuda):
         raise TypeError(f"{op}: {name}: expected a CPU or CUDA tensor, got {describe(x)}")
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError(
@@ -62,15 +62,16 @@ def tensors(
         raise TypeError(f"{op}: {name}: expected a list or tuple of tensors, got {describe(xs)}")
     if not xs:
         raise ValueError(f"{op}: {name}: expected at least one tensor, got an empty {type(xs).__name__}")
-    for k, x in enumerate(xs):
-        tensor(op, f"{name}[{k}]", x, *layouts, dtypes=dtypes)
-        first = xs[0]
-        same_batch = x.shape[0] == first.shape[0] or (broadcast and 1 in (x.shape[0], first.shape[0]))
-        same_sizes = x.shape[1:] == first.shape[1:] if packed else same_batch and x.shape[2:] == first.shape[2:]
-        if x.device != first.device or x.dtype != first.dtype or not same_sizes:
-            sizes = "feature size" if packed else "batch size and feature size"
+    first = tensor(op, f"{name}[0]", xs[0], *layouts, dtypes=dtypes)
+    batch, sizes = first.shape[0], first.shape[1 if packed else 2 :]
+    for k, x in enumerate(xs[1:], 1):
+        shape = tensor(op, f"{name}[{k}]", x, *layouts, dtypes=dtypes).shape
+        same_batch = packed or shape[0] == batch or (broadcast and 1 in (shape[0], batch))
+        same_sizes = shape[1 if packed else 2 :] == sizes
+        if x.device != first.device or x.dtype != first.dtype or not (same_batch and same_sizes):
+            what = "feature size" if packed else "batch size and feature size"
             raise ValueError(
-                f"{op}: {name}[{k}]: expected the device, dtype, {sizes} of {name}[0] "
+                f"{op}: {name}[{k}]: expected the device, dtype, {what} of {name}[0] "
                 f"({describe(first)}), got {describe(x)}"
             )
     return list(xs)

@@ -237,7 +237,7 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     check.tensor(op, "indices", indices, "B K 2", dtypes=(torch.int64,))
     if not isinstance(levels, (list, tuple)) or not levels or not isinstance(levels[0], Tensor):
         raise TypeError(f"{op}: levels: expected a non-empty list of tensors, got {check.describe(levels)}")
-    layout = "B N " + " ".join("F" * max(levels[0].dim() - 2, 0))
+    layout = "B N" + " F" * max(levels[0].dim() - 2, 0)
     levels = check.tensors(op, "levels", levels, layout, dtypes=(), broadcast=True)
     batch = indices.shape[0]
     if indices.shape[2] != 2:

@@ -12,10 +12,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
 
 import triton
+from triton._C.libtriton import native_specialize_impl
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler.compiler import CompiledKernel
 
 import pyramid_ops
 from bench import compile as aot
 from bench import host
+from pyramid_ops.kernels import numerics
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel
 
 
@@ -278,6 +282,45 @@ def test_host_time_is_of_calls_that_launch(monkeypatch):
         "select_topk_levels": 3,
     }
     assert all(len(times) == 2 for _, times in measured.values())
+
+
+@pytest.mark.parametrize("case", [name for name, _ in host.cases()])
+def test_later_launches_pass_what_triton_passes(case, monkeypatch):
+    """The first call goes through Triton's own launcher, the second past it."""
+    launches = []
+
+    def record(*args):
+        launches.append([describe(x) for x in args])
+
+    def describe(x):
+        if isinstance(x, tuple):
+            return tuple(map(describe, x))
+        return (x.shape, x.dtype, x.stride()) if isinstance(x, torch.Tensor) else x
+
+    call = dict(host.cases())[case]
+    monkeypatch.setattr(CompiledKernel, "_init_handles", lambda self: None)
+    monkeypatch.setattr(CompiledKernel, "launch_metadata", lambda *args: None)
+    monkeypatch.setattr(CompiledKernel, "run", record)
+    with aot.compiling("sm_90"):
+        call()
+        first = launches.copy()
+        searches = []
+        monkeypatch.setattr(triton.JITFunction, "run", lambda self, *args, **kwargs: searches.append(self))
+        call()
+    assert first
+    assert launches == 2 * first
+    assert not searches
+
+
+def test_launches_of_unlike_arguments_are_not_taken_for_alike():
+    """Whatever Triton compiles apart is apart for `launch`."""
+    x = torch.empty(64)
+    numbers = [-(1 << 40), -(1 << 31) - 1, -(1 << 31), -16, -1, 0, 1, 2, 15, 16, 17, (1 << 31) - 1, 1 << 31, 1 << 40]
+    tensors = [x, x[1:], x[4:], x.half(), x.half()[1:], x.bfloat16(), x.int(), x.long(), x.to(torch.uint8)]
+    arguments = [*numbers, *tensors, True, False, 1.0, 0.5, None, (), (1,), (1, 2), (1.0,), (x,), (x, x[1:])]
+    found = [(native_specialize_impl(CUDABackend, x, False, True, True), numerics._kinds((x,))) for x in arguments]
+    for triton_kind, kind in found:
+        assert {str(other) for other, own in found if own == kind} == {str(triton_kind)}
 
 
 def test_loops_are_counted():
