@@ -14,22 +14,28 @@ NO_KEY = -1 << 31
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
     """Σ((x − mean) − rest)² / (D − correction), see :func:`moments`."""
-    count = features.shape[2]
-    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
+    return level_variances([features], correction)[0]
+
+
+def level_variances(levels: Sequence[Tensor], correction: int) -> list[Tensor]:
+    """Token variances of each level, with one set of buffers: fresh pages cost as much as small levels."""
+    count = levels[0].shape[2]
+    scores = [level.new_empty(level.shape[:2], dtype=torch.float32) for level in levels]
     if count <= correction:
-        return scores.fill_(torch.nan)
-    size = torch.full((), count - correction, dtype=torch.float32, device=features.device)
-    statistics = moments(features)
+        return [score.fill_(torch.nan) for score in scores]
+    size = torch.full((), count - correction, dtype=torch.float32, device=levels[0].device)
+    statistics = moments(max(levels, key=Tensor.numel))
 
     def variance(rows: Tensor, out: Tensor) -> None:
         torch.div(statistics(rows)[2], size, out=out)
 
-    each_block(variance, 2 * CACHE_ELEMENTS, features, scores)
+    for level, score in zip(levels, scores, strict=True):
+        each_block(variance, 2 * CACHE_ELEMENTS, level, score)
     return scores
 
 
 def moments(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function of blocks of rows of `features` (of at most 2 · CACHE_ELEMENTS elements, or one row).
+    """A function of blocks of rows like those of `features` (of at most 2 · CACHE_ELEMENTS elements, or one row).
 
     It gives the mean, rest = Σ(x − mean) / D, which is what rounding took from the mean, and Σ((x − mean) − rest)²;
     where all features are one finite number, that number, 0 and 0.
@@ -60,22 +66,30 @@ def moments(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor
 
 def _constant(rows: Tensor) -> Tensor:
     """Indices of the rows that hold one finite value only."""
-    first = rows[:, 0]
-    alike = (first == rows[:, -1]) & (first == rows[:, rows.shape[1] // 2]) & (first.abs() < torch.inf)
-    found = alike.nonzero()[:, 0]
-    return found[(rows[found] == first[found, None]).all(-1)] if len(found) else found
+    found = (rows[:, 0] == rows[:, -1]).nonzero()[:, 0]
+    if len(found):
+        first = rows[found, 0]
+        found = found[(first == rows[found, rows.shape[1] // 2]) & (first.abs() < torch.inf)]
+        found = found[(rows[found] == rows[found, :1]).all(-1)]
+    return found
 
 
 def token_norm(features: Tensor) -> Tensor:
     """√Σx², the row first scaled by a power of two so that squares neither overflow nor vanish."""
-    buffers = work_rows(features, 2, 2 * CACHE_ELEMENTS)
+    return level_norms([features])[0]
+
+
+def level_norms(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Token norms of each level, with one set of buffers."""
+    buffers = work_rows(max(levels, key=Tensor.numel), 2, 2 * CACHE_ELEMENTS)
 
     def norm(rows: Tensor, out: Tensor) -> None:
         length, unscale = scaled_norm(rows, *buffers[:, : len(rows)])
         torch.mul(length, unscale, out=out)
 
-    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
-    each_block(norm, 2 * CACHE_ELEMENTS, features, scores)
+    scores = [level.new_empty(level.shape[:2], dtype=torch.float32) for level in levels]
+    for level, score in zip(levels, scores, strict=True):
+        each_block(norm, 2 * CACHE_ELEMENTS, level, score)
     return scores
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .numerics import next_power_of_2, ordered_key, segments, widen
-from .scoring import token_norm, token_variance
+from .scoring import level_norms, level_variances
 
 
 def select_topk_levels(
@@ -19,16 +19,16 @@ def select_topk_levels(
     then index; or (`by_index`) level, then index.
     """
     if saliency == "variance":
-        scores = [token_variance(level, 1) for level in levels]
+        scores = level_variances(levels, 1)
     elif saliency == "norm":
-        scores = [token_norm(level) for level in levels]
-    keys = [ordered_key(widen(score)) for score in scores]
+        scores = level_norms(levels)
+    keys = ordered_key(widen(torch.cat(tuple(scores), 1)))
     sizes = [level.shape[1] for level in levels]
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     if len(budgets) == 1:
-        chosen = _topk(torch.cat(keys, 1), budgets[0], by_index)
+        chosen = _topk(keys, budgets[0], by_index)
     else:
-        parts = zip(keys, budgets, starts, strict=True)
+        parts = zip(keys.split(sizes, 1), budgets, starts, strict=True)
         chosen = torch.cat([_topk(key, budget, by_index) + start for key, budget, start in parts], 1)
     level_of = torch.zeros_like(chosen)
     for start in starts[1:]:
@@ -146,9 +146,9 @@ def select_topk_levels_packed(
     tokens the coarser levels get what the finer ones leave.
     """
     if saliency == "variance":
-        scores = [token_variance(level[None], 1)[0] for level in levels]
+        scores = [score[0] for score in level_variances([level[None] for level in levels], 1)]
     elif saliency == "norm":
-        scores = [token_norm(level[None])[0] for level in levels]
+        scores = [score[0] for score in level_norms([level[None] for level in levels])]
     batch, device = len(cu_seqlens[0]) - 1, levels[0].device
     wanted = _budgets(budgets, budget_tensor, batch * len(levels), device).view(batch, len(levels)).clamp(0, capacity)
     left = torch.full((batch,), capacity, dtype=torch.int64, device=device)

@@ -40,7 +40,7 @@ ALLOWED_CALLS = {
         "ones_like",
         "new_zeros",
     ),
-    *("arange", "cat", "stack", "tensor", "to", "unbind", "unflatten", "view", "zeros_like", "nonzero"),
+    *("arange", "cat", "split", "stack", "tensor", "to", "unbind", "unflatten", "view", "zeros_like", "nonzero"),
     *("index_select", "index_copy_"),
     *(
         "add",
