@@ -1,0 +1,182 @@
+"""Search over tiles: `python -m bench.tiles` writes `results/tiles.md`; on a GPU it measures times too.
+
+Every candidate is compiled for sm_80, sm_90 and sm_100 and its machine code read, which needs no GPU. All of them give
+the same bits (`tests/test_bits.py`); what `kernels/` chooses is the first row of each case.
+"""
+
+import functools
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+
+import pyramid_ops
+from bench import compile as aot
+from bench.__main__ import commit, device_name
+from bench.conftest import CUDA, _milliseconds
+from pyramid_ops.kernels import attention, merging, numerics, pyramid, scoring
+
+# What an SM has: 32-bit registers, warps, programs, bytes of shared memory.
+REGISTERS, WARPS, PROGRAMS = 1 << 16, 64, 32
+SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
+
+
+class Case(NamedTuple):
+    name: str
+    kernels: tuple[str, ...]
+    call: Callable[[str], object]
+    module: Any
+    chooser: str
+    candidates: list[dict]
+    # Elements that a pass of all threads over the longest loop (or the whole code) computes.
+    elements: Callable[[dict], int]
+
+
+def _tokens(features: int, dtype: torch.dtype, device: str) -> object:
+    return pyramid_ops.token_variance(torch.empty(16, 5440, features, dtype=dtype, device=device))
+
+
+def _blur(dtype: torch.dtype, device: str) -> object:
+    return pyramid_ops.blur_downsample(torch.empty(8, 3, 1024, 1024, dtype=dtype, device=device))
+
+
+def _match(precision: str, device: str) -> object:
+    x = torch.empty(16, 4096, 64, dtype=torch.bfloat16, device=device)
+    return pyramid_ops.best_match(x[:, ::2], x[:, 1::2], precision=precision)
+
+
+def _attend(device: str) -> object:
+    x = torch.empty(1, 16, 2048, 64, dtype=torch.bfloat16, device=device)
+    return pyramid_ops.attention_importance(x, x, precision="grid")
+
+
+def _products(tiles: dict) -> int:
+    return tiles["BLOCK_M"] * tiles["BLOCK_N"]
+
+
+def _dot_tiles(stages: int, *sizes: tuple[int, int, int, int]) -> list[dict]:
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps")
+    return [{**dict(zip(names, size, strict=True)), "num_stages": stages} for size in sizes]
+
+
+def cases() -> Iterator[Case]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for features in (1024, 4096):
+            x = torch.empty(1, 8, features, dtype=dtype)
+            tiles = [numerics.row_tiles([x], warps, width) for warps in (1, 2, 4, 8, 16) for width in (16, 8)]
+            tiles = [choice for k, choice in enumerate(tiles) if choice not in tiles[:k]]
+            yield Case(
+                f"token_variance, D = {features}, {aot.name(dtype)}", ("_score_kernel",),
+                functools.partial(_tokens, features, dtype), scoring, "row_tiles", tiles,
+                lambda tiles, features=features: tiles["TILES"] // tiles["BLOCKS"] * features,
+            )  # fmt: skip
+        tiles = [{"ROWS": 16, "BLOCK": 32 * w * count, "num_warps": w} for w in (1, 2, 4, 8) for count in (1, 2, 4)]
+        yield Case(
+            f"blur_downsample, 5 taps, {aot.name(dtype)}", ("_blur_downsample_kernel",),
+            functools.partial(_blur, dtype), pyramid, "config", tiles, lambda tiles: tiles["BLOCK"],
+        )  # fmt: skip
+    grid = _dot_tiles(3, (64, 64, 64, 4), (128, 64, 64, 4), (128, 128, 64, 4), (128, 128, 64, 8), (128, 256, 64, 8))
+    high = _dot_tiles(2, (64, 32, 64, 4), (64, 64, 32, 4), (128, 32, 64, 8), (128, 64, 32, 8), (128, 64, 64, 8))
+    for precision, tiles in (("grid", grid), ("high", high)):
+        yield Case(
+            f"best_match, {precision}, D = 64", ("_best_match_kernel",), functools.partial(_match, precision),
+            merging, "match_config", tiles, _products,
+        )  # fmt: skip
+    tiles = _dot_tiles(2, (64, 32, 64, 4), (64, 64, 64, 4), (64, 128, 64, 4), (128, 64, 64, 4), (128, 64, 64, 8))
+    yield Case(
+        "attention_importance, grid, D = 64", ("_row_kernel", "_column_kernel"), _attend, attention,
+        "attention_config", tiles, _products,
+    )  # fmt: skip
+
+
+def _choosing(case: Case, tiles: dict | None, chosen: list) -> Any:
+    """Patch what chooses the tiles of a case; `chosen` gets what each call of it gave."""
+    own = getattr(case.module, case.chooser)
+
+    def choose(*args: object) -> object:
+        choice = own(*args) if tiles is None else (tiles, tiles) if case.chooser == "attention_config" else tiles
+        chosen.append(choice)
+        return choice
+
+    return mock.patch.object(case.module, case.chooser, choose)
+
+
+def resident_warps(target: str, code: dict, warps: int) -> int:
+    """Warps that an SM holds at a time: registers go to a warp by 256, a program needs 1 KB more shared memory."""
+    registers = -(-code["registers"] * 32 // 256) * 256
+    programs = min(REGISTERS // registers // warps, WARPS // warps, PROGRAMS, SHARED[target] // (code["shared"] + 1024))
+    return programs * warps
+
+
+def read(case: Case, target: str, tiles: dict | None) -> list[dict]:
+    """What the code of each kernel of a case says for one choice of tiles; None is the one that is shipped."""
+    chosen: list = []
+    with _choosing(case, tiles, chosen):
+        compiled = aot.compiled(target, functools.partial(case.call, "cpu"))
+    found = []
+    for number, kernel in enumerate(case.kernels):
+        choice = chosen[0][number] if isinstance(chosen[0], tuple) else chosen[0]
+        codes = [aot.report(code) for name, code in compiled if name == kernel]
+        # Of two launches of a kernel the longer one.
+        code = max(codes, key=lambda code: max(code["loops"], default=code["instructions"]))
+        passed = max(code["loops"], default=code["instructions"])
+        warps = resident_warps(target, code, choice["num_warps"])
+        found.append(
+            {
+                "kernel": kernel,
+                "tiles": choice,
+                "registers": code["registers"],
+                "spills": code["spills"],
+                "warps": warps,
+                "flight": warps * 32 * sum(int(width) * count for width, count in code["loads"].items()) / 1024,
+                "each": passed * 32 * choice["num_warps"] / case.elements(choice),
+            }
+        )
+    return found
+
+
+def measure(case: Case, tiles: dict | None) -> float:
+    """Median ms of a call on the GPU."""
+    with _choosing(case, tiles, []):
+        return statistics.median(_milliseconds(functools.partial(case.call, "cuda")) for _ in range(25))
+
+
+def _describe(tiles: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in tiles.items())
+
+
+def main() -> None:
+    lines = [
+        "# Tiles that could be chosen",
+        "",
+        f"Commit {commit()}, triton {triton.__version__}, compiled ahead of time"
+        + (f"; times on {device_name()}." if CUDA else "; no time was measured."),
+        "The first row of a case is what is shipped. *warps*: what an SM holds at a time, of 64. *in flight*: KB that",
+        "these warps ask for with the load instructions of the code, each counted once. *each*: instructions of the",
+        "longest loop, or of code without loops, for each feature, output or product.",
+        "",
+    ]
+    for case in cases():
+        times = {str(tiles): measure(case, tiles) for tiles in [None, *case.candidates]} if CUDA else {}
+        for number, kernel in enumerate(case.kernels):
+            lines += [f"## {case.name}, `{kernel}`", ""]
+            lines += ["| target | tiles | registers | spills | warps | in flight | each | ms |", "|---" * 8 + "|"]
+            for target in SHARED:
+                shipped = read(case, target, None)[number]
+                for tiles in [None, *(choice for choice in case.candidates if choice != shipped["tiles"])]:
+                    row = shipped if tiles is None else read(case, target, tiles)[number]
+                    lines.append(
+                        f"| {target} | {_describe(row['tiles'])} | {row['registers']} | {row['spills']} | "
+                        f"{row['warps']} | {row['flight']:.0f} | {row['each']:.1f} | "
+                        f"{format(times[str(tiles)], '.3f') if times else ''} |"
+                    )
+            lines.append("")
+    (pathlib.Path(__file__).parent / "results" / "tiles.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
