@@ -136,6 +136,7 @@ SHIPPED = [
     for case, dtype, call in aot.shipped()
 ]
 ONES = [pytest.param(None, torch.float32, call, id=f"one-{case}") for case, call in ones()]
+SLOW_ONES = [pytest.param(*param.values, id=param.id, marks=pytest.mark.slow) for param in ONES]
 COMMITTED = aot.committed()
 
 
@@ -181,7 +182,7 @@ def test_nvidia_code(target, case, dtype, call):
     compare_with_committed(case, dtype, target, codes)
 
 
-@pytest.mark.parametrize(("case", "dtype", "call"), SHIPPED + ONES)
+@pytest.mark.parametrize(("case", "dtype", "call"), SHIPPED + SLOW_ONES)
 def test_amd_code(case, dtype, call):
     """gfx942: compiles, within shared memory, nothing spilled to memory."""
     codes = aot.reports(aot.compiled("gfx942", call))
