@@ -17,7 +17,7 @@ import triton
 import pyramid_ops
 from bench import compile as aot
 from bench.__main__ import commit, device_name
-from bench.conftest import CUDA, _milliseconds
+from bench.conftest import CUDA, _graphed, _milliseconds
 from pyramid_ops.kernels import attention, merging, numerics, pyramid, scoring
 
 # What an SM has: 32-bit registers, warps, programs, bytes of shared memory.
@@ -28,7 +28,8 @@ SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
 class Case(NamedTuple):
     name: str
     kernels: tuple[str, ...]
-    call: Callable[[str], object]
+    # A call on inputs that are made on a device.
+    prepare: Callable[[str], Callable[[], object]]
     module: Any
     chooser: str
     candidates: list[dict]
@@ -36,22 +37,27 @@ class Case(NamedTuple):
     elements: Callable[[dict], int]
 
 
-def _tokens(features: int, dtype: torch.dtype, device: str) -> object:
-    return pyramid_ops.token_variance(torch.empty(16, 5440, features, dtype=dtype, device=device))
+def _made(dtype: torch.dtype, device: str, *shape: int) -> torch.Tensor:
+    x = torch.empty(shape, dtype=dtype, device=device)
+    return x.normal_() if device == "cuda" else x
 
 
-def _blur(dtype: torch.dtype, device: str) -> object:
-    return pyramid_ops.blur_downsample(torch.empty(8, 3, 1024, 1024, dtype=dtype, device=device))
+def _tokens(features: int, dtype: torch.dtype, device: str) -> Callable[[], object]:
+    return functools.partial(pyramid_ops.token_variance, _made(dtype, device, 16, 5440, features))
 
 
-def _match(precision: str, device: str) -> object:
-    x = torch.empty(16, 4096, 64, dtype=torch.bfloat16, device=device)
-    return pyramid_ops.best_match(x[:, ::2], x[:, 1::2], precision=precision)
+def _blur(dtype: torch.dtype, device: str) -> Callable[[], object]:
+    return functools.partial(pyramid_ops.blur_downsample, _made(dtype, device, 8, 3, 1024, 1024))
 
 
-def _attend(device: str) -> object:
-    x = torch.empty(1, 16, 2048, 64, dtype=torch.bfloat16, device=device)
-    return pyramid_ops.attention_importance(x, x, precision="grid")
+def _match(precision: str, device: str) -> Callable[[], object]:
+    x = _made(torch.bfloat16, device, 16, 4096, 64)
+    return functools.partial(pyramid_ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
+
+
+def _attend(device: str) -> Callable[[], object]:
+    x = _made(torch.bfloat16, device, 1, 16, 2048, 64)
+    return functools.partial(pyramid_ops.attention_importance, x, x, precision="grid")
 
 
 def _products(tiles: dict) -> int:
@@ -116,7 +122,7 @@ def read(case: Case, target: str, tiles: dict | None) -> list[dict]:
     """What the code of each kernel of a case says for one choice of tiles; None is the one that is shipped."""
     chosen: list = []
     with _choosing(case, tiles, chosen):
-        compiled = aot.compiled(target, functools.partial(case.call, "cpu"))
+        compiled = aot.compiled(target, case.prepare("cpu"))
     found = []
     for number, kernel in enumerate(case.kernels):
         choice = chosen[0][number] if isinstance(chosen[0], tuple) else chosen[0]
@@ -139,10 +145,15 @@ def read(case: Case, target: str, tiles: dict | None) -> list[dict]:
     return found
 
 
-def measure(case: Case, tiles: dict | None) -> float:
-    """Median ms of a call on the GPU."""
-    with _choosing(case, tiles, []):
-        return statistics.median(_milliseconds(functools.partial(case.call, "cuda")) for _ in range(25))
+def measure(case: Case, choices: list) -> list[float]:
+    """Median ms of a call on the GPU with each of the tiles, in turn, in CUDA graphs."""
+    call = case.prepare("cuda")
+    replays = []
+    for tiles in choices:
+        with _choosing(case, tiles, []):
+            replays.append(_graphed(call))
+    times = [[_milliseconds(replay) for replay in replays] for _ in range(25)]
+    return [statistics.median(found) for found in zip(*times, strict=True)]
 
 
 def _describe(tiles: dict) -> str:
@@ -161,18 +172,21 @@ def main() -> None:
         "",
     ]
     for case in cases():
-        times = {str(tiles): measure(case, tiles) for tiles in [None, *case.candidates]} if CUDA else {}
+        choices: list = [None, *case.candidates]
+        times = measure(case, choices) if CUDA else [None] * len(choices)
         for number, kernel in enumerate(case.kernels):
             lines += [f"## {case.name}, `{kernel}`", ""]
             lines += ["| target | tiles | registers | spills | warps | in flight | each | ms |", "|---" * 8 + "|"]
             for target in SHARED:
                 shipped = read(case, target, None)[number]
-                for tiles in [None, *(choice for choice in case.candidates if choice != shipped["tiles"])]:
+                for tiles, ms in zip(choices, times, strict=True):
+                    if tiles == shipped["tiles"]:
+                        continue
                     row = shipped if tiles is None else read(case, target, tiles)[number]
                     lines.append(
                         f"| {target} | {_describe(row['tiles'])} | {row['registers']} | {row['spills']} | "
                         f"{row['warps']} | {row['flight']:.0f} | {row['each']:.1f} | "
-                        f"{format(times[str(tiles)], '.3f') if times else ''} |"
+                        f"{'' if ms is None else format(ms, '.3f')} |"
                     )
             lines.append("")
     (pathlib.Path(__file__).parent / "results" / "tiles.md").write_text("\n".join(lines))
