@@ -1,6 +1,6 @@
 """Host time of an eager call up to its launches, without a GPU: `python -m bench.host` writes `results/host.md`.
 
-Triton compiles for sm_90 and does all that it does before a launch; the call into the driver is left out.
+Triton compiles for sm_90 and is called as for a launch; the call into the driver is left out.
 """
 
 import functools
@@ -74,7 +74,7 @@ def main() -> None:
         "",
         f"Commit {commit()}, torch {torch.__version__}, triton {triton.__version__}.",
         f"Medians of {ROUNDS} eager calls up to the launches, without the driver's part of them: checks,",
-        "allocations on the CPU, and Triton's search for the compiled kernel.",
+        "allocations on the CPU, and the search for the compiled kernel.",
         "",
         "| call | launches | µs | p20 to p80 |",
         "|---|---|---|---|",

@@ -5,6 +5,7 @@ the same bits (`tests/test_bits.py`); what `kernels/` chooses is the first row o
 """
 
 import functools
+import math
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator
@@ -146,14 +147,20 @@ def read(case: Case, target: str, tiles: dict | None) -> list[dict]:
 
 
 def measure(case: Case, choices: list) -> list[float]:
-    """Median ms of a call on the GPU with each of the tiles, in turn, in CUDA graphs."""
+    """Median ms of a call on the GPU with each of the tiles, in turn, in CUDA graphs; NaN for tiles it cannot hold."""
     call = case.prepare("cuda")
-    replays = []
+    replays: list = []
     for tiles in choices:
         with _choosing(case, tiles, []):
-            replays.append(_graphed(call))
-    times = [[_milliseconds(replay) for replay in replays] for _ in range(25)]
-    return [statistics.median(found) for found in zip(*times, strict=True)]
+            try:
+                replays.append(_graphed(call))
+            except triton.OutOfResources:
+                replays.append(None)
+    times: list[list[float]] = [[] for _ in choices]
+    for _ in range(25):
+        for replay, found in zip(replays, times, strict=True):
+            found.append(math.nan if replay is None else _milliseconds(replay))
+    return [statistics.median(found) for found in times]
 
 
 def _describe(tiles: dict) -> str:
@@ -171,9 +178,10 @@ def main() -> None:
         "longest loop, or of code without loops, for each feature, output or product.",
         "",
     ]
+    own = "sm_{}{}".format(*torch.cuda.get_device_capability()) if CUDA else ""
     for case in cases():
         choices: list = [None, *case.candidates]
-        times = measure(case, choices) if CUDA else [None] * len(choices)
+        times = measure(case, choices) if own in SHARED else [math.nan] * len(choices)
         for number, kernel in enumerate(case.kernels):
             lines += [f"## {case.name}, `{kernel}`", ""]
             lines += ["| target | tiles | registers | spills | warps | in flight | each | ms |", "|---" * 8 + "|"]
@@ -183,10 +191,11 @@ def main() -> None:
                     if tiles == shipped["tiles"]:
                         continue
                     row = shipped if tiles is None else read(case, target, tiles)[number]
+                    # Times are of the GPU at hand.
+                    time = f"{ms:.3f}" if target == own else ""
                     lines.append(
                         f"| {target} | {_describe(row['tiles'])} | {row['registers']} | {row['spills']} | "
-                        f"{row['warps']} | {row['flight']:.0f} | {row['each']:.1f} | "
-                        f"{'' if ms is None else format(ms, '.3f')} |"
+                        f"{row['warps']} | {row['flight']:.0f} | {row['each']:.1f} | {time} |"
                     )
             lines.append("")
     (pathlib.Path(__file__).parent / "results" / "tiles.md").write_text("\n".join(lines))

@@ -462,7 +462,7 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
     few = rows <= FEW
     wide = 64 if limbs == 1 else 32
     block = min(max(16, next_power_of_2(features)), wide)
-    # A sixth fewer instructions; elsewhere tiles of this width spill.
+    # A sixth fewer instructions; elsewhere tiles of this width spill with some head dimension or option.
     many = 128 if limbs == 1 and target_arch() == 90 else wide
     row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide if limbs == 1 else wide} if few else {"BLOCK_M": 64, "BLOCK_N": many}
     # Where heads are reduced first, a second tile of sums is alive.
@@ -499,8 +499,8 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
 
 
 def attention_splits(programs: int, length: int, tile: int) -> int:
-    """Parts of a loop over `length`, for some 500 programs of at least 256 turns and two tiles."""
-    return max(1, min(cdiv(512, max(1, programs)), length // max(256, 2 * tile)))
+    """Parts of a loop over `length`, for some 500 programs of at least two tiles, or four where those are narrow."""
+    return max(1, min(cdiv(512, max(1, programs)), length // max(2 * tile, min(4 * tile, 256))))
 
 
 def _prepare(

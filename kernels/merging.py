@@ -108,7 +108,7 @@ def match_config(features: int, limbs: int, arch: int | str) -> dict:
     """Tiles of the similarity: the largest whose accumulators stay in registers."""
     # Rows of few features leave the loop so short that wider tiles spill.
     m, n, k, warps, stages = 128 if features > 16 else 64, 128 if features % 16 == 0 else 64, 64, 8, 3
-    # Four warps take a third fewer instructions and leave an SM two programs, where they do not spill.
+    # Four warps take a quarter to a third fewer instructions and leave an SM two programs, where they do not spill.
     if features % 16 == 0 and (arch in (80, 90, 100) if features <= 64 else arch == 90 and features % 64 == 0):
         warps = 4
     if limbs == 2:

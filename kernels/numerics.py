@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 # Every launch takes these: a multiply and an add are two roundings.
 LAUNCH = {"enable_fp_fusion": False}
@@ -357,7 +358,8 @@ _compiled: dict[tuple, tuple[Any, tuple]] = {}
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     """Run `programs` programs of a kernel; `constants` are its constexpr arguments and the compiler's options.
 
-    Triton's search for compiled code costs more host time than the launch: it is done once for arguments of a kind.
+    Triton's search for compiled code costs more host time than the launch: it is done once for arguments of a kind,
+    and so is what else Triton asks for at a launch (hooks before it, debugging knobs; enter and exit hooks stay).
     """
     # On AMD the code depends on the bytes behind a pointer too.
     if INTERPRETED or torch.version.hip:
@@ -370,7 +372,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         found[0][programs, 1, 1](*args, *found[1])
         return
     code = kernel[(programs,)](*args, **constants, **LAUNCH)
-    if code is not None:
+    if isinstance(code, CompiledKernel):
         _compiled[key] = code, tuple(constants[name] for name in kernel.arg_names[len(args) :])
 
 
@@ -379,13 +381,16 @@ def _kinds(args: Sequence) -> tuple:
     kinds: list = []
     for x in args:
         if type(x) is int:
-            kinds.append((x == 1) - (x % 16 == 0) if -(1 << 31) <= x < 1 << 31 else 2 + (x % 16 == 0))
+            if -(1 << 31) <= x < 1 << 31:
+                kinds.append((x == 1) - (x % 16 == 0))
+            else:
+                kinds.append(2 + (x % 16 == 0) + 2 * (x >= 1 << 63))
         elif isinstance(x, tuple):
             kinds.append(_kinds(x))
         elif isinstance(x, Tensor):
             kinds += x.dtype, x.data_ptr() % 16 == 0
         else:
-            kinds.append(type(x))
+            kinds.append(float if isinstance(x, float) else (type(x), x))
     return tuple(kinds)
 
 

@@ -22,7 +22,8 @@ def select_topk_levels(
         scores = level_variances(levels, 1)
     elif saliency == "norm":
         scores = level_norms(levels)
-    keys = ordered_key(widen(torch.cat(tuple(scores), 1)))
+    # Widened first: autocast would refuse to join some of the two-byte dtypes.
+    keys = ordered_key(torch.cat([widen(score) for score in scores], 1))
     sizes = [level.shape[1] for level in levels]
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     if len(budgets) == 1:

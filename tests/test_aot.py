@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import re
 
 import pytest
@@ -18,7 +19,7 @@ from triton.compiler.compiler import CompiledKernel
 
 import pyramid_ops
 from bench import compile as aot
-from bench import host
+from bench import host, tiles
 from pyramid_ops.kernels import numerics
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel
 
@@ -110,6 +111,26 @@ def ones():
             yield case, lambda x=x, taps=taps: pyramid_ops.blur_downsample(x, taps=taps, padding="reflect")
 
 
+def sizes():
+    """Rows of other lengths than those that are shipped, in the options that take most registers."""
+    mask, packed_mask = torch.ones(2, 2048, dtype=torch.bool), torch.ones(4096, dtype=torch.bool)
+    offsets = torch.zeros(3, dtype=torch.int32)
+    packed = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": 300, "max_seqlen_k": 300}
+    for precision, many in (("grid", (16, 32, 48, 80, 100, 128, 192, 768)), ("high", (16, 48, 80, 128, 768))):
+        match = functools.partial(pyramid_ops.best_match, precision=precision)
+        for features in many:
+            x = torch.empty(2, 4096, features, dtype=torch.bfloat16)
+            masked = functools.partial(match, x[:, ::2], x[:, 1::2], key_mask=mask)
+            yield f"best_match-{precision}-{features}", masked
+            ragged = functools.partial(match, x[0], x[0], key_mask=packed_mask, **packed)
+            yield f"best_match-{precision}-{features}-packed", ragged
+    for features in (32, 72, 80, 96, 128, 256):
+        query, key = (torch.empty(2, heads, 512, features, dtype=torch.bfloat16) for heads in (8, 4))
+        score = functools.partial(pyramid_ops.attention_importance, query, key, causal=True, precision="grid")
+        yield f"attention_importance-{features}", functools.partial(score, softcap=30.0)
+        yield f"attention_importance-{features}-max-first", functools.partial(score, head_reduction="max")
+
+
 # These read single values that lie apart, a few numbers for each sample, or segments that start anywhere.
 SCATTERED = (
     "_select_segment_kernel",
@@ -137,6 +158,7 @@ SHIPPED = [
 ]
 ONES = [pytest.param(None, torch.float32, call, id=f"one-{case}") for case, call in ones()]
 SLOW_ONES = [pytest.param(*param.values, id=param.id, marks=pytest.mark.slow) for param in ONES]
+SIZES = [pytest.param(None, torch.bfloat16, call, id=case, marks=pytest.mark.slow) for case, call in sizes()]
 COMMITTED = aot.committed()
 
 
@@ -150,10 +172,10 @@ def compare_with_committed(case, dtype, target, codes):
 
 
 def nvidia():
-    """What is shipped on every target; arguments of 1 on one, and on the others in `make test-all`."""
+    """What is shipped on every target; arguments of 1 on one; those on others, and other sizes, in `make test-all`."""
     for target in ("sm_90", "sm_80", "sm_100"):
-        for param in SHIPPED + ONES:
-            marks = [pytest.mark.slow] if param in ONES and target != "sm_90" else []
+        for param in SHIPPED + ONES + SIZES:
+            marks = [pytest.mark.slow] if param in SIZES or (param in ONES and target != "sm_90") else []
             yield pytest.param(target, *param.values, id=f"{param.id}-{target}", marks=marks)
 
 
@@ -291,12 +313,17 @@ def test_later_launches_pass_what_triton_passes(case, monkeypatch):
     launches = []
 
     def record(*args):
-        launches.append([describe(x) for x in args])
+        launches.append(args)
 
-    def describe(x):
+    def describe(x, seen):
         if isinstance(x, tuple):
-            return tuple(map(describe, x))
-        return (x.shape, x.dtype, x.stride()) if isinstance(x, torch.Tensor) else x
+            return tuple(describe(part, seen) for part in x)
+        # Tensors by the order in which a call passes them; `launches` keeps them, so addresses are not used again.
+        return (seen.setdefault(x.data_ptr(), len(seen)), x.shape, x.dtype) if isinstance(x, torch.Tensor) else x
+
+    def described(calls):
+        seen = {}
+        return [describe(args, seen) for args in calls]
 
     call = dict(host.cases())[case]
     monkeypatch.setattr(CompiledKernel, "_init_handles", lambda self: None)
@@ -304,20 +331,41 @@ def test_later_launches_pass_what_triton_passes(case, monkeypatch):
     monkeypatch.setattr(CompiledKernel, "run", record)
     with aot.compiling("sm_90"):
         call()
-        first = launches.copy()
+        first = len(launches)
         searches = []
         monkeypatch.setattr(triton.JITFunction, "run", lambda self, *args, **kwargs: searches.append(self))
         call()
     assert first
-    assert launches == 2 * first
+    assert described(launches[first:]) == described(launches[:first])
     assert not searches
+
+
+class Whole(int):
+    """An integer of another type."""
 
 
 def test_launches_of_unlike_arguments_are_not_taken_for_alike():
     """Whatever Triton compiles apart is apart for `launch`."""
     x = torch.empty(64)
-    numbers = [-(1 << 40), -(1 << 31) - 1, -(1 << 31), -16, -1, 0, 1, 2, 15, 16, 17, (1 << 31) - 1, 1 << 31, 1 << 40]
+    numbers = [
+        -(1 << 40),
+        -(1 << 31) - 1,
+        -(1 << 31),
+        -16,
+        -1,
+        0,
+        1,
+        2,
+        15,
+        16,
+        17,
+        (1 << 31) - 1,
+        1 << 31,
+        1 << 40,
+        1 << 63,
+    ]
     tensors = [x, x[1:], x[4:], x.half(), x.half()[1:], x.bfloat16(), x.int(), x.long(), x.to(torch.uint8)]
+    numbers += [Whole(1), Whole(16), Whole(17), Whole(1 << 40)]
     arguments = [*numbers, *tensors, True, False, 1.0, 0.5, None, (), (1,), (1, 2), (1.0,), (x,), (x, x[1:])]
     found = [(native_specialize_impl(CUDABackend, x, False, True, True), numerics._kinds((x,))) for x in arguments]
     for triton_kind, kind in found:
@@ -332,3 +380,41 @@ def test_loops_are_counted():
     lines = [step, outer, step, inner, step, step, back % 1, step, back % 2, back % 0, step, own, back % 2]
     instruction = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)")
     assert aot._loops(lines, instruction) == [7, 3]
+
+
+TILE_CASES = {case.name: case for case in tiles.cases()}
+
+
+def test_warps_that_an_sm_holds():
+    small = {"registers": 32, "shared": 0}
+    assert tiles.resident_warps("sm_90", small, 4) == 64
+    assert tiles.resident_warps("sm_90", small, 1) == 32
+    assert tiles.resident_warps("sm_90", {"registers": 255, "shared": 0}, 8) == 8
+    assert tiles.resident_warps("sm_90", {"registers": 32, "shared": 113 << 10}, 4) == 8
+    assert tiles.resident_warps("sm_80", {"registers": 32, "shared": 113 << 10}, 4) == 4
+
+
+def test_the_shipped_tile_is_read_and_another_one_in_its_place():
+    case = TILE_CASES["best_match, grid, D = 64"]
+    (shipped,) = tiles.read(case, "sm_90", None)
+    (other,) = tiles.read(case, "sm_90", case.candidates[0])
+    assert (shipped["tiles"]["BLOCK_M"], shipped["tiles"]["num_warps"]) == (128, 4)
+    assert other["tiles"] == case.candidates[0]
+    assert shipped["spills"] == other["spills"] == 0
+    assert shipped["each"] < other["each"]
+
+
+@pytest.mark.skipif(COMMITTED["triton"] != triton.__version__, reason="the table is of another Triton")
+def test_committed_search_begins_with_what_is_shipped():
+    """Each case and target, the shipped tile first, and none that spills."""
+    text = (pathlib.Path(tiles.__file__).parent / "results" / "tiles.md").read_text()
+    sections = dict(re.findall(r"^## (.*?)\n\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert list(sections) == [f"{case.name}, `{kernel}`" for case in TILE_CASES.values() for kernel in case.kernels]
+    for case in TILE_CASES.values():
+        for target in tiles.SHARED:
+            for number, row in enumerate(tiles.read(case, target, None)):
+                rows = re.findall(
+                    rf"^\| {target} \| (.*?) \| \d+ \| (\d+) ", sections[f"{case.name}, `{case.kernels[number]}`"], re.M
+                )
+                assert rows[0] == (tiles._describe(row["tiles"]), "0")
+                assert len(rows) >= len(case.candidates)

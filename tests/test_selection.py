@@ -1,5 +1,6 @@
 """What selection means: torch, brute force in Python, budgets, bad input."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -313,3 +314,17 @@ assert used < 64 << 20, f"pyramid: {used >> 20} MB"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("scores", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("ambient", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_does_not_matter(scores, ambient):
+    levels = [torch.randn(2, n, 8) for n in (16, 4)]
+    saliency = [level[..., 0].to(scores) for level in levels]
+    for weights in (None, (0.5, 0.5)):
+        select = functools.partial(select_topk_levels, levels, 6, weights, saliency=saliency)
+        expected = select()
+        with torch.autocast("cpu", dtype=ambient):
+            tokens, indices = select()
+        assert torch.equal(indices, expected.indices)
+        assert torch.equal(tokens, expected.tokens)
