@@ -29,7 +29,8 @@ from .numerics import (
     unit_rows,
 )
 
-# The ptxas of Tritons before 3.9 spills some words in place of taking more than 168 registers, unless it is told.
+# The ptxas of Tritons before 3.9, and of 3.9 for long rows, spills some words in place of taking more than 168
+# registers, unless it is told.
 _OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 # The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
 FEW = 16
@@ -467,12 +468,12 @@ def attention_config(features: int, limbs: int, rows: int, by_tile: bool) -> tup
     row = {"BLOCK_M": 16, "BLOCK_N": 2 * wide if limbs == 1 else wide} if few else {"BLOCK_M": 64, "BLOCK_N": many}
     # Where heads are reduced first, a second tile of sums is alive.
     column = {"BLOCK_M": 64, "BLOCK_N": 16 if few else wide // 2 if by_tile else many}
-    launch = {"BLOCK_K": block, "num_warps": 4, "num_stages": 2, **_registers()}
+    launch = {"BLOCK_K": block, "num_warps": 4, "num_stages": 2, **_registers(features > 128)}
     return {**row, **launch}, {**column, **launch}
 
 
-def _registers() -> dict:
-    return {"maxnreg": 255} if _OLD and isinstance(target_arch(), int) else {}
+def _registers(long_rows: bool) -> dict:
+    return {"maxnreg": 255} if (_OLD or long_rows) and isinstance(target_arch(), int) else {}
 
 
 def kept_config(rows: int, joined: int) -> tuple[dict, dict]:
@@ -495,7 +496,7 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
     tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
     del tiles["BLOCKS"]
     # Fewer than 32 keys would be repeated over the warps of a product.
-    return {**tiles, **_registers(), "TILES": max(32, 4096 // limbs // (tiles["PARTS"] * tiles["WIDTH"]))}
+    return {**tiles, **_registers(False), "TILES": max(32, 4096 // limbs // (tiles["PARTS"] * tiles["WIDTH"]))}
 
 
 def attention_splits(programs: int, length: int, tile: int) -> int:

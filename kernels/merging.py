@@ -116,7 +116,9 @@ def match_config(features: int, limbs: int, arch: int | str) -> dict:
         if arch == 90 and features % 16 == 0:
             m, n, k, warps, stages = 128, 64, 64 if features <= 64 else 32, 8, 2
     k = min(k, max(16, next_power_of_2(features)))
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
+    # The assembler stops at 128 or 168 registers here, and spills, unless it is told otherwise.
+    registers = {"maxnreg": 255} if limbs == 2 and arch == 100 and features > 64 else {}
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages, **registers}
 
 
 def match_splits(programs: int, tiles: int) -> int:
