@@ -134,7 +134,6 @@ def read(case: Case, target: str, tiles: dict | None) -> list[dict]:
         warps = resident_warps(target, code, choice["num_warps"])
         found.append(
             {
-                "kernel": kernel,
                 "tiles": choice,
                 "registers": code["registers"],
                 "spills": code["spills"],
@@ -168,17 +167,17 @@ def _describe(tiles: dict) -> str:
 
 
 def main() -> None:
+    own = "sm_{}{}".format(*torch.cuda.get_device_capability()) if CUDA else ""
     lines = [
         "# Tiles that could be chosen",
         "",
         f"Commit {commit()}, triton {triton.__version__}, compiled ahead of time"
-        + (f"; times on {device_name()}." if CUDA else "; no time was measured."),
+        + (f"; times on {device_name()}." if own in SHARED else "; no time was measured."),
         "The first row of a case is what is shipped. *warps*: what an SM holds at a time, of 64. *in flight*: KB that",
         "these warps ask for with the load instructions of the code, each counted once. *each*: instructions of the",
         "longest loop, or of code without loops, for each feature, output or product.",
         "",
     ]
-    own = "sm_{}{}".format(*torch.cuda.get_device_capability()) if CUDA else ""
     for case in cases():
         choices: list = [None, *case.candidates]
         times = measure(case, choices) if own in SHARED else [math.nan] * len(choices)

@@ -417,4 +417,5 @@ def test_committed_search_begins_with_what_is_shipped():
                     rf"^\| {target} \| (.*?) \| \d+ \| (\d+) ", sections[f"{case.name}, `{case.kernels[number]}`"], re.M
                 )
                 assert rows[0] == (tiles._describe(row["tiles"]), "0")
+                assert row["spills"] == 0
                 assert len(rows) >= len(case.candidates)
