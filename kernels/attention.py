@@ -699,8 +699,8 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
         return out
     units, norms = unit_rows(tokens, limbs, LOW_BITS)
     text_units, text_norms = unit_rows(text, limbs, LOW_BITS)
-    # The mean holds wider numbers.
-    _, config = attention_config(features, limbs, count, by_tile=reduction == "mean")
+    # The mean holds wider numbers. Longer rows need more registers in the row and column kernels only.
+    _, config = attention_config(min(features, 128), limbs, count, by_tile=reduction == "mean")
     launch(
         _relevance_kernel, batch * cdiv(count, config["BLOCK_M"]),
         units, norms, text_units, text_norms, out, count, text.shape[1], scale, MEAN=reduction == "mean", D=features,
