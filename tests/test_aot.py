@@ -157,7 +157,6 @@ SHIPPED = [
     for case, dtype, call in aot.shipped()
 ]
 ONES = [pytest.param(None, torch.float32, call, id=f"one-{case}") for case, call in ones()]
-SLOW_ONES = [pytest.param(*param.values, id=param.id, marks=pytest.mark.slow) for param in ONES]
 SIZES = [pytest.param(None, torch.bfloat16, call, id=case, marks=pytest.mark.slow) for case, call in sizes()]
 COMMITTED = aot.committed()
 
@@ -172,10 +171,11 @@ def compare_with_committed(case, dtype, target, codes):
 
 
 def nvidia():
-    """What is shipped on every target; arguments of 1 on one; those on others, and other sizes, in `make test-all`."""
+    """In `make test` what is shipped and arguments of 1 on sm_90, and bfloat16 of what is shipped on the others."""
     for target in ("sm_90", "sm_80", "sm_100"):
         for param in SHIPPED + ONES + SIZES:
-            marks = [pytest.mark.slow] if param in SIZES or (param in ONES and target != "sm_90") else []
+            fast = param not in SIZES if target == "sm_90" else param in SHIPPED and param.values[1] == torch.bfloat16
+            marks = [] if fast else [pytest.mark.slow]
             yield pytest.param(target, *param.values, id=f"{param.id}-{target}", marks=marks)
 
 
@@ -204,7 +204,8 @@ def test_nvidia_code(target, case, dtype, call):
     compare_with_committed(case, dtype, target, codes)
 
 
-@pytest.mark.parametrize(("case", "dtype", "call"), SHIPPED + SLOW_ONES)
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "dtype", "call"), SHIPPED + ONES)
 def test_amd_code(case, dtype, call):
     """gfx942: compiles, within shared memory, nothing spilled to memory."""
     codes = aot.reports(aot.compiled("gfx942", call))
