@@ -1,5 +1,6 @@
 """Device arithmetic all kernels share: the roundings of `reference/numerics.py`, in the same order."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -377,7 +378,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
 
 
 def _kinds(args: Sequence) -> tuple:
-    """All that compiled code depends on in arguments that are not constant."""
+    """All that compiled code depends on in arguments that are not constant; a tuple is of tensors or has none."""
     kinds: list = []
     for x in args:
         if type(x) is int:
@@ -386,12 +387,20 @@ def _kinds(args: Sequence) -> tuple:
             else:
                 kinds.append(2 + (x % 16 == 0) + 2 * (x >= 1 << 63))
         elif isinstance(x, tuple):
-            kinds.append(_kinds(x))
+            kinds.append(_kinds(x) if x and isinstance(x[0], Tensor) else _kinds_of_numbers(*x))
         elif isinstance(x, Tensor):
             kinds += x.dtype, x.data_ptr() % 16 == 0
         else:
             kinds.append(float if isinstance(x, float) else (type(x), x))
     return tuple(kinds)
+
+
+@functools.lru_cache(4096, typed=True)
+def _kinds_of_numbers(*args: Any) -> tuple:
+    """`_kinds` of a tuple of sizes, strides or weights, which take as long as the tensors and repeat more often."""
+    if any(isinstance(x, Tensor) for x in args):
+        raise TypeError("a tensor beside numbers in a tuple of kernel arguments")
+    return _kinds(args)
 
 
 def target_arch() -> int | str:

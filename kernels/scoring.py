@@ -140,12 +140,12 @@ def score_levels(levels: Sequence[Tensor], statistic: str, correction: int, out:
     tiles = row_tiles(levels)
     rows = tiles["TILES"] // tiles["BLOCKS"]
     sizes = tuple(level.shape[1] for level in levels)
+    strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
     programs = out.shape[0] * sum(cdiv(size, rows) for size in sizes)
     launch(
         _score_kernel, programs,
-        tuple(levels), tuple(x.stride(0) for x in levels), tuple(x.stride(1) for x in levels), sizes, out,
-        out.shape[1], STATISTIC=statistic, AS_KEY=out.dtype == torch.int32, CORRECTION=correction,
-        D=levels[0].shape[2], **tiles,
+        tuple(levels), strides_b, strides_n, sizes, out, out.shape[1], STATISTIC=statistic,
+        AS_KEY=out.dtype == torch.int32, CORRECTION=correction, D=levels[0].shape[2], **tiles,
     )  # fmt: skip
 
 

@@ -215,9 +215,10 @@ def select_config(size: int) -> dict:
 
 def gather_config(levels: Sequence[Tensor]) -> dict:
     """One row to a program, 16 bytes to a thread where the strides allow."""
-    vector = 16 // levels[0].element_size()
+    element = levels[0].element_size()
+    vector = 16 // element
     for x in levels:
-        vector = math.gcd(vector, x.stride(0), x.stride(1), x.data_ptr() // x.element_size())
+        vector = math.gcd(vector, *x.stride()[:2], x.data_ptr() // element)
     block = min(128 * vector, max(32 * vector, next_power_of_2(levels[0].shape[2])))
     return {"ROWS": 1, "BLOCK": block, "VECTOR": vector, "num_warps": max(1, block // (32 * vector))}
 
@@ -244,10 +245,10 @@ def select_topk_levels(
     )  # fmt: skip
     config = gather_config(levels)
     rank_block = min(1024, max(32, next_power_of_2(max(budgets))))
+    strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
     launch(
         _gather_selected_kernel, batch * cdiv(total, config["ROWS"]),
-        chosen, chosen_keys, tokens, indices, tuple(levels), tuple(x.stride(0) for x in levels),
-        tuple(x.stride(1) for x in levels), sizes, tuple(budgets), total, width,
+        chosen, chosen_keys, tokens, indices, tuple(levels), strides_b, strides_n, sizes, tuple(budgets), total, width,
         BY_INDEX=by_index, RANK_BLOCK=rank_block, **config,
     )  # fmt: skip
     return tokens, indices

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _checks as check
 from . import attention  # a module, since it imports this one
 from ._dispatch import Op
-from .budgets import allocate, token_total
+from .budgets import allocate_again, token_total
 from .numerics import checked_rows, feature_rows
 from .pyramid import _can_halve, _options, _step, _taps
 
@@ -174,7 +174,7 @@ def select_topk_levels(
     elif level_weights is None:
         budgets = [token_total(op, "target_tokens", target_tokens, sizes)]
     else:
-        budgets = allocate(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
+        budgets = allocate_again(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
     return LevelSelection(*_select_topk_levels(levels, scores, saliency, budgets, order == "index"))
 
 

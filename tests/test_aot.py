@@ -368,9 +368,12 @@ def test_launches_of_unlike_arguments_are_not_taken_for_alike():
     tensors = [x, x[1:], x[4:], x.half(), x.half()[1:], x.bfloat16(), x.int(), x.long(), x.to(torch.uint8)]
     numbers += [Whole(1), Whole(16), Whole(17), Whole(1 << 40)]
     arguments = [*numbers, *tensors, True, False, 1.0, 0.5, None, (), (1,), (1, 2), (1.0,), (x,), (x, x[1:])]
+    arguments += [(True,), (False, 1), (16,), (Whole(1),), (17,), (1 << 40,), (0.5, 1)]
     found = [(native_specialize_impl(CUDABackend, x, False, True, True), numerics._kinds((x,))) for x in arguments]
     for triton_kind, kind in found:
         assert {str(other) for other, own in found if own == kind} == {str(triton_kind)}
+    with pytest.raises(TypeError, match="a tensor beside numbers"):
+        numerics._kinds(((1, x),))
 
 
 def test_loops_are_counted():

@@ -250,6 +250,17 @@ BAD = [
 ]  # fmt: skip
 
 
+def test_budgets_of_one_call_are_not_those_of_equal_numbers_that_are_wrong():
+    weights = (1.0, 0.0, 0.0, 0.0)
+    select_topk_levels(L, 1, weights)
+    for wrong in ((True, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, False)):
+        with pytest.raises(TypeError, match="expected a number"):
+            select_topk_levels(L, 1, wrong)
+    for wrong in (True, 1.0):
+        with pytest.raises(TypeError, match="target_tokens: expected an integer"):
+            select_topk_levels(L, wrong, weights)
+
+
 @pytest.mark.parametrize(("error", "message", "call"), BAD)
 def test_bad_input(error, message, call):
     with pytest.raises(error, match=f"^select_topk_levels: {message}"):
