@@ -254,7 +254,7 @@ def merge_source(merge: Callable, x: Tensor, source: Optional[Tensor] = None) ->
     merge : callable
         From one of the functions above.
     x : Tensor
-        ``[B, N, C]``; its size and dtype matter where `source` is None.
+        ``[B, N, C]``; its size matters where `source` is None, which gives float32.
     source : Tensor, optional
         ``[B, N, N0]`` from an earlier call.
 

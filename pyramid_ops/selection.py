@@ -48,7 +48,7 @@ class SegmentedTopK(NamedTuple):
 
 
 class PackedLevelSelection(NamedTuple):
-    """Packed tokens ``[B · capacity, D]``, where they came from ``[B · capacity, 2]``, offsets, counts ``[B, L]``."""
+    """Packed tokens ``[B · capacity, D]``, where they came from and their packed rows, offsets, counts ``[B, L]``."""
 
     tokens: Tensor
     indices: Tensor
@@ -142,9 +142,9 @@ def select_topk_levels(
     Notes
     -----
     The order is total: higher score first, among equal scores the lower level, then the lower index; −0 equals 0; NaN
-    ranks above +inf. So the same tokens on every device, for any tile, batch or stride. Three kernel launches, no host
-    synchronisation, levels are never concatenated. Levels that are not contiguous in their last dimension are copied
-    first.
+    ranks above +inf. So the same tokens on every device, for any tile, batch or stride. Three kernel launches (with
+    "attention" those of :func:`attention_importance` for each level too), no host synchronisation, levels are never
+    concatenated. Levels that are not contiguous in their last dimension are copied first.
 
     Examples
     --------
@@ -305,8 +305,8 @@ def segmented_topk(
     the same result on every device, for any tile, batch or stride. To keep some tokens in any case, give them a score
     of +inf and count them in k. No host synchronisation: offsets on the device are clamped to [0, T], negative lengths
     to 0, k to [0, min(length, capacity)], so none can make it fault. Two kernel launches for segments of up to 16384
-    scores, six beyond; more than 4096 slots in order of value are sorted. Scores that are not contiguous are copied
-    first.
+    scores or more than 1024 segments, else six; more than 4096 slots in order of value are sorted. Scores that are not
+    contiguous are copied first.
 
     Examples
     --------
@@ -401,7 +401,7 @@ def select_topk_levels_packed(
     -----
     Order, ties and bits are those of :func:`select_topk_levels`. No host synchronisation: offsets on the device are
     clamped to [0, T_k], negative lengths and budgets to 0. Three kernel launches, seven where `max_seqlen` is above
-    16384. Levels that are not contiguous in their last dimension are copied first.
+    16384 and there are at most 1024 segments. Levels that are not contiguous in their last dimension are copied first.
 
     Examples
     --------

@@ -225,7 +225,7 @@ def test_huge_norms_stay_finite():
         torch.testing.assert_close(actual.sum(), torch.tensor(1.0))
 
 
-# The published scores, each as its plain formula (see `methods.md` of the papers' code).
+# The published scores, each as its plain formula.
 
 TEXT, IMAGE = range(30, 40), (5, 29)
 
