@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import cdiv, launch, narrow, next_power_of_2, widen
+from .numerics import cdiv, launch, narrow, next_power_of_2, target_arch, widen
 
 
 @triton.jit
@@ -21,10 +21,57 @@ def _source(position, size, PADDING: tl.constexpr):
 
 
 @triton.jit
+def _load_columns(row_ptr, position, begin, size: tl.constexpr, width, end, PADDING: tl.constexpr):
+    """Pixels at `position`, all of which lie in [begin, begin + size); zeros from `end` on."""
+    if PADDING == "zeros":
+        # Both columns of a pair are in the image or neither, if the width is even: loads keep their width.
+        x = widen(tl.load(row_ptr + position, mask=(position >= 0) & (position < end), other=0))
+    elif (begin >= 0) & (begin + size <= width):
+        x = widen(tl.load(row_ptr + position))
+    else:
+        x = widen(tl.load(row_ptr + _source(position, width, PADDING)))
+    return x
+
+
+@triton.jit
+def _columns(x, THREADS: tl.constexpr, COUNT: tl.constexpr):
+    """The COUNT columns of a tile of THREADS · COUNT elements."""
+    parts = (tl.reshape(x, (THREADS, COUNT)),)
+    for level in tl.static_range(COUNT.bit_length() - 1):
+        low = ()
+        high = ()
+        for k in tl.static_range(len(parts)):
+            even, odd = tl.split(tl.reshape(parts[k], (THREADS, COUNT >> (level + 1), 2)))
+            low = low + (even,)
+            high = high + (odd,)
+        parts = low + high
+    columns = ()
+    for k in tl.static_range(COUNT):
+        columns = columns + (tl.reshape(parts[k], (THREADS,)),)
+    return columns
+
+
+@triton.jit
+def _row_of(columns, THREADS: tl.constexpr, COUNT: tl.constexpr):
+    """The tile [THREADS · COUNT] of so many columns."""
+    parts = ()
+    for k in tl.static_range(COUNT):
+        parts = parts + (tl.reshape(columns[k], (THREADS, 1)),)
+    for level in tl.static_range(COUNT.bit_length() - 1):
+        joined = ()
+        for k in tl.static_range(COUNT >> (level + 1)):
+            pair = tl.join(parts[k], parts[k + (COUNT >> (level + 1))])
+            joined = joined + (tl.reshape(pair, (THREADS, 2 << level)),)
+        parts = joined
+    return tl.reshape(parts[0], (THREADS * COUNT,))
+
+
+@triton.jit
 def _filter_row(
-    image_ptr, stride, row, first, height, width, taps, OFFSET: tl.constexpr, PADDING: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Σ_j taps[j] · image[row, 2x + OFFSET + j] for the BLOCK columns x from `first` on."""
+    image_ptr, stride, row, first, height, width, taps, OFFSET: tl.constexpr, PADDING: tl.constexpr,
+    BLOCK: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """Σ_j taps[j] · image[row, 2x + OFFSET + j] for the BLOCK columns x from `first` on, OUTPUTS to a thread."""
     inside = (row >= 0) & (row < height)
     source_row = row
     # No branch for "reflect": with one, the code of eleven taps spills.
@@ -32,29 +79,34 @@ def _filter_row(
         source_row = _source(row, height, PADDING)
     row_ptr = image_ptr + source_row.to(tl.int64) * stride
     end = tl.where(inside, width, 0)
+    THREADS: tl.constexpr = BLOCK // OUTPUTS
+    FIRST: tl.constexpr = OFFSET // 2
+    LAST: tl.constexpr = (OFFSET + len(taps) - 1) // 2
+    # Pairs of columns that a thread needs beside its own, which it loads at once.
     terms = ()
-    for pair in tl.static_range(OFFSET // 2, (OFFSET + len(taps) - 1) // 2 + 1):
+    for pair in tl.static_range(FIRST, OUTPUTS + LAST):
         begin = 2 * (first + pair)
-        position = begin + tl.arange(0, 2 * BLOCK)
-        if PADDING == "zeros":
-            # Both columns of a pair are in the image or neither, if the width is even: loads keep their width.
-            x = widen(tl.load(row_ptr + position, mask=(position >= 0) & (position < end), other=0))
-        elif (begin >= 0) & (begin + 2 * BLOCK <= width):
-            x = widen(tl.load(row_ptr + position))
-        else:
-            x = widen(tl.load(row_ptr + _source(position, width, PADDING)))
-        even, odd = tl.split(tl.reshape(x, (BLOCK, 2)))
-        terms = terms + (even, odd)
-    total = terms[OFFSET % 2] * taps[0]
-    for j in tl.static_range(1, len(taps)):
-        total = total + terms[OFFSET % 2 + j] * taps[j]
-    return total
+        if pair < 0 or pair >= OUTPUTS:
+            start = begin + 2 * OUTPUTS * tl.arange(0, THREADS)
+            position = start[:, None] + tl.arange(0, 2)[None, :]
+            x = _load_columns(row_ptr, position, begin, 2 * BLOCK, width, end, PADDING)
+            terms = terms + _columns(x, THREADS, 2)
+        elif pair == 0:
+            x = _load_columns(row_ptr, begin + tl.arange(0, 2 * BLOCK), begin, 2 * BLOCK, width, end, PADDING)
+            terms = terms + _columns(x, THREADS, 2 * OUTPUTS)
+    totals = ()
+    for output in tl.static_range(OUTPUTS):
+        total = terms[2 * output + OFFSET % 2] * taps[0]
+        for j in tl.static_range(1, len(taps)):
+            total = total + terms[2 * output + OFFSET % 2 + j] * taps[j]
+        totals = totals + (total,)
+    return _row_of(totals, THREADS, OUTPUTS)
 
 
 @triton.jit
 def _blur_downsample_kernel(
     x_ptr, out_ptr, taps, channels, height, width, stride_b, stride_c, stride_h, out_height, out_width,
-    OFFSET: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = len(taps)
     KEPT: tl.constexpr = TAPS - 2 if TAPS > 2 else 0  # filtered rows that the next output row needs too
@@ -77,7 +129,7 @@ def _blur_downsample_kernel(
         for i in tl.static_range(KEPT, TAPS):
             row = 2 * line + OFFSET + i
             window = window + (
-                _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK),
+                _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK, OUTPUTS),
             )
         if step >= WARM_UP:
             total = window[0] * taps[0]
@@ -94,8 +146,12 @@ def config(width: int, itemsize: int, taps: int) -> dict:
     One output for long filters, whose window would not fit the registers.
     """
     outputs = min(4, 8 // itemsize) if taps <= 8 else 1
-    block = min(128 * outputs, max(32 * outputs, next_power_of_2(width)))
-    return {"ROWS": 16, "BLOCK": block, "num_warps": block // (32 * outputs)}
+    block = min(128 * outputs, max(_lanes() * outputs, next_power_of_2(width)))
+    return {"ROWS": 16, "BLOCK": block, "num_warps": block // (_lanes() * outputs)}
+
+
+def _lanes() -> int:
+    return 64 if isinstance(target_arch(), str) else 32
 
 
 def blur_downsample(
@@ -109,6 +165,6 @@ def blur_downsample(
         launch(
             _blur_downsample_kernel, programs,
             images, out, tuple(taps), channels, *images.shape[2:], *images.stride()[:3], height, width,
-            OFFSET=offset, PADDING=padding, **tiles,
+            OFFSET=offset, PADDING=padding, OUTPUTS=max(1, tiles["BLOCK"] // (_lanes() * tiles["num_warps"])), **tiles,
         )  # fmt: skip
     return out

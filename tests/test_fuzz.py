@@ -310,7 +310,7 @@ def tiles(case):
     match_tiles = {"BLOCK_M": case.choice(16, 64), "BLOCK_N": case.choice(16, 64), "BLOCK_K": case.choice(16, 64)}
     match_tiles.update(num_warps=4, num_stages=1)
     score_tiles = {"ROWS": case.choice(1, 4), "COLUMNS": case.choice(32, 128), "num_warps": 1}
-    blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 32), "num_warps": 1}
+    blur_tiles = {"ROWS": case.choice(16, 5), "BLOCK": case.choice(16, 64, 128), "num_warps": 1}
     attention_tiles = tuple({**match_tiles, "BLOCK_M": case.choice(16, 64)} for _ in range(2))
     logits_tiles = attention.logits_tiles
     rows = {"TILES": case.choice(16, 64)}
