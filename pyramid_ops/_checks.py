@@ -129,7 +129,7 @@ def bits(dtype: torch.dtype) -> torch.dtype:
 def rows(x: Tensor) -> Tensor:
     """`x` with its last dimension contiguous and no pending negation or conjugation: a copy where it is not so."""
     x = x.resolve_neg().resolve_conj()
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 # Sizes of packed tensors: what a kernel counts in int32 stays far from overflow.

@@ -1,5 +1,7 @@
 """Arithmetic that ops share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,15 +23,20 @@ _unit_rows = Op("numerics", "unit_rows", _unit_rows_fake)
 
 def feature_rows(op: str, name: str, x: Tensor) -> Tensor:
     """A checked feature tensor as `[B, N, D]` with contiguous rows; packed `[T, D]` becomes one sample."""
-    check.tensor(op, name, x, "B N D", "T D")
-    return checked_rows(op, name, x)
+    _check_features(op, name, check.tensor(op, name, x, "B N D", "T D"))
+    return check.rows(x if x.dim() == 3 else x[None])
 
 
-def checked_rows(op: str, name: str, x: Tensor) -> Tensor:
-    """The same of a tensor whose type and shape are checked."""
+def level_rows(op: str, name: str, levels: Sequence[Tensor], layout: str) -> list[Tensor]:
+    """Checked levels, `[B, N_k, D]` or packed `[T_k, D]` by their layout, with contiguous rows."""
+    levels = check.tensors(op, name, levels, layout, packed=layout == "T D")
+    _check_features(op, f"{name}[0]", levels[0])
+    return [check.rows(level) for level in levels]
+
+
+def _check_features(op: str, name: str, x: Tensor) -> None:
     if not 1 <= x.shape[-1] <= MAX_FEATURES:
         raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {check.describe(x)}")
-    return check.rows(x if x.dim() == 3 else x[None])
 
 
 def low_limb_bits(features: int) -> int:

@@ -12,7 +12,7 @@ from . import _checks as check
 from . import attention  # a module, since it imports this one
 from ._dispatch import Op
 from .budgets import allocate_again, token_total
-from .numerics import checked_rows, feature_rows
+from .numerics import feature_rows, level_rows
 from .pyramid import _can_halve, _options, _step, _taps
 
 
@@ -157,8 +157,7 @@ def select_topk_levels(
     True
     """
     op = "select_topk_levels"
-    levels = check.tensors(op, "pyramid_features", pyramid_features, "B N D")
-    levels = [checked_rows(op, f"pyramid_features[{k}]", level) for k, level in enumerate(levels)]
+    levels = level_rows(op, "pyramid_features", pyramid_features, "B N D")
     sizes = [level.shape[1] for level in levels]
     check.choice(op, "order", order, "saliency", "index")
     scores: list[Tensor] = []
@@ -417,8 +416,7 @@ def select_topk_levels_packed(
     37
     """
     op = "select_topk_levels_packed"
-    levels = check.tensors(op, "pyramid_features", pyramid_features, "T D", packed=True)
-    levels = [checked_rows(op, f"pyramid_features[{k}]", level)[0] for k, level in enumerate(levels)]
+    levels = level_rows(op, "pyramid_features", pyramid_features, "T D")
     check.packed_size(op, "pyramid_features", sum(len(level) for level in levels))
     if not isinstance(cu_seqlens, (list, tuple)):
         raise TypeError(f"{op}: cu_seqlens: expected a list of tensors, got {check.describe(cu_seqlens)}")

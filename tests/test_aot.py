@@ -409,6 +409,7 @@ def test_the_shipped_tile_is_read_and_another_one_in_its_place():
 
 
 @pytest.mark.skipif(COMMITTED["triton"] != triton.__version__, reason="the table is of another Triton")
+@pytest.mark.slow
 def test_committed_search_begins_with_what_is_shipped():
     """Each case and target, the shipped tile first, and none that spills."""
     text = (pathlib.Path(tiles.__file__).parent / "results" / "tiles.md").read_text()
