@@ -21,12 +21,12 @@ def _source(position, size, PADDING: tl.constexpr):
 
 
 @triton.jit
-def _load_columns(row_ptr, position, begin, size: tl.constexpr, width, end, PADDING: tl.constexpr):
-    """Pixels at `position`, all of which lie in [begin, begin + size); zeros from `end` on."""
+def _load_columns(row_ptr, position, begin, width, end, PADDING: tl.constexpr, BLOCK: tl.constexpr):
+    """Pixels at `position`, all in [begin, begin + 2 · BLOCK); with "zeros" +0 outside [0, end)."""
     if PADDING == "zeros":
         # Both columns of a pair are in the image or neither, if the width is even: loads keep their width.
         x = widen(tl.load(row_ptr + position, mask=(position >= 0) & (position < end), other=0))
-    elif (begin >= 0) & (begin + size <= width):
+    elif (begin >= 0) & (begin + 2 * BLOCK <= width):
         x = widen(tl.load(row_ptr + position))
     else:
         x = widen(tl.load(row_ptr + _source(position, width, PADDING)))
@@ -82,17 +82,17 @@ def _filter_row(
     THREADS: tl.constexpr = BLOCK // OUTPUTS
     FIRST: tl.constexpr = OFFSET // 2
     LAST: tl.constexpr = (OFFSET + len(taps) - 1) // 2
-    # Pairs of columns that a thread needs beside its own, which it loads at once.
+    # A thread loads its own columns at once, and each pair beside them alone.
     terms = ()
     for pair in tl.static_range(FIRST, OUTPUTS + LAST):
         begin = 2 * (first + pair)
         if pair < 0 or pair >= OUTPUTS:
             start = begin + 2 * OUTPUTS * tl.arange(0, THREADS)
             position = start[:, None] + tl.arange(0, 2)[None, :]
-            x = _load_columns(row_ptr, position, begin, 2 * BLOCK, width, end, PADDING)
+            x = _load_columns(row_ptr, position, begin, width, end, PADDING, BLOCK)
             terms = terms + _columns(x, THREADS, 2)
         elif pair == 0:
-            x = _load_columns(row_ptr, begin + tl.arange(0, 2 * BLOCK), begin, 2 * BLOCK, width, end, PADDING)
+            x = _load_columns(row_ptr, begin + tl.arange(0, 2 * BLOCK), begin, width, end, PADDING, BLOCK)
             terms = terms + _columns(x, THREADS, 2 * OUTPUTS)
     totals = ()
     for output in tl.static_range(OUTPUTS):
@@ -151,6 +151,7 @@ def config(width: int, itemsize: int, taps: int) -> dict:
 
 
 def _lanes() -> int:
+    """Threads of a warp."""
     return 64 if isinstance(target_arch(), str) else 32
 
 
