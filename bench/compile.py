@@ -27,8 +27,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import pyramid_ops
-from pyramid_ops import _dispatch
-from pyramid_ops.kernels import numerics
+from pyramid_ops import _op
+from pyramid_ops.kernels import launch as launching
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -69,8 +69,8 @@ def compiling(target: str) -> Iterator[None]:
     driver.set_active(_NoGPU(TARGETS[target]))  # type: ignore[arg-type]
     try:
         with (
-            mock.patch.object(_dispatch, "_interpreted", _yes),
-            mock.patch.dict(numerics._compiled, clear=True),
+            mock.patch.object(_op, "interpreted", _yes),
+            mock.patch.dict(launching._compiled, clear=True),
             pyramid_ops.use_backend("kernel"),
         ):
             yield

@@ -1,13 +1,16 @@
 """Token budgets on the device: a program allocates for a tile of samples, all levels beside each other."""
 
-from collections.abc import Sequence
+from typing import Optional
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import cdiv, launch, next_power_of_2
+from ..reference.groups import Amount, Bounds
+from .arithmetic import cdiv, next_power_of_2
+from .launch import launch
+from .tiles import budget_tiles
 
 
 @triton.jit
@@ -83,75 +86,23 @@ def _allocate_budgets_kernel(
     tl.store(out_ptr + offset, budgets.to(tl.int32), mask=live)
 
 
-def budget_config(levels: int) -> dict:
-    width = next_power_of_2(levels)
-    return {"SAMPLES": max(1, min(64, 1024 // (width * width))), "num_warps": 4}
-
-
 def allocate_budgets_batch(
     weights: Tensor,
-    totals: Sequence[Tensor],
+    totals: Optional[Tensor],
     total: int,
-    sizes: Sequence[Tensor],
-    size: Sequence[int],
-    minimum: Sequence[int],
-    maximum: Sequence[int],
+    sizes: Amount,
+    bounds: Bounds,
 ) -> Tensor:
     batch, levels = weights.shape
     out = torch.empty(batch, levels, dtype=torch.int32, device=weights.device)
     if batch:
-        config = budget_config(levels)
+        config = budget_tiles(levels)
         launch(
             _allocate_budgets_kernel, cdiv(batch, config["SAMPLES"]),
-            weights.contiguous(), totals[0] if totals else out, total, sizes[0] if sizes else out, tuple(size),
-            tuple(minimum), tuple(maximum), out, batch, HAS_TOTALS=bool(totals), HAS_SIZES=bool(sizes), L=levels,
-            LEVELS=next_power_of_2(levels), **config,
-        )  # fmt: skip
-    return out
-
-
-@triton.jit(do_not_specialize=["length"])
-def _adaptive_weights_kernel(
-    variance_ptr, lengths_ptr, length, length_scale, variance_scale, thresholds, rows, out_ptr, batch,
-    HAS_LENGTHS: tl.constexpr, L: tl.constexpr, SAMPLES: tl.constexpr, LEVELS: tl.constexpr,
-):  # fmt: skip
-    sample = (tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)).to(tl.int64)
-    mask = sample < batch
-    count = tl.zeros((SAMPLES,), tl.int64)
-    if HAS_LENGTHS:
-        count += tl.load(lengths_ptr + sample, mask=mask, other=0).to(tl.int64)
-    else:
-        count += length
-    variance = tl.load(variance_ptr + sample, mask=mask, other=0)
-    difficulty = tl.maximum(count, 0).to(tl.float32) * length_scale + variance * variance_scale
-    row = tl.zeros((SAMPLES,), tl.int32)
-    for k in tl.static_range(len(thresholds)):
-        row += tl.where(difficulty < thresholds[k], 0, 1)
-    level = tl.arange(0, LEVELS)[None, :]
-    entry = row[:, None] * L + level
-    weight = tl.zeros((SAMPLES, LEVELS), tl.float32)
-    for k in tl.static_range(len(rows)):
-        weight = tl.where(entry == k, rows[k], weight)
-    tl.store(out_ptr + sample[:, None] * L + level, weight, mask=mask[:, None] & (level < L))
-
-
-def adaptive_weights(
-    variance: Tensor,
-    lengths: Sequence[Tensor],
-    length: int,
-    length_scale: float,
-    variance_scale: float,
-    thresholds: Sequence[float],
-    rows: Sequence[float],
-) -> Tensor:
-    batch, levels = variance.shape[0], len(rows) // (len(thresholds) + 1)
-    out = torch.empty(batch, levels, dtype=torch.float32, device=variance.device)
-    if batch:
-        config = budget_config(levels)
-        launch(
-            _adaptive_weights_kernel, cdiv(batch, config["SAMPLES"]),
-            variance.contiguous(), lengths[0] if lengths else out, length, length_scale, variance_scale,
-            tuple(thresholds), tuple(rows), out, batch, HAS_LENGTHS=bool(lengths), L=levels,
+            weights.contiguous(), out if totals is None else totals, total,
+            out if sizes.tensor is None else sizes.tensor, tuple(sizes.numbers), tuple(bounds.minimum),
+            tuple(bounds.maximum), out, batch,
+            HAS_TOTALS=totals is not None, HAS_SIZES=sizes.tensor is not None, L=levels,
             LEVELS=next_power_of_2(levels), **config,
         )  # fmt: skip
     return out

@@ -1,13 +1,14 @@
 """Blur and downsampling in one pass: a program walks down the image with filtered rows in registers."""
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import cdiv, launch, narrow, next_power_of_2, target_arch, widen
+from ..reference.groups import Filter
+from .arithmetic import cdiv, narrow, widen
+from .launch import launch
+from .tiles import blur_tiles, warp_lanes
 
 
 @triton.jit
@@ -140,32 +141,17 @@ def _blur_downsample_kernel(
         window = window[TAPS - KEPT :]
 
 
-def config(width: int, itemsize: int, taps: int) -> dict:
-    """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice.
-
-    One output for long filters, whose window would not fit the registers.
-    """
-    outputs = min(4, 8 // itemsize) if taps <= 8 else 1
-    block = min(128 * outputs, max(_lanes() * outputs, next_power_of_2(width)))
-    return {"ROWS": 16, "BLOCK": block, "num_warps": block // (_lanes() * outputs)}
-
-
-def _lanes() -> int:
-    """Threads of a warp."""
-    return 64 if isinstance(target_arch(), str) else 32
-
-
-def blur_downsample(
-    images: Tensor, taps: Sequence[float], offset: int, padding: str, height: int, width: int
-) -> Tensor:
+def blur_downsample(images: Tensor, kernel: Filter, height: int, width: int) -> Tensor:
     batch, channels = images.shape[:2]
+    taps, offset, padding = kernel
     out = torch.empty(batch, channels, height, width, dtype=images.dtype, device=images.device)
-    tiles = config(width, images.element_size(), len(taps))
+    tiles = blur_tiles(width, images.element_size(), len(taps))
     programs = batch * channels * cdiv(height, tiles["ROWS"]) * cdiv(width, tiles["BLOCK"])
     if programs:
         launch(
             _blur_downsample_kernel, programs,
             images, out, tuple(taps), channels, *images.shape[2:], *images.stride()[:3], height, width,
-            OFFSET=offset, PADDING=padding, OUTPUTS=max(1, tiles["BLOCK"] // (_lanes() * tiles["num_warps"])), **tiles,
+            OFFSET=offset, PADDING=padding, OUTPUTS=max(1, tiles["BLOCK"] // (warp_lanes() * tiles["num_warps"])),
+            **tiles,
         )  # fmt: skip
     return out

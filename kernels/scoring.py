@@ -1,4 +1,4 @@
-"""A score per token from its own features: one read of the features, rows kept in registers; scores combined."""
+"""A score per token from its own features, and scores combined."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -8,79 +8,63 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numerics import (
-    cdiv,
-    expand,
-    features,
-    key_value,
-    launch,
-    load_rows,
-    next_power_of_2,
-    ordered_key,
-    row_reduce,
-    row_sum,
-    row_tiles,
-    scaled_norm,
-    store_rows,
-    widen,
-)
+from .arithmetic import NO_KEY, cdiv, key_value, ordered_key, widen
+from .launch import launch
+from .rows import expand, features, load_rows, row_reduce, row_sum, scaled_norm, store_rows
+from .tiles import combine_tiles, row_tiles
 
 
 @triton.jit
-def _minus(
-    chunks, x, D: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
+def _minus(chunks, x, ROW: tl.constexpr):
     """chunks − x where there are features, +0 elsewhere."""
     out = ()
-    for c in tl.static_range(CHUNKS):
+    for c in tl.static_range(ROW.CHUNKS):
         difference = chunks[c] - x
-        if (BLOCKS > 1 or (c + 1) * WIDTH > D) and D != BLOCKS * CHUNKS * WIDTH:
-            difference = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, difference, 0.0)
+        if (ROW.BLOCKS > 1 or (c + 1) * ROW.WIDTH > ROW.D) and ROW.D != ROW.BLOCKS * ROW.CHUNKS * ROW.WIDTH:
+            difference = tl.where(features(c, ROW) < ROW.D, difference, 0.0)
         out = out + (difference,)
     return out
 
 
 @triton.jit
-def moments(
-    chunks, first, D: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, TILES: tl.constexpr,
-    BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
+def moments(chunks, first, ROW: tl.constexpr):
     """(mean, rest, Σ((x − mean) − rest)²), spread, of rows held in registers; `first` is their first feature, spread.
 
     rest = Σ(x − mean) / D; where all features are one finite number: that number, 0 and 0.
     """
     bits = first.to(tl.int32, bitcast=True)
-    pivot = expand(bits, TILES, WIDTH, VECTOR)
-    differs = tl.zeros((TILES, WIDTH), tl.int32)
-    for c in tl.static_range(CHUNKS):
+    pivot = expand(bits, ROW)
+    differs = tl.zeros((ROW.TILES, ROW.WIDTH), tl.int32)
+    for c in tl.static_range(ROW.CHUNKS):
         differing = chunks[c].to(tl.int32, bitcast=True) ^ pivot
-        if (BLOCKS > 1 or (c + 1) * WIDTH > D) and D != BLOCKS * CHUNKS * WIDTH:
-            differing = tl.where(features(c, TILES, BLOCKS, CHUNKS, WIDTH) < D, differing, 0)
+        if (ROW.BLOCKS > 1 or (c + 1) * ROW.WIDTH > ROW.D) and ROW.D != ROW.BLOCKS * ROW.CHUNKS * ROW.WIDTH:
+            differing = tl.where(features(c, ROW) < ROW.D, differing, 0)
         differs = differs | differing
-    constant = row_reduce((differs,), "or", TILES, BLOCKS, WIDTH, VECTOR) == 0
+    constant = row_reduce((differs,), "or", ROW) == 0
     constant = constant & ((bits & 0x7FFFFFFF) < 0x7F800000)
 
-    size = tl.full((TILES, WIDTH // VECTOR), D, tl.float32)
-    mean = tl.div_rn(row_sum(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR), size)
-    deviations = _minus(chunks, expand(mean, TILES, WIDTH, VECTOR), D, TILES, BLOCKS, CHUNKS, WIDTH)
-    rest = tl.div_rn(row_sum(deviations, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR), size)
-    deviations = _minus(deviations, expand(rest, TILES, WIDTH, VECTOR), D, TILES, BLOCKS, CHUNKS, WIDTH)
+    size = tl.full((ROW.TILES, ROW.WIDTH // ROW.VECTOR), ROW.D, tl.float32)
+    mean = tl.div_rn(row_sum(chunks, ROW), size)
+    deviations = _minus(chunks, expand(mean, ROW), ROW)
+    rest = tl.div_rn(row_sum(deviations, ROW), size)
+    deviations = _minus(deviations, expand(rest, ROW), ROW)
     squares = ()
-    for c in tl.static_range(CHUNKS):
+    for c in tl.static_range(ROW.CHUNKS):
         squares = squares + (deviations[c] * deviations[c],)
-    result = row_sum(squares, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+    result = row_sum(squares, ROW)
     return tl.where(constant, first + 0.0, mean), tl.where(constant, 0.0, rest), tl.where(constant, 0.0, result)
 
 
 @triton.jit
 def _score_kernel(
     level_ptrs, strides_b, strides_n, sizes, out_ptr, total,
-    STATISTIC: tl.constexpr, AS_KEY: tl.constexpr, CORRECTION: tl.constexpr, D: tl.constexpr, TILES: tl.constexpr,
-    BLOCKS: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    STATISTIC: tl.constexpr, AS_KEY: tl.constexpr, CORRECTION: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     """out[b, start of the level + n] = score of level[b, n]; a program scores TILES // BLOCKS tokens of one level."""
-    ROWS: tl.constexpr = TILES // BLOCKS
-    LANES: tl.constexpr = WIDTH // VECTOR
+    D: tl.constexpr = ROW.D
+    TILES: tl.constexpr = ROW.TILES
+    ROWS: tl.constexpr = ROW.TILES // ROW.BLOCKS
+    LANES: tl.constexpr = ROW.WIDTH // ROW.VECTOR
     programs = tl.cdiv(sizes[0], ROWS)
     for level in tl.static_range(1, len(sizes)):
         programs += tl.cdiv(sizes[level], ROWS)
@@ -107,12 +91,12 @@ def _score_kernel(
         begin += tl.cdiv(sizes[level], ROWS)
         start += sizes[level]
 
-    token = program * ROWS + tl.arange(0, TILES) // BLOCKS  # [TILES]
+    token = program * ROWS + tl.arange(0, TILES) // ROW.BLOCKS  # [TILES]
     mask = token < size
-    x_ptr += tl.multiple_of(sample * stride_b, VECTOR)
+    x_ptr += tl.multiple_of(sample * stride_b, ROW.VECTOR)
     if STATISTIC == "norm":
-        chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
-        _, length, unscale = scaled_norm(chunks, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+        chunks = load_rows(x_ptr, stride_n, token, mask, ROW)
+        _, length, unscale = scaled_norm(chunks, ROW)
         score = length * unscale
     else:
         spread = tl.broadcast_to((token.to(tl.int64) * stride_n)[:, None], (TILES, LANES))
@@ -120,13 +104,13 @@ def _score_kernel(
         if STATISTIC == "variance" and D <= CORRECTION:
             score = tl.full((TILES, LANES), float("nan"), tl.float32)
         elif STATISTIC == "variance":
-            chunks = load_rows(x_ptr, stride_n, token, mask, D, TILES, BLOCKS, CHUNKS, WIDTH, VECTOR)
-            _, _, score = moments(chunks, score, D, PARTS, CHUNKS, TILES, BLOCKS, WIDTH, VECTOR)
+            chunks = load_rows(x_ptr, stride_n, token, mask, ROW)
+            _, _, score = moments(chunks, score, ROW)
             score = tl.div_rn(score, tl.full((TILES, LANES), D - CORRECTION, tl.float32))
     if AS_KEY:
         score = ordered_key(score)
     ptrs = out_ptr + (sample * total + out_start + token)[:, None]
-    store_rows(ptrs, score, mask, TILES, BLOCKS, WIDTH, VECTOR)
+    store_rows(ptrs, score, mask, ROW)
 
 
 def score_levels(levels: Sequence[Tensor], statistic: str, correction: int, out: Tensor) -> None:
@@ -138,14 +122,14 @@ def score_levels(levels: Sequence[Tensor], statistic: str, correction: int, out:
     if not levels or not out.shape[0]:
         return
     tiles = row_tiles(levels)
-    rows = tiles["TILES"] // tiles["BLOCKS"]
+    rows = tiles["ROW"].TILES // tiles["ROW"].BLOCKS
     sizes = tuple(level.shape[1] for level in levels)
     strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
     programs = out.shape[0] * sum(cdiv(size, rows) for size in sizes)
     launch(
         _score_kernel, programs,
         tuple(levels), strides_b, strides_n, sizes, out, out.shape[1], STATISTIC=statistic,
-        AS_KEY=out.dtype == torch.int32, CORRECTION=correction, D=levels[0].shape[2], **tiles,
+        AS_KEY=out.dtype == torch.int32, CORRECTION=correction, **tiles,
     )  # fmt: skip
 
 
@@ -159,63 +143,6 @@ def token_norm(features: Tensor) -> Tensor:
     scores = torch.empty(features.shape[:2], dtype=torch.float32, device=features.device)
     score_levels([features], "norm", 0, scores)
     return scores
-
-
-# Below the ordered key of every float, and below its complement.
-_NO_KEY = tl.constexpr(-(1 << 31))
-
-
-@triton.jit(do_not_specialize=["height", "width", "down", "across"])
-def _pool_scores_kernel(
-    scores_ptr, out_ptr, stride_b, stride_n, height, width, down, across,
-    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A program reduces BLOCK windows of a sample."""
-    columns = tl.cdiv(width, across)
-    windows = tl.cdiv(height, down) * columns
-    programs = tl.cdiv(windows, BLOCK)
-    sample = (tl.program_id(0) // programs).to(tl.int64)
-    window = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    mask = window < windows
-    top = window // columns * down
-    left = window % columns * across
-    scores_ptr += sample * stride_b
-    total = tl.zeros((BLOCK,), tl.float32)
-    best = tl.full((BLOCK,), _NO_KEY, tl.int32)
-    for i in range(down):
-        for j in range(across):
-            inside = mask & (top + i < height) & (left + j < width)
-            token = ((top + i) * width + left + j).to(tl.int64)
-            x = widen(tl.load(scores_ptr + token * stride_n, mask=inside, other=0))
-            if REDUCTION == "max":
-                key = ordered_key(x)
-                better = inside & (key > best)
-                total = tl.where(better, x, total)
-                best = tl.where(better, key, best)
-            else:
-                total = tl.where(inside, total + x, total)
-    if REDUCTION == "mean":
-        heights = tl.minimum(height - top, down)
-        widths = tl.minimum(width - left, across)
-        total = tl.div_rn(total, (heights * widths).to(tl.float32))
-    tl.store(out_ptr + sample * windows + window, total, mask=mask)
-
-
-def pool_config(windows: int) -> dict:
-    return {"BLOCK": min(256, max(32, next_power_of_2(windows))), "num_warps": 4}
-
-
-def pool_scores(scores: Tensor, height: int, width: int, down: int, across: int, reduction: str) -> Tensor:
-    windows = cdiv(height, down) * cdiv(width, across)
-    out = torch.empty(scores.shape[0], windows, dtype=torch.float32, device=scores.device)
-    if out.numel():
-        config = pool_config(windows)
-        launch(
-            _pool_scores_kernel, scores.shape[0] * cdiv(windows, config["BLOCK"]),
-            scores, out, scores.stride(0), scores.stride(1), height, width, down, across,
-            REDUCTION=reduction, **config,
-        )  # fmt: skip
-    return out
 
 
 @triton.jit
@@ -265,11 +192,11 @@ def _limits_kernel(
         usable = live & _is_finite(x)
         key = ordered_key(x)
         for side in tl.static_range(2):
-            value = tl.where(usable, key ^ -side, _NO_KEY)
+            value = tl.where(usable, key ^ -side, NO_KEY)
             largest = tl.max(value, 1)
             ptr = limits_ptr + 2 * k + side
             each = 2 * len(score_ptrs)
-            tl.atomic_max(ptr + first.to(tl.int64) * each, largest, mask=whole & (largest > _NO_KEY), sem="relaxed")
+            tl.atomic_max(ptr + first.to(tl.int64) * each, largest, mask=whole & (largest > NO_KEY), sem="relaxed")
             if cu_ptr is not None:
                 tl.atomic_max(ptr + segment.to(tl.int64) * each, value, mask=alone & usable, sem="relaxed")
 
@@ -299,11 +226,6 @@ def _combine_scores_kernel(
     tl.store(out_ptr + sample * tokens + token, total, mask=token < tokens)
 
 
-def combine_config(tokens: int) -> dict:
-    """16 bytes to a thread, also of two-byte scores; as many rows as there are tokens for, up to 1024 scores."""
-    return {"ROWS": min(8, next_power_of_2(cdiv(tokens, 128))), "COLUMNS": 128, "num_warps": 4}
-
-
 def combine_scores(
     scores: Sequence[Tensor], weights: Sequence[float], normalize: bool, cu_seqlens: Optional[Tensor]
 ) -> Tensor:
@@ -315,12 +237,12 @@ def combine_scores(
     segments = batch if cu_seqlens is None else len(cu_seqlens) - 1
     # The largest power of two that an index from −1 to `segments` can rise by.
     top_bit = 1 << ((segments + 1).bit_length() - 1)
-    config = combine_config(tokens)
+    config = combine_tiles(tokens)
     programs = batch * cdiv(tokens, config["ROWS"] * config["COLUMNS"])
     tensors = tuple(scores), tuple(x.stride(0) for x in scores), tuple(x.stride(1) for x in scores)
     limits = None
     if normalize:
-        limits = torch.full((segments, len(scores), 2), _NO_KEY.value, dtype=torch.int32, device=device)
+        limits = torch.full((segments, len(scores), 2), NO_KEY.value, dtype=torch.int32, device=device)
         launch(_limits_kernel, programs, *tensors, cu_seqlens, limits, tokens, segments, top_bit, **config)
     launch(
         _combine_scores_kernel, programs,

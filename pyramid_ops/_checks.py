@@ -157,3 +157,37 @@ def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tens
     if not len(x):
         raise ValueError(f"{op}: {name}: expected at least one element, got {describe(x)}")
     return x
+
+
+MAX_FEATURES = 16384
+
+
+def feature_rows(op: str, name: str, x: Tensor) -> Tensor:
+    """A checked feature tensor as `[B, N, D]` with contiguous rows; packed `[T, D]` becomes one sample."""
+    _check_features(op, name, tensor(op, name, x, "B N D", "T D"))
+    return rows(x if x.dim() == 3 else x[None])
+
+
+def level_rows(op: str, name: str, levels: Sequence[Tensor], layout: str) -> list[Tensor]:
+    """Checked levels, `[B, N_k, D]` or packed `[T_k, D]` by their layout, with contiguous rows."""
+    levels = tensors(op, name, levels, layout, packed=layout == "T D")
+    _check_features(op, f"{name}[0]", levels[0])
+    return [rows(level) for level in levels]
+
+
+def _check_features(op: str, name: str, x: Tensor) -> None:
+    if not 1 <= x.shape[-1] <= MAX_FEATURES:
+        raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {describe(x)}")
+
+
+def int_vector(op: str, name: str, values: Tensor, x: Tensor) -> Tensor:
+    """A checked int tensor `[B]` beside `x`, contiguous."""
+    tensor(op, name, values, "B", dtypes=(torch.int32, torch.int64))
+    if values.shape[0] != x.shape[0] or values.device != x.device:
+        raise ValueError(f"{op}: {name}: expected [{x.shape[0]}] on {x.device}, got {describe(values)}")
+    return values.resolve_neg().contiguous()
+
+
+def same_size(op: str, name: str, x: Tensor, shape: list[int], device: torch.device) -> None:
+    if list(x.shape) != shape or x.device != device:
+        raise ValueError(f"{op}: {name}: expected {shape} on {device}, got {describe(x)}")

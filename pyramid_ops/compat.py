@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
-from .merging import MergePlan, bipartite_plan, limbs_of, merge_tokens, tome_matching, unmerge_tokens
-from .numerics import feature_rows
+from .ops.matching import limbs_of
+from .plans.merged import merge_tokens, unmerge_tokens
+from .plans.tome import bipartite_plan, tome_matching
+from .results import MergePlan
 
 __all__ = [
     "bipartite_soft_matching",
@@ -73,7 +75,7 @@ def bipartite_soft_matching(
     >>> x.shape, size.shape, unmerge(x).shape
     (torch.Size([2, 7, 8]), torch.Size([2, 7, 1]), torch.Size([2, 10, 8]))
     """
-    feature_rows("bipartite_soft_matching", "metric", metric)
+    check.feature_rows("bipartite_soft_matching", "metric", metric)
     r = min(r, (metric.shape[1] - int(class_token) - int(distill_token)) // 2)
     if r <= 0:
         return _do_nothing, _do_nothing
@@ -104,7 +106,7 @@ def kth_bipartite_soft_matching(metric: Tensor, k: int) -> tuple[Callable, Calla
     >>> merge(torch.randn(2, 10, 4)).shape
     torch.Size([2, 3, 4])
     """
-    rows = feature_rows("kth_bipartite_soft_matching", "metric", metric)
+    rows = check.feature_rows("kth_bipartite_soft_matching", "metric", metric)
     if k <= 1:
         return _do_nothing, _do_nothing
     count = rows.shape[1] // k * k
@@ -169,7 +171,7 @@ def bipartite_soft_matching_random2d(
     torch.Size([1, 12, 8])
     """
     op = "bipartite_soft_matching_random2d"
-    rows = feature_rows(op, "metric", metric)
+    rows = check.feature_rows(op, "metric", metric)
     for name, value in (("w", w), ("h", h), ("sx", sx), ("sy", sy)):
         check.integer(op, name, value, 1)
     if rows.shape[1] != w * h:

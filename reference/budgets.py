@@ -1,35 +1,33 @@
-"""Token budgets on the device: integers whose sum is exact, and weights that follow the difficulty of a sample."""
+"""Token budgets on the device: integers whose sum is exact."""
 
-from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from .numerics import widen
+from .groups import Amount, Bounds
 
 MOST = (1 << 31) - 1
 
 
 def allocate_budgets_batch(
     weights: Tensor,
-    totals: Sequence[Tensor],
+    totals: Optional[Tensor],
     total: int,
-    sizes: Sequence[Tensor],
-    size: Sequence[int],
-    minimum: Sequence[int],
-    maximum: Sequence[int],
+    sizes: Amount,
+    bounds: Bounds,
 ) -> Tensor:
     """Largest-remainder shares of a total (`totals` `[B]`, else `total`) for weights `[B, L]`, within bounds.
 
-    `sizes` `[B, L]`, else `size`, and `maximum` bound each level from above, `minimum` from below.
+    `sizes`, `[B, L]` or of each level, and the maximum bound a level from above, the minimum from below.
     """
     device = weights.device
-    most = sizes[0].to(torch.int64) if sizes else torch.tensor(size, device=device)[None]
-    ceiling = torch.tensor(maximum, device=device)
+    most = torch.tensor(sizes.numbers, device=device)[None] if sizes.tensor is None else sizes.tensor.to(torch.int64)
+    ceiling = torch.tensor(bounds.maximum, device=device)
     most = torch.where(most < ceiling, most, ceiling).clamp(0, MOST)
-    least = torch.tensor(minimum, device=device)
+    least = torch.tensor(bounds.minimum, device=device)
     least = torch.where(least < most, least, most)
-    wanted = totals[0].to(torch.int64) if totals else torch.full((1,), total, dtype=torch.int64, device=device)
+    wanted = torch.full((1,), total, dtype=torch.int64, device=device) if totals is None else totals.to(torch.int64)
     wanted = wanted.clamp(0, MOST)[:, None]
     # All sums here are of int64, exact in any order.
     capacity = most.sum(-1)[:, None]
@@ -72,23 +70,3 @@ def _weight_integers(weights: Tensor) -> Tensor:
     shift = (exponent.amax(-1)[:, None] - exponent).clamp(0, 31)
     scaled = ((significand << 6) >> shift).to(torch.int64)
     return torch.where((scaled == 0).all(-1)[:, None], 1, scaled)
-
-
-def adaptive_weights(
-    variance: Tensor,
-    lengths: Sequence[Tensor],
-    length: int,
-    length_scale: float,
-    variance_scale: float,
-    thresholds: Sequence[float],
-    rows: Sequence[float],
-) -> Tensor:
-    """Row r of `rows` `[len(thresholds) + 1, L]` for each sample: r thresholds are not above its difficulty."""
-    count = lengths[0] if lengths else torch.full(variance.shape, length, device=variance.device)
-    count = torch.where(count > 0, count, 0)
-    difficulty = widen(count) * length_scale + variance * variance_scale
-    row = torch.zeros_like(variance, dtype=torch.int64)
-    for threshold in thresholds:
-        row += ~(difficulty < threshold)
-    table = torch.tensor(rows, dtype=torch.float32, device=variance.device)
-    return table.view(len(thresholds) + 1, -1)[row]

@@ -1,116 +1,28 @@
-"""The most similar token, and means of groups of tokens."""
+"""Means, sums and maxima of groups of tokens."""
 
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from .numerics import (
-    CACHE_ELEMENTS,
-    LOW_BITS,
-    grid_products,
-    grid_rows,
-    narrow,
-    ordered_key,
-    segment_slices,
-    segments,
-    widen,
-    work_rows,
-)
+from .arithmetic import narrow, ordered_key, widen
+from .blocks import CACHE_ELEMENTS
+from .groups import Groups
+from .segments import segments
 
 # Members of a group that one partial sum holds.
 CHUNK = 32
-# Keys that are searched at a time.
-PART = 64
-# Bytes of products that exist at a time, and at most half as many of query rows.
-BUFFER = 1 << 22
 
 
-def best_match(
-    queries: Tensor,
-    keys: Tensor,
-    key_mask: Optional[Tensor],
-    cu_seqlens_q: Optional[Tensor],
-    cu_seqlens_k: Optional[Tensor],
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    limbs: int,
-) -> tuple[Tensor, Tensor]:
-    """(index of the most similar key `[B, Nq]`, its similarity `[B, Nq]`); (−1, −inf) where no key can be matched.
-
-    The similarity is the dot product of unit rows in multiples of 2⁻³⁰, a tie goes to the lower index. Rows with a
-    norm that is not finite match nothing. With `cu_seqlens` one sample holds segments; indices count from the start of
-    the segment.
-    """
-    batch, count = queries.shape[:2]
-    indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
-    similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
-    lengths = (count, keys.shape[1])
-    parts = segment_slices(batch, *lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    for b, q, k in parts:
-        if q.start < q.stop and k.start < k.stop:
-            mask = None if key_mask is None else key_mask[b, k]
-            _search(queries[b, q], keys[b, k], mask, limbs, indices[b, q], similarity[b, q])
-    return indices, similarity
-
-
-def _search(
-    queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
-) -> None:
-    longest = keys if len(keys) > len(queries) else queries
-    buffers = work_rows(longest, 2, CACHE_ELEMENTS)
-    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, PART, buffers)
-    unusable = ~(norms.abs() < torch.inf)
-    if key_mask is not None:
-        unusable[: len(keys)] |= ~key_mask
-    unusable = unusable.nonzero()[:, 0]
-    size = key_rows.element_size()
-    step = max(1, BUFFER // (size * len(key_rows)))
-    buffer = key_rows.new_empty(min(step, len(queries)), len(key_rows))
-    block = max(1, BUFFER // (2 * size * keys.shape[1]))
-    for first in range(0, len(queries), block):
-        (query_rows,), (norms,) = grid_rows(queries[None, first : first + block], limbs, LOW_BITS, 1, buffers)
-        for row in range(0, len(query_rows), step):
-            part = query_rows[row : row + step]
-            products = grid_products(part, key_rows, buffer[: len(part)])
-            if len(unusable):
-                products[:, unusable] = -(2.0**31)
-            best, index = _first_largest(products)
-            found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
-            rows = slice(first + row, first + row + len(part))
-            indices[rows] = torch.where(found, index, -1)
-            similarity[rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
-
-
-def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row, halves rounded up to an integer, and the first index that rounds to the same."""
-    parts = products.unflatten(1, (-1, PART))
-    tops = parts.amax(-1)
-    best = least = tops.amax(-1) + 0.0  # a zero is +0
-    if products.dtype == torch.float64:
-        best = (best + 0.5).floor_()
-        least = best - 0.5
-    part = _first(tops >= least[:, None])
-    first = part * PART
-    first += _first(parts[torch.arange(len(part), device=part.device), part] >= least[:, None])
-    return best, first
-
-
-def _first(mask: Tensor) -> Tensor:
-    return mask.view(torch.uint8).argmax(-1)
-
-
-def merge_tokens(
-    x: Tensor, weights: Optional[Tensor], first: Tensor, members: Tensor, offsets: Tensor, mode: str
-) -> tuple[Tensor, Tensor]:
+def fold_groups(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str) -> tuple[Tensor, Tensor]:
     """(`[B, M, D]` in the dtype of `x`, total weight float32 `[B, M]`) of M groups of rows of `x` `[B, N, D]`.
 
-    Group g is row `first[b, g]` (none where negative), then the rows `members[b, offsets[b, g] : offsets[b, g + 1]]`.
     Sums start at +0: members are added in order in chunks of 32, then the first row and the chunk sums in order. A
     group of one row only is that row; an empty group, and a mean of weight 0, is 0. "amax" is the greatest in the order
     of keys, the earliest of equals.
     """
     count = x.shape[1]
+    first, members, offsets = groups
     first, members = (torch.where((index >= 0) & (index < count), index, -1) for index in (first, members))
     totals = torch.zeros(first.shape, dtype=torch.float32, device=x.device)
     if not count:
@@ -131,13 +43,11 @@ def merge_tokens(
             folded = ~lone & ~empty
         out[b, empty.nonzero()[:, 0]] = 0
         some = folded.nonzero()[:, 0]
-        groups = _Groups(first[b, some], members[b], begin[some], sizes[some])
+        fold = _Fold(first[b, some], members[b], begin[some], sizes[some])
         step = max(64, CACHE_ELEMENTS // (4 * max(1, len(some))))
         for column in range(0, x.shape[2] if len(some) else 0, step):
             columns = slice(column, column + step)
-            result = groups.fold(
-                x[b, :, columns], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum"
-            )
+            result = fold.of(x[b, :, columns], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum")
             if mode == "mean":
                 result /= totals[b, some, None]
             out[b, :, columns].index_copy_(0, some, narrow(result, x.dtype))
@@ -149,15 +59,15 @@ def _total_weights(
 ) -> Tensor:
     if weights is not None or len(members) >= 1 << 24:
         ones = torch.ones(count, 1, dtype=torch.float32, device=first.device)
-        groups = _Groups(first, members, begin, sizes)
-        return groups.fold(ones if weights is None else weights[:, None], None, "sum")[:, 0]
+        fold = _Fold(first, members, begin, sizes)
+        return fold.of(ones if weights is None else weights[:, None], None, "sum")[:, 0]
     # Sums of ones that float32 holds exactly.
     before = torch.zeros(len(members) + 1, dtype=torch.int64, device=first.device)
     before[1:] = (members >= 0).cumsum(0)
     return (before[begin + sizes] - before[begin] + (first >= 0)).to(torch.float32)
 
 
-class _Groups:
+class _Fold:
     """Groups of one sample, and the order in which their rows are folded; a negative row is none."""
 
     def __init__(self, first: Tensor, members: Tensor, begin: Tensor, sizes: Tensor):
@@ -172,7 +82,7 @@ class _Groups:
         self.order = length.argsort(descending=True, stable=True)
         self.begin, self.length = begin[self.order], length[self.order]
 
-    def fold(self, values: Tensor, weights: Optional[Tensor], mode: str) -> Tensor:
+    def of(self, values: Tensor, weights: Optional[Tensor], mode: str) -> Tensor:
         """`[M, D]` float32: rows of `values` `[N, D]`, weighted, added up or compared in the written order."""
         start = 0.0 if mode == "sum" else -torch.inf
 

@@ -1,4 +1,4 @@
-"""A score per token from its own features, and scores pooled and combined."""
+"""A score per token from its own features, and scores combined."""
 
 from collections.abc import Callable, Sequence
 from typing import Optional
@@ -6,10 +6,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .numerics import CACHE_ELEMENTS, each_block, lane_count, ordered_key, row_sum, scaled_norm, widen, work_rows
-
-# Below the ordered key of every float, and below its complement.
-NO_KEY = -1 << 31
+from .arithmetic import NO_KEY, ordered_key, widen
+from .blocks import CACHE_ELEMENTS, each_block, work_rows
+from .rows import lane_count, row_sum, scaled_norm
+from .segments import segment_of
 
 
 def token_variance(features: Tensor, correction: int) -> Tensor:
@@ -93,34 +93,6 @@ def level_norms(levels: Sequence[Tensor]) -> list[Tensor]:
     return scores
 
 
-def pool_scores(scores: Tensor, height: int, width: int, down: int, across: int, reduction: str) -> Tensor:
-    """`[B, height · width]` → `[B, ⌈height / down⌉ · ⌈width / across⌉]`, windows of down · across scores.
-
-    A sum adds what there is of a window row by row, from +0; a mean divides it by the count; a maximum is the first of
-    the largest, its bits unchanged.
-    """
-    grid = widen(scores).unflatten(1, (height, width))
-    rows, columns = -(-height // down), -(-width // across)
-    out = grid.new_zeros(len(scores), rows, columns)
-    best = torch.full(out.shape, NO_KEY, dtype=torch.int32, device=scores.device)
-    for i in range(down):
-        for j in range(across):
-            part = grid[:, i::down, j::across]
-            total = out[:, : part.shape[1], : part.shape[2]]
-            if reduction == "max":
-                largest, key = best[:, : part.shape[1], : part.shape[2]], ordered_key(part)
-                better = key > largest
-                total.copy_(torch.where(better, part, total))
-                largest.copy_(torch.where(better, key, largest))
-            else:
-                total += part
-    if reduction == "mean":
-        heights = (height - down * torch.arange(rows, device=scores.device)).clamp(0, down)
-        widths = (width - across * torch.arange(columns, device=scores.device)).clamp(0, across)
-        out = out / widen(heights[:, None] * widths)
-    return out.flatten(1)
-
-
 def combine_scores(
     scores: Sequence[Tensor], weights: Sequence[float], normalize: bool, cu_seqlens: Optional[Tensor]
 ) -> Tensor:
@@ -131,7 +103,7 @@ def combine_scores(
     segment, segments = None, 0
     if cu_seqlens is not None:
         segments = len(cu_seqlens) - 1
-        segment = _segment_of(cu_seqlens.to(torch.int64), scores[0].shape[1])
+        segment = segment_of(cu_seqlens.to(torch.int64), scores[0].shape[1])
     total = scores[0].new_zeros(scores[0].shape, dtype=torch.float32)
     for x, weight in zip(scores, weights, strict=True):
         x = widen(x)
@@ -169,23 +141,3 @@ def _largest(keys: Tensor, segment: Optional[Tensor], segments: int) -> Tensor:
         return keys.amax(1)[:, None] if keys.shape[1] else keys
     largest = torch.full((segments + 1,), NO_KEY, dtype=torch.int32, device=keys.device)
     return largest.scatter_reduce_(0, segment, keys[0], "amax")[None]
-
-
-def _segment_of(cu_seqlens: Tensor, size: int) -> Tensor:
-    """The segment that holds each of `size` tokens, `[size]`; the number of segments where there is none."""
-    segments, device = len(cu_seqlens) - 1, cu_seqlens.device
-    bounds = cu_seqlens.clamp(0, size)
-    ends = torch.cat((bounds, torch.full((1,), size, device=device)))
-    lengths = ends - torch.cat((bounds.new_zeros(1), bounds))
-    if bool((lengths >= 0).all()):
-        # The tokens before the first segment, those of each, and those past the last.
-        number = torch.arange(-1, segments + 1, device=device)
-        return torch.where(number < 0, segments, number).repeat_interleave(lengths)
-    # Offsets that descend: a search for the last offset that is not above the token, bit by bit.
-    token = torch.arange(size, device=device)
-    found = torch.full((size,), -1, dtype=torch.int64, device=device)
-    for bit in range((segments + 1).bit_length() - 1, -1, -1):
-        candidate = found + (1 << bit)
-        inside = candidate <= segments
-        found = torch.where(inside & (cu_seqlens[torch.where(inside, candidate, 0)] <= token), candidate, found)
-    return torch.where(found < 0, segments, found)

@@ -1,0 +1,85 @@
+"""Radix selection of the best keys, and ranks among them."""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import ordered_key, widen
+
+
+@triton.jit
+def load_words(keys_ptr, index, mask):
+    """Words that ascend where scores descend, from ordered keys (int32) or from the scores themselves."""
+    key = tl.load(keys_ptr + index, mask=mask, other=0)
+    if key.dtype != tl.int32:
+        key = ordered_key(widen(key))
+    return (key ^ 0x7FFFFFFF).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def histogram(
+    keys_ptr, begin, end, threshold, SHIFT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """How many words have each next digit, of those that agree with the threshold so far."""
+    counts = tl.zeros((1 << BITS,), tl.int32)
+    for start in range(begin, end, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        word = load_words(keys_ptr, index, index < end)
+        live = index < end
+        if SHIFT + BITS < 32:
+            live = live & ((word >> (SHIFT + BITS)) == (threshold >> (SHIFT + BITS)))
+        counts += tl.histogram(((word >> SHIFT) & ((1 << BITS) - 1)).to(tl.int32), 1 << BITS, mask=live)
+    return counts
+
+
+@triton.jit
+def next_digit(counts, threshold, wanted, SHIFT: tl.constexpr):
+    """The threshold with its next digit, and how many words that agree with it are still wanted."""
+    before = tl.cumsum(counts, 0)
+    bucket = tl.sum((before < wanted).to(tl.int32))
+    wanted -= tl.max(tl.where(before < wanted, before, 0))
+    return threshold | (bucket.to(tl.uint32) << SHIFT), wanted
+
+
+@triton.jit
+def select_threshold(keys_ptr, size, wanted, BLOCK: tl.constexpr):
+    """The word of the wanted-th best key, and how many words equal to it are wanted: 11 + 11 + 10 bit radix select."""
+    threshold = tl.zeros((), tl.uint32)
+    threshold, wanted = next_digit(histogram(keys_ptr, 0, size, threshold, 21, 11, BLOCK), threshold, wanted, 21)
+    threshold, wanted = next_digit(histogram(keys_ptr, 0, size, threshold, 10, 11, BLOCK), threshold, wanted, 10)
+    threshold, wanted = next_digit(histogram(keys_ptr, 0, size, threshold, 0, 10, BLOCK), threshold, wanted, 0)
+    return threshold, wanted
+
+
+@triton.jit
+def take_best(
+    keys_ptr, chosen_ptr, chosen_keys_ptr, begin, end, first, threshold, wanted, ties, taken, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Append the keys above the threshold and the first `wanted` equal to it, in index order, from `taken` on.
+
+    `ties` keys equal to the threshold came before `begin`. Stores `first` + index.
+    """
+    for i in range(begin, end, BLOCK):
+        index = i + tl.arange(0, BLOCK)
+        word = load_words(keys_ptr, index, index < end)
+        tie = ((word == threshold) & (index < end)).to(tl.int32)
+        tie_rank = ties + tl.cumsum(tie, 0) - tie
+        better = (word < threshold) & (index < end)
+        take = (better | ((tie == 1) & (tie_rank < wanted))).to(tl.int32)
+        position = taken + tl.cumsum(take, 0) - take
+        tl.store(chosen_ptr + position, first + index, mask=take == 1)
+        tl.store(chosen_keys_ptr + position, word.to(tl.int32, bitcast=True) ^ 0x7FFFFFFF, mask=take == 1)
+        ties += tl.sum(tie)
+        taken += tl.sum(take)
+
+
+@triton.jit
+def ranks(keys_ptr, key, candidate, first, last, begin, end, BLOCK: tl.constexpr):
+    """How many of [first, last) go before each candidate [ROWS]; all of these ranges lie in [begin, end)."""
+    rank = tl.zeros_like(candidate)
+    for start in range(begin, end, BLOCK):
+        other = start + tl.arange(0, BLOCK)[None, :]
+        other_key = tl.load(keys_ptr + other, mask=other < end, other=0)
+        ahead = (other_key > key[:, None]) | ((other_key == key[:, None]) & (other < candidate[:, None]))
+        ahead = ahead & (other >= first[:, None]) & (other < last[:, None])
+        rank += tl.sum(ahead.to(tl.int32), axis=1)
+    return rank

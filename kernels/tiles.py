@@ -1,0 +1,284 @@
+"""Which tiles each kernel gets: pure functions of shape, dtype and architecture, and one seam to force others.
+
+A chooser gives what its kernel is launched with: constexpr arguments and the compiler's options. No bit of any result
+depends on them.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Optional, TypeVar
+
+import triton
+from torch import Tensor
+
+from .arithmetic import cdiv, next_power_of_2
+from .dots import Dots
+from .launch import target_arch
+from .rows import Row
+
+# The ptxas of Tritons before 3.9, and of 3.9 for long rows, spills some words in place of taking more than 168
+# registers, unless it is told.
+_OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+# The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
+FEW = 16
+
+_forced: dict[str, Callable] = {}
+Choose = TypeVar("Choose", bound=Callable)
+
+
+def chooser(choose: Choose) -> Choose:
+    """Mark a function that chooses tiles, which `forcing` replaces by name."""
+
+    @functools.wraps(choose)
+    def chosen(*args: Any) -> Any:
+        force = _forced.get(choose.__name__)
+        return choose(*args) if force is None else force(choose, *args)
+
+    CHOOSERS[choose.__name__] = choose
+    return chosen  # type: ignore[return-value]
+
+
+#: Every chooser by name.
+CHOOSERS: dict[str, Callable] = {}
+
+
+@contextlib.contextmanager
+def forcing(**choices: Any) -> Iterator[None]:
+    """Inside, choosers give other tiles: for tests, which demand the same bits, and for the search over tiles.
+
+    A choice is a number, a dict of what to replace in the chooser's own tiles (fields of its `ROW` or `DOT` too), or a
+    function of the chooser and its arguments.
+    """
+    unknown = sorted({*choices} - {*CHOOSERS})
+    if unknown:
+        raise ValueError(f"forcing: expected choosers ({', '.join(CHOOSERS)}), got {', '.join(unknown)}")
+
+    def force(choice: Any) -> Callable:
+        if callable(choice):
+            return choice
+        return lambda choose, *args: put(choose(*args), choice) if isinstance(choice, dict) else choice
+
+    before = dict(_forced)
+    _forced.update({name: force(choice) for name, choice in choices.items()})
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def put(tiles: Any, values: dict) -> Any:
+    """`tiles`, or each of a pair of them, with `values` in place of their own; None stays None."""
+    if tiles is None:
+        return None
+    if isinstance(tiles, tuple):
+        return tuple(put(part, values) for part in tiles)
+    made = dict(tiles)
+    for group in ("ROW", "DOT"):
+        if group in made:
+            fields = made[group]._fields
+            made[group] = made[group]._replace(**{name: value for name, value in values.items() if name in fields})
+            values = {name: value for name, value in values.items() if name not in fields}
+    return {**made, **values}
+
+
+@chooser
+def row_tiles(rows: Sequence[Tensor], warps: int = 0, load_bytes: int = 16) -> dict:
+    """For rows `[B, N, D]`: `load_bytes` to a thread where the strides allow, a tile row no wider than a warp."""
+    features = rows[0].shape[-1]
+    lanes = min(256, next_power_of_2(features))
+    vector = min(max(1, load_bytes // rows[0].element_size()), lanes)
+    for x in rows:
+        vector = math.gcd(vector, *x.stride()[:-1], x.data_ptr() // x.element_size())
+    width = min(lanes, 32 * vector)
+    blocks = next_power_of_2(cdiv(features, 1536))
+    warps = max(warps or (4 if features <= 1024 else 8), blocks)
+    chunks = cdiv(features, blocks * lanes) * lanes // width
+    row = Row(features, warps * 32 * vector // width, blocks, lanes // width, chunks, width, vector)
+    return {"ROW": row, "num_warps": warps}
+
+
+@chooser
+def blur_tiles(width: int, itemsize: int, taps: int) -> dict:
+    """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice.
+
+    One output for long filters, whose window would not fit the registers.
+    """
+    outputs = min(4, 8 // itemsize) if taps <= 8 else 1
+    block = min(128 * outputs, max(warp_lanes() * outputs, next_power_of_2(width)))
+    return {"ROWS": 16, "BLOCK": block, "num_warps": block // (warp_lanes() * outputs)}
+
+
+def warp_lanes() -> int:
+    """Threads of a warp."""
+    return 64 if isinstance(target_arch(), str) else 32
+
+
+@chooser
+def select_tiles(size: int) -> dict:
+    """Keys to a tile: sizes at which the histogram's code spills under none of Triton 3.6.0, 3.7.1 and 3.9.0."""
+    block = 256 if size <= 256 else 512 if size <= 512 else 2048
+    return {"BLOCK": block, "num_warps": 8 if block == 256 else 16}
+
+
+@chooser
+def gather_tiles(levels: Sequence[Tensor]) -> dict:
+    """One row to a program, 16 bytes to a thread where the strides allow."""
+    element = levels[0].element_size()
+    vector = 16 // element
+    for x in levels:
+        vector = math.gcd(vector, *x.stride()[:2], x.data_ptr() // element)
+    block = min(128 * vector, max(32 * vector, next_power_of_2(levels[0].shape[2])))
+    return {"ROWS": 1, "BLOCK": block, "VECTOR": vector, "num_warps": max(1, block // (32 * vector))}
+
+
+@chooser
+def chunk_tiles() -> dict:
+    return {"CHUNK": 8192, **select_tiles(8192)}
+
+
+@chooser
+def order_tiles(capacity: int, by_index: bool) -> dict:
+    if by_index:
+        return {"ROWS": min(512, max(32, next_power_of_2(capacity))), "BLOCK": 1, "num_warps": 4}
+    return {"ROWS": 16, "BLOCK": min(128, max(32, next_power_of_2(capacity))), "num_warps": 4}
+
+
+@chooser
+def move_tiles(x: Tensor) -> dict:
+    """16 bytes to a thread where the strides allow; many rows to a program where they are short."""
+    vector = 16 // x.element_size()
+    vector = math.gcd(vector, x.stride(0), x.stride(1), x.shape[2], x.data_ptr() // x.element_size())
+    block = min(128 * vector, next_power_of_2(x.shape[2]))
+    rows = max(1, 128 * vector // block)
+    return {"ROWS": rows, "BLOCK": block, "VECTOR": vector, "num_warps": 4}
+
+
+@chooser
+def pool_tiles(windows: int) -> dict:
+    return {"BLOCK": min(256, max(32, next_power_of_2(windows))), "num_warps": 4}
+
+
+@chooser
+def combine_tiles(tokens: int) -> dict:
+    """16 bytes to a thread, also of two-byte scores; as many rows as there are tokens for, up to 1024 scores."""
+    return {"ROWS": min(8, next_power_of_2(cdiv(tokens, 128))), "COLUMNS": 128, "num_warps": 4}
+
+
+@chooser
+def region_tiles(arch: int | str) -> dict:
+    """A region to a warp; for sm_100 no more than one to a program, since some version of Triton spills there."""
+    warps = 1 if arch == 100 else 4
+    return {"ROW": Row(256, warps, 1, 1, 1, 256, 8), "num_warps": warps}
+
+
+@chooser
+def broadcast_tiles(tokens: int) -> dict:
+    return {"BLOCK": min(1024, max(32, next_power_of_2(tokens))), "num_warps": 4}
+
+
+@chooser
+def entropy_tiles(values: int, bins: int) -> dict:
+    """Values to a tile: sizes at which the histogram's code spills under none of Triton 3.6.0, 3.7.1 and 3.9.0."""
+    block = min(1024, max(256, next_power_of_2(values)))
+    words = max(32, next_power_of_2(bins))
+    return {"ROW": Row(words, 1, 1, 1, 1, words, words // 32), "BLOCK": block, "num_warps": 4}
+
+
+@chooser
+def budget_tiles(levels: int) -> dict:
+    width = next_power_of_2(levels)
+    return {"SAMPLES": max(1, min(64, 1024 // (width * width))), "num_warps": 4}
+
+
+@chooser
+def match_tiles(features: int, limbs: int, arch: int | str) -> dict:
+    """Tiles of the similarity: the largest whose accumulators stay in registers."""
+    # Rows of few features leave the loop so short that wider tiles spill.
+    m, n, k, warps, stages = 128 if features > 16 else 64, 128 if features % 16 == 0 else 64, 64, 8, 3
+    # Four warps take a quarter to a third fewer instructions and leave an SM two programs, where they do not spill.
+    if features % 16 == 0 and (arch in (80, 90, 100) if features <= 64 else arch == 90 and features % 64 == 0):
+        warps = 4
+    if limbs == 2:
+        m, n, k, warps, stages = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
+        if arch == 90 and features % 16 == 0:
+            m, n, k, warps, stages = 128, 64, 64 if features <= 64 else 32, 8, 2
+    k = min(k, max(16, next_power_of_2(features)))
+    # The assembler stops at 128 or 168 registers here, and spills, unless it is told otherwise.
+    registers = {"maxnreg": 255} if limbs == 2 and arch == 100 and features > 64 else {}
+    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages, **registers}
+
+
+@chooser
+def match_splits(programs: int, tiles: int) -> int:
+    """Parts of the keys, for some 500 programs of at least four key tiles."""
+    return max(1, min(cdiv(512, programs), tiles // 4))
+
+
+@chooser
+def fold_tiles(x: Tensor) -> dict:
+    """One group to a program, 16 bytes to a thread where the strides allow."""
+    vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])
+    block = min(128 * vector, max(32 * vector, next_power_of_2(x.shape[2])))
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector))}
+
+
+@chooser
+def attention_tiles(features: int, limbs: int, rows: int, by_tile: bool) -> tuple[dict, dict]:
+    """Tiles of queries by keys for the rows, and of keys by queries for the columns, whose logits stay in registers."""
+    few = rows <= FEW
+    wide = 64 if limbs == 1 else 32
+    block = min(max(16, next_power_of_2(features)), wide)
+    # A sixth fewer instructions; elsewhere tiles of this width spill with some head dimension or option.
+    many = 128 if limbs == 1 and target_arch() == 90 else wide
+    row = (16, 2 * wide if limbs == 1 else wide) if few else (64, many)
+    # Where heads are reduced first, a second tile of sums is alive.
+    column = (64, 16 if few else wide // 2 if by_tile else many)
+    options = {"num_warps": 4, "num_stages": 2, **_registers(features > 128)}
+    dots = (Dots(features, limbs, *tile, block) for tile in (row, column))
+    first, second = ({"DOT": dot, **options} for dot in dots)
+    return first, second
+
+
+@chooser
+def relevance_tiles(features: int, limbs: int, rows: int, mean: bool) -> dict:
+    """Those of columns; the mean holds wider numbers. Long rows need no more registers here."""
+    _, tiles = attention_tiles(min(features, 128), limbs, rows, mean)
+    return put(tiles, {"D": features})
+
+
+def _registers(long_rows: bool) -> dict:
+    return {"maxnreg": 255} if (_OLD or long_rows) and isinstance(target_arch(), int) else {}
+
+
+@chooser
+def kept_tiles(features: int, limbs: int, rows: int, joined: int) -> tuple[dict, dict]:
+    """The same tiles where logits are read, of so many rows of a key head and of a column: 4 logits a thread."""
+    row, column = (min(FEW, next_power_of_2(count)) for count in (rows, joined))
+    options = {"num_warps": 4, "num_stages": 2}
+    return (
+        {"DOT": Dots(features, limbs, row, 512 // row, 16), **options},
+        {"DOT": Dots(features, limbs, 512 // column, column, 16), **options},
+    )
+
+
+@chooser
+def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
+    """Arguments of `_logits_kernel` for keys `[B, H, N, D]`; None where rows are too short or too long for it."""
+    features = key.shape[3]
+    if not 8 < features <= 256 // limbs or features * key.element_size() > 512:
+        return None
+    # Products of two limbs are exact over 64 features at a time.
+    load_bytes = 16 if limbs == 1 or features <= 64 else 2 * key.element_size()
+    tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
+    # Fewer than 32 keys would be repeated over the warps of a product.
+    keys = max(32, 4096 // limbs // (tiles["ROW"].PARTS * tiles["ROW"].WIDTH))
+    return {**put(tiles, {"TILES": keys}), **_registers(False)}
+
+
+@chooser
+def attention_splits(programs: int, length: int, tile: int) -> int:
+    """Parts of a loop over `length`, for some 500 programs of at least two tiles, or four where those are narrow."""
+    return max(1, min(cdiv(512, max(1, programs)), length // max(2 * tile, min(4 * tile, 256))))

@@ -1,0 +1,1 @@
+"""Pictures that show what the ops do, for the command line."""

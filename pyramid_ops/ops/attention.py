@@ -1,0 +1,292 @@
+"""Importance of tokens from attention, without the attention matrix."""
+
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .._op import Op
+from .._packed import Extents, extents
+from ..reference import attention as reference
+from ..reference.groups import Queries, Reduction, Segments, Softmax, Span
+from .matching import limbs_of
+from .queries import (
+    INT32_MAX,
+    centered,
+    chosen_queries,
+    index_list,
+    mean_logits,
+    query_counts,
+    query_positions,
+    scaled_weights,
+)
+
+__all__ = ["attention_importance"]
+
+LOG2_E = 1.4426950408889634
+
+
+def _attention_importance_fake(query: Tensor, key: Tensor, *_: object) -> Tensor:
+    return query.new_empty(query.shape[0], key.shape[2], dtype=torch.float32)
+
+
+attention_importance_op = Op(reference.attention_importance, _attention_importance_fake)
+
+
+def attention_importance(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: Optional[float] = None,
+    causal: bool = False,
+    softcap: Optional[float] = None,
+    temperature: float = 1.0,
+    query_indices: Union[Sequence[int], Tensor, None] = None,
+    query_weights: Optional[Tensor] = None,
+    key_range: Optional[tuple[int, int]] = None,
+    head_reduction: str = "mean",
+    query_reduction: str = "mean",
+    reduce_first: str = "heads",
+    cu_seqlens_q: Optional[Tensor] = None,
+    cu_seqlens_k: Optional[Tensor] = None,
+    max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None,
+    log_sum_exp: Optional[Tensor] = None,
+    center_keys: bool = False,
+    precision: Optional[str] = None,
+) -> Tensor:
+    """The attention that each key receives, straight from q and k: no attention matrix is stored.
+
+    With ``A = softmax(softcap(query @ key.T * scale) / temperature)`` over all keys in sight, the mean, sum or greatest
+    A over queries and the mean, sum, greatest or root mean square over heads.
+
+    Parameters
+    ----------
+    query, key : Tensor
+        ``[B, H, Nq, D]`` and ``[B, Hkv, Nk, D]`` as attention takes them, or packed ``[Tq, H, D]`` and
+        ``[Tk, Hkv, D]``; float16, bfloat16 or float32; H a multiple of Hkv: query head h uses key head h // (H // Hkv).
+    scale : float, optional
+        Default: 1 / √D.
+    causal : bool
+        Query i sees the keys j ≤ i + Nk − Nq: the last query sees all.
+    softcap : float, optional
+        Logits become softcap · tanh(logits / softcap).
+    temperature : float
+        Logits are divided by it, after the soft cap.
+    query_indices : sequence of int, or Tensor, optional
+        Queries that count (default: all). A list for every sample or segment alike, where negative numbers count from
+        its end: ``[-1]`` is the last query. Or an int32 or int64 tensor ``[M]`` or ``[B, M]`` (packed: ``[S, M]``,
+        within the segment) on the device, where entries outside the queries, such as −1, are unused slots.
+    query_weights : Tensor, optional
+        float32 ``[B, Nq]`` or ``[Tq]``, at least 0 and below 2¹²⁶: what each query counts. Anything else makes the
+        scores of its sample or segment NaN.
+    key_range : (int, int), optional
+        First key and one past the last that scores are wanted for, such as the image's columns. The softmax runs over
+        all keys all the same.
+    head_reduction : "mean", "sum", "max" or "rms"
+    query_reduction : "mean", "sum" or "max"
+        The mean divides by the queries that see the key, or by the sum of their weights; it is 0 if there are none.
+        A greatest value is that of weight · A.
+    reduce_first : "heads" or "queries"
+        Which reduction comes first: a maximum and a mean do not commute.
+    cu_seqlens_q, cu_seqlens_k : Tensor, optional
+        int32 ``[S + 1]``: segments of packed rows. Offsets outside the tensor are clamped.
+    max_seqlen_q, max_seqlen_k : int, optional
+        Rows of the longest segment (default: all rows); rows of a segment past it are left out.
+    log_sum_exp : Tensor, optional
+        float32 ``[B, H, Nq]`` or ``[H, Tq]``, the natural logarithm of the sum of exp of each query's logits, as
+        FlashAttention returns it: saves two of three passes. Probabilities are at most 1 then.
+    center_keys : bool
+        Subtract the mean key of each head first. Softmax does not change, but keys with a large common part keep more
+        of their differences. Not with `softcap`.
+    precision : "grid", "high" or None
+        As in :func:`best_match`.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[B, Nk]``, or ``[B, stop - start]`` of `key_range`; packed ``[Tk]``, 0 outside of segments and range.
+        A query that sees no key contributes 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, head counts that do not divide, a range or index outside, or an input
+        that requires grad.
+
+    Notes
+    -----
+    Cosines of unit rows are exact (:func:`unit_rows`), norms are multiplied back, 2^x is a written polynomial, and
+    probabilities are added as integers in units of 2⁻³⁰: the same bits on every device, for any tile or batch. Query
+    rows with a NaN or an infinity contribute 0, such keys get 0; norms and norms · scale above 2⁶⁰ count as 2⁶⁰.
+    Memory is O(Nq + Nk) per head. No host synchronisation.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> key = torch.tensor([[[[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]]]])
+    >>> query = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
+    >>> pyramid_ops.attention_importance(query, key, query_indices=[-1]).argmax().item()
+    0
+    """
+    op = "attention_importance"
+    q, k, packed = checked_heads(op, query, key)
+    device, features = q.device, q.shape[3]
+    check.choice(op, "head_reduction", head_reduction, "mean", "sum", "max", "rms")
+    check.choice(op, "query_reduction", query_reduction, "mean", "sum", "max")
+    check.choice(op, "reduce_first", reduce_first, "heads", "queries")
+    for name, flag in (("causal", causal), ("center_keys", center_keys)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{op}: {name}: expected a bool, got {check.describe(flag)}")
+    slope, cap = logit_slope(op, features**-0.5 if scale is None else scale, softcap, temperature)
+    limbs = limbs_of(op, precision, q, k)
+    if (cu_seqlens_q is None) != (not packed) or (cu_seqlens_k is None) != (not packed):
+        expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, H, D] rows"
+        raise ValueError(f"{op}: cu_seqlens_q, cu_seqlens_k: expected {expected}, got {check.describe(query)}")
+    longest = []
+    for name, value, x in (("max_seqlen_q", max_seqlen_q, q), ("max_seqlen_k", max_seqlen_k, k)):
+        if value is not None and not packed:
+            raise ValueError(f"{op}: {name}: expected only with cu_seqlens_q and cu_seqlens_k, got {value}")
+        longest.append(x.shape[2] if value is None else min(check.integer(op, name, value, 0), x.shape[2]))
+    longest_q, longest_k = longest
+    segments = q.shape[0]
+    if cu_seqlens_q is not None and cu_seqlens_k is not None:
+        cu_seqlens_q = check.cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q)
+        cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, len(cu_seqlens_q) - 1)
+        segments = len(cu_seqlens_q) - 1
+    start, stop = _range(op, key_range, longest_k, packed)
+    if center_keys and softcap is not None:
+        raise ValueError(f"{op}: center_keys: expected without softcap, got both")
+    if query_weights is not None:
+        if query_indices is not None:
+            raise ValueError(f"{op}: query_weights: expected without query_indices, got both")
+        check.tensor(op, "query_weights", query_weights, "Tq" if packed else "B Nq", dtypes=(torch.float32,))
+        check.same_size(
+            op, "query_weights", query_weights, [q.shape[2]] if packed else [q.shape[0], q.shape[2]], device
+        )
+    if log_sum_exp is not None:
+        check.tensor(op, "log_sum_exp", log_sum_exp, "H Tq" if packed else "B H Nq", dtypes=(torch.float32,))
+        shape = list(q.shape[1:3] if packed else q.shape[:3])
+        check.same_size(op, "log_sum_exp", log_sum_exp, shape, device)
+        log_sum_exp = log_sum_exp[None] if packed else log_sum_exp
+    if not (segments and q.shape[2] and k.shape[2]):
+        scores = torch.zeros(k.shape[0], k.shape[2], dtype=torch.float32, device=device)
+        return scores[0] if packed else scores[:, start:stop].contiguous()
+
+    positions = weights = counts = unscale = None
+    if query_indices is not None and not isinstance(query_indices, Tensor):
+        query_indices = index_list(op, query_indices, longest_q)
+        rows = [index % longest_q for index in query_indices]
+        if (
+            not packed
+            and rows == list(range(rows[0], rows[0] + len(rows)))
+            and (not causal or rows[-1] == longest_q - 1)
+        ):
+            # Consecutive queries that see what they would see alone are a view: nothing is gathered.
+            q, longest_q, query_indices = q[:, :, rows[0] : rows[-1] + 1], len(rows), None
+            log_sum_exp = None if log_sum_exp is None else log_sum_exp[:, :, rows[0] : rows[-1] + 1]
+    size_q, size_k = q.shape[0] * q.shape[2], k.shape[0] * k.shape[2]
+    if center_keys or query_indices is not None or query_weights is not None:
+        at = Extents(*extents(q, cu_seqlens_q, longest_q), *extents(k, cu_seqlens_k, longest_k))
+    if center_keys:
+        k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], segments if packed else 1)
+        if log_sum_exp is not None:
+            log_sum_exp = log_sum_exp - mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], slope / LOG2_E)
+    if query_indices is not None:
+        place, last = chosen_queries(at, query_positions(op, query_indices, segments, packed, device), causal)
+        segment = torch.arange(segments, device=device)[:, None].expand_as(last)
+        longest_q = last.shape[1]
+        if packed:
+            place = (place + at.start_q[:, None]).clamp(max=size_q - 1).view(1, -1)
+            cu_seqlens_q = torch.arange(segments + 1, dtype=torch.int32, device=device) * longest_q
+        positions = last.to(torch.int32).view_as(place)
+        from_head = place[:, None].expand(-1, q.shape[1], -1)
+        q = q.gather(2, from_head[..., None].expand(-1, -1, -1, features))
+        log_sum_exp = None if log_sum_exp is None else log_sum_exp.gather(2, from_head)
+    elif query_weights is not None:
+        weights, unscale = scaled_weights(at, query_weights[None] if packed else query_weights)
+        if query_reduction == "mean":
+            unscale = torch.where(unscale > 0, 1.0, unscale)
+        segment, place = at.of(keys=False, size=size_q)
+        last = place + (at.count_k - at.count_q)[segment] if causal else torch.full_like(place, INT32_MAX)
+        last = torch.where((place >= 0) & (place < at.count_q[segment]), last, -1)
+    if query_reduction == "mean" and (positions is not None or weights is not None):
+        counts = query_counts(at, segment.flatten(), last.flatten(), weights, size_k).view(k.shape[0], k.shape[2])
+    scores = attention_importance_op(
+        q,
+        k,
+        Queries(positions, weights, log_sum_exp, counts),
+        Segments(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k),
+        Span(start, stop),
+        Softmax(causal, slope, cap, limbs),
+        Reduction(head_reduction, query_reduction, reduce_first == "heads"),
+    )
+    if unscale is not None:
+        scores = scores * unscale[at.of(keys=True, size=size_k)[0]].view_as(scores)
+    if packed:
+        return scores[0]
+    return scores if stop - start == scores.shape[1] else scores[:, start:stop].contiguous()
+
+
+def received(x: Tensor, cu_seqlens: Optional[Tensor] = None, longest: Optional[int] = None) -> Tensor:
+    """Mean attention that each token of `[B, N, D]` or packed `[T, D]` receives, the features being q and k."""
+    head = (x if x.dtype in check.FLOATS else x.to(torch.float16)).unsqueeze(1)
+    if cu_seqlens is None:
+        return attention_importance(head, head)
+    return attention_importance(
+        head, head, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=longest, max_seqlen_k=longest
+    )
+
+
+def checked_heads(op: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Checked q and k as `[B, H, N, D]` with contiguous rows, and whether they are packed."""
+    for name, x in (("query", query), ("key", key)):
+        check.tensor(op, name, x, "B H N D", "T H D", dtypes=check.FLOATS)
+        if not 1 <= x.shape[-1] <= check.MAX_FEATURES:
+            raise ValueError(f"{op}: {name}: expected 1 to {check.MAX_FEATURES} features, got {check.describe(x)}")
+    packed = query.dim() == 3
+    heads = 1 if query.dim() == 3 else query.shape[0]
+    if key.dim() != query.dim() or key.shape[-1] != query.shape[-1] or key.device != query.device:
+        raise ValueError(
+            f"{op}: key: expected the layout, feature size and device of query ({check.describe(query)}), got "
+            f"{check.describe(key)}"
+        )
+    if not packed and key.shape[0] != heads:
+        raise ValueError(f"{op}: key: expected batch size {heads} as query, got {check.describe(key)}")
+    h, kv = (x.shape[1] for x in (query, key))
+    if not h or not kv or h % kv:
+        raise ValueError(f"{op}: key: expected a number of heads that divides the {h} of query, got {kv}")
+    q, k = (check.rows(x.movedim(0, 1)[None] if packed else x) for x in (query, key))
+    return q, k, packed
+
+
+def logit_slope(op: str, scale: float, softcap: Optional[float], temperature: float) -> tuple[float, float]:
+    """(what a product of norms is multiplied by, cap): see the reference."""
+    numbers = [("scale", scale), ("temperature", temperature)]
+    numbers += [] if softcap is None else [("softcap", softcap)]
+    for name, value in numbers:
+        if check.number(op, name, value) <= 0:
+            raise ValueError(f"{op}: {name}: expected a number above 0, got {value}")
+    slope, cap = scale * LOG2_E / temperature, 0.0
+    if softcap is not None:
+        slope, cap = scale * 2 * LOG2_E / softcap, softcap * LOG2_E / temperature
+    if not (slope < 2.0**120 and cap < 2.0**100):
+        raise ValueError(
+            f"{op}: scale: expected logits that float32 can hold, got scale {scale}, temperature {temperature}, "
+            f"softcap {softcap}"
+        )
+    return slope, cap
+
+
+def _range(op: str, key_range: Any, longest: int, packed: bool) -> tuple[int, int]:
+    if key_range is None:
+        return 0, longest
+    values = check.sequence(op, "key_range", key_range)
+    if len(values) != 2:
+        raise ValueError(f"{op}: key_range: expected (start, stop), got {key_range!r}")
+    start, stop = (check.integer(op, "key_range", value, 0) for value in values)
+    if start > stop or (stop > longest and not packed):
+        raise ValueError(f"{op}: key_range: expected 0 <= start <= stop <= {longest}, got {key_range!r}")
+    return start, min(stop, longest)

@@ -1,0 +1,102 @@
+"""Means, sums and maxima of groups of tokens."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .._op import Op
+from ..reference import merging as reference
+from ..reference.groups import Groups
+from ..results import MergedTokens
+
+__all__ = ["assign_mean"]
+
+
+def _fold_fake(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str) -> tuple[Tensor, Tensor]:
+    shape = groups.first.shape
+    return x.new_empty(*shape, x.shape[2]), x.new_empty(shape, dtype=torch.float32)
+
+
+fold_groups_op = Op(reference.fold_groups, _fold_fake)
+
+
+def token_rows(op: str, name: str, x: Tensor, like: Optional[Tensor] = None) -> Tensor:
+    """Checked tokens as `[B, N, D]` with contiguous rows."""
+    check.tensor(op, name, x, "B N D", "T D")
+    if like is not None and x.shape[:-1] != like.shape:
+        raise ValueError(f"{op}: {name}: expected {[*like.shape, 'D']} as the plan, got {check.describe(x)}")
+    return check.rows(x if x.dim() == 3 else x[None])
+
+
+def token_weights(op: str, name: str, weights: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+    if weights is None:
+        return None
+    check.tensor(op, name, weights, "B N" if x.dim() == 3 else "T", dtypes=(torch.float32,))
+    if weights.shape != x.shape[:-1] or weights.device != x.device:
+        raise ValueError(f"{op}: {name}: expected {list(x.shape[:-1])} on {x.device}, got {check.describe(weights)}")
+    return check.rows(weights if x.dim() == 3 else weights[None]).contiguous()
+
+
+def group_tokens(tokens: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """(tokens `[B, N]` by group, then ascending, where each group begins `[B, groups + 1]`); others are last."""
+    group = torch.where((group >= 0) & (group < groups), group, groups)
+    keys = ((group << 32) | (tokens & 0xFFFFFFFF)).sort(1).values
+    bounds = torch.arange(groups + 1, device=tokens.device).expand(len(tokens), -1).contiguous()
+    return keys & 0xFFFFFFFF, torch.searchsorted(keys >> 32, bounds)
+
+
+def assign_mean(x: Tensor, assignment: Tensor, num_clusters: int, *, weights: Optional[Tensor] = None) -> MergedTokens:
+    """Weighted mean of the tokens of each cluster, for any assignment.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, N, D]`` or packed ``[T, D]``; uint8, float16, bfloat16 or float32; any D.
+    assignment : Tensor
+        int64 ``[B, N]`` or ``[T]``: the cluster of each token. Tokens with a number outside [0, num_clusters), such as
+        −1, belong to none.
+    num_clusters : int
+        Clusters of each sample.
+    weights : Tensor, optional
+        float32 ``[B, N]`` or ``[T]`` (default: 1 each).
+
+    Returns
+    -------
+    MergedTokens
+        ``tokens`` ``[B, num_clusters, D]`` in the dtype of `x`: Σ w·x / Σ w; 0 where Σ w is 0, as in an empty cluster.
+        ``sizes`` float32 ``[B, num_clusters]``: Σ w.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or number, or an input that requires grad.
+
+    Notes
+    -----
+    Added up in a written order, as in :func:`merge_tokens`: the same bits on every device. Clusters may hold any number
+    of tokens.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> x = torch.tensor([[1.0], [3.0], [10.0]])
+    >>> means, sizes = pyramid_ops.assign_mean(x, torch.tensor([0, 0, 2]), 3)
+    >>> means.tolist(), sizes.tolist()
+    ([[2.0], [0.0], [10.0]], [2.0, 0.0, 1.0])
+    """
+    op = "assign_mean"
+    tokens = token_rows(op, "x", x)
+    weights = token_weights(op, "weights", weights, x)
+    check.tensor(op, "assignment", assignment, "B N" if x.dim() == 3 else "T", dtypes=(torch.int64,))
+    if assignment.shape != x.shape[:-1] or assignment.device != x.device:
+        raise ValueError(
+            f"{op}: assignment: expected {list(x.shape[:-1])} on {x.device}, got {check.describe(assignment)}"
+        )
+    clusters = check.integer(op, "num_clusters", num_clusters, 0)
+    group = assignment if x.dim() == 3 else assignment[None]
+    members, offsets = group_tokens(torch.arange(group.shape[1], device=x.device).expand_as(group), group, clusters)
+    none = torch.full((group.shape[0], clusters), -1, dtype=torch.int64, device=x.device)
+    means, totals = fold_groups_op(tokens, weights, Groups(none, members, offsets), "mean")
+    return MergedTokens(means, totals) if x.dim() == 3 else MergedTokens(means[0], totals[0])

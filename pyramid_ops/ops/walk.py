@@ -1,0 +1,95 @@
+"""Importance that flows along attention."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .._op import Op
+from ..reference import walk as reference
+from ..reference.groups import Softmax
+from .attention import checked_heads, logit_slope
+from .matching import limbs_of
+
+__all__ = ["attention_walk"]
+
+
+def _attention_walk_fake(query: Tensor, key: Tensor, softmax: Softmax, steps: int, head_reduction: str) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], dtype=torch.float32)
+
+
+attention_walk_op = Op(reference.attention_walk, _attention_walk_fake)
+
+
+def attention_walk(
+    query: Tensor,
+    key: Tensor,
+    *,
+    steps: int = 5,
+    temperature: float = 0.1,
+    scale: Optional[float] = None,
+    head_reduction: str = "rms",
+    precision: Optional[str] = None,
+) -> Tensor:
+    """Importance that flows along attention: a few steps of p ← p · A from uniform p, without the attention matrix.
+
+    With ``A = softmax(query @ key.T * scale / temperature)`` over all tokens, p of each head starts as 1 / N.
+
+    Parameters
+    ----------
+    query, key : Tensor
+        ``[B, H, N, D]`` and ``[B, Hkv, N, D]`` as attention takes them; float16, bfloat16 or float32; H a multiple of
+        Hkv: query head h uses key head h // (H // Hkv).
+    steps : int
+        At least 0: with 0, p stays 1 / N.
+    temperature : float
+        Logits are divided by it: below 1 it sharpens attention.
+    scale : float, optional
+        Default: 1 / √D.
+    head_reduction : "rms", "mean", "sum" or "max"
+        How p of heads become one score.
+    precision : "grid", "high" or None
+        As in :func:`best_match`.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[B, N]``: over the tokens each head's p adds up to 1, less what tokens with a NaN or an infinity take
+        away: such keys get 0, such queries pass nothing on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, head counts that do not divide, or an input that requires grad.
+
+    Notes
+    -----
+    Attention is that of :func:`attention_importance`. Before each step p of each head is scaled by a power of two to
+    just below 1, and p · A is added up as integers in units of 2⁻³⁰: the same bits on every device, for any tile or
+    batch. The softmax is prepared once; a step is one pass over the N × N logits. Memory is O(N) per head. No host
+    synchronisation.
+
+    References
+    ----------
+    AIM (arXiv 2412.03248).
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> x = torch.tensor([[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]])
+    >>> pyramid_ops.attention_walk(x, x, steps=0).tolist() == [[torch.tensor(1 / 3).item()] * 3]
+    True
+    >>> pyramid_ops.attention_walk(x, x[:, :, [0, 2, 2]]).argmax().item()
+    0
+    """
+    op = "attention_walk"
+    for name, x in (("query", query), ("key", key)):
+        check.tensor(op, name, x, "B H N D", dtypes=check.FLOATS)
+    q, k, _ = checked_heads(op, query, key)
+    if k.shape[2] != q.shape[2]:
+        raise ValueError(f"{op}: key: expected {q.shape[2]} tokens as query, got {check.describe(key)}")
+    steps = check.integer(op, "steps", steps, 0)
+    slope, _ = logit_slope(op, q.shape[3] ** -0.5 if scale is None else scale, None, temperature)
+    check.choice(op, "head_reduction", head_reduction, "rms", "mean", "sum", "max")
+    return attention_walk_op(q, k, Softmax(False, slope, 0.0, limbs_of(op, precision, q, k)), steps, head_reduction)

@@ -1,0 +1,120 @@
+"""Arguments that belong together, as both rooms take them. A custom op has one flat argument for each field."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from torch import Tensor
+
+
+class Segments(NamedTuple):
+    """Which rows of packed queries and keys belong together: int32 `[S + 1]`, None for dense ones.
+
+    Of a longer segment the first `max_seqlen_q` queries and `max_seqlen_k` keys count.
+    """
+
+    cu_seqlens_q: Optional[Tensor]
+    cu_seqlens_k: Optional[Tensor]
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+class Queries(NamedTuple):
+    """What is known of each query.
+
+    `positions` int32 `[B, Nq]`: the last key it sees where attention is causal, negative for one that is left out.
+    `weights` `[B, Nq]` within [0, 1]. `log_sum_exp` `[B, H, Nq]` of its logits, to base e. `counts` int64 `[B, Nk]`:
+    how many queries see a key, or the sum of their weights in units of 2⁻³⁰.
+    """
+
+    positions: Optional[Tensor]
+    weights: Optional[Tensor]
+    log_sum_exp: Optional[Tensor]
+    counts: Optional[Tensor]
+
+
+class Span(NamedTuple):
+    """The columns that are wanted, [start, stop) of each segment."""
+
+    start: int
+    stop: int
+
+
+class Softmax(NamedTuple):
+    """Logits to base 2 are cosine · (norm · scale) · norm, with a `cap` other than 0 cap · (1 − 2 / (2^x + 1))."""
+
+    causal: bool
+    scale: float
+    cap: float
+    limbs: int
+
+
+class Reduction(NamedTuple):
+    """ "mean", "sum", "max" or (heads) "rms", and which of the two comes first."""
+
+    heads: str
+    queries: str
+    heads_first: bool
+
+
+class Amount(NamedTuple):
+    """Integers on the device, or where there are none on the host."""
+
+    tensor: Optional[Tensor]
+    numbers: Sequence[int]
+
+
+class Slots(NamedTuple):
+    """Of a segment the first `max_seqlen` rows count, of what is chosen the first `capacity`."""
+
+    max_seqlen: int
+    capacity: int
+
+
+class Bounds(NamedTuple):
+    """Least and most of each level."""
+
+    minimum: Sequence[int]
+    maximum: Sequence[int]
+
+
+class Difficulty(NamedTuple):
+    """length_scale · length + variance_scale · variance against `thresholds`, and a row of weights for each outcome."""
+
+    length_scale: float
+    variance_scale: float
+    thresholds: Sequence[float]
+    rows: Sequence[float]
+
+
+class Filter(NamedTuple):
+    """A one-dimensional filter, the place of its first tap beside the pixel, and what stands outside the image."""
+
+    taps: Sequence[float]
+    offset: int
+    padding: str
+
+
+class Grid(NamedTuple):
+    """Tokens row by row, height · width, cut into rows · columns regions."""
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+
+class Windows(NamedTuple):
+    """Tokens row by row, height · width, in windows of down · across."""
+
+    height: int
+    width: int
+    down: int
+    across: int
+
+
+class Groups(NamedTuple):
+    """M groups: row `first[b, g]` (none where negative), then rows `members[b, offsets[b, g] : offsets[b, g + 1]]`."""
+
+    first: Tensor
+    members: Tensor
+    offsets: Tensor

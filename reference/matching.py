@@ -1,0 +1,87 @@
+"""The most similar token."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .blocks import CACHE_ELEMENTS, work_rows
+from .dots import LOW_BITS, grid_products, grid_rows
+from .groups import Segments
+from .segments import segment_slices
+
+# Keys that are searched at a time.
+PART = 64
+
+
+# Bytes of products that exist at a time, and at most half as many of query rows.
+BUFFER = 1 << 22
+
+
+def best_match(
+    queries: Tensor,
+    keys: Tensor,
+    key_mask: Optional[Tensor],
+    segments: Segments,
+    limbs: int,
+) -> tuple[Tensor, Tensor]:
+    """(index of the most similar key `[B, Nq]`, its similarity `[B, Nq]`); (−1, −inf) where no key can be matched.
+
+    The similarity is the dot product of unit rows in multiples of 2⁻³⁰, a tie goes to the lower index. Rows with a
+    norm that is not finite match nothing. Indices count from the start of the segment.
+    """
+    batch, count = queries.shape[:2]
+    indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
+    similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
+    parts = segment_slices(batch, count, keys.shape[1], segments)
+    for b, q, k in parts:
+        if q.start < q.stop and k.start < k.stop:
+            mask = None if key_mask is None else key_mask[b, k]
+            _search(queries[b, q], keys[b, k], mask, limbs, indices[b, q], similarity[b, q])
+    return indices, similarity
+
+
+def _search(
+    queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
+) -> None:
+    longest = keys if len(keys) > len(queries) else queries
+    buffers = work_rows(longest, 2, CACHE_ELEMENTS)
+    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, PART, buffers)
+    unusable = ~(norms.abs() < torch.inf)
+    if key_mask is not None:
+        unusable[: len(keys)] |= ~key_mask
+    unusable = unusable.nonzero()[:, 0]
+    size = key_rows.element_size()
+    step = max(1, BUFFER // (size * len(key_rows)))
+    buffer = key_rows.new_empty(min(step, len(queries)), len(key_rows))
+    block = max(1, BUFFER // (2 * size * keys.shape[1]))
+    for first in range(0, len(queries), block):
+        (query_rows,), (norms,) = grid_rows(queries[None, first : first + block], limbs, LOW_BITS, 1, buffers)
+        for row in range(0, len(query_rows), step):
+            part = query_rows[row : row + step]
+            products = grid_products(part, key_rows, buffer[: len(part)])
+            if len(unusable):
+                products[:, unusable] = -(2.0**31)
+            best, index = _first_largest(products)
+            found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
+            rows = slice(first + row, first + row + len(part))
+            indices[rows] = torch.where(found, index, -1)
+            similarity[rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
+
+
+def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row, halves rounded up to an integer, and the first index that rounds to the same."""
+    parts = products.unflatten(1, (-1, PART))
+    tops = parts.amax(-1)
+    best = least = tops.amax(-1) + 0.0  # a zero is +0
+    if products.dtype == torch.float64:
+        best = (best + 0.5).floor_()
+        least = best - 0.5
+    part = _first(tops >= least[:, None])
+    first = part * PART
+    first += _first(parts[torch.arange(len(part), device=part.device), part] >= least[:, None])
+    return best, first
+
+
+def _first(mask: Tensor) -> Tensor:
+    return mask.view(torch.uint8).argmax(-1)

@@ -1,0 +1,36 @@
+"""Scores pooled over windows."""
+
+import torch
+from torch import Tensor
+
+from .arithmetic import NO_KEY, ordered_key, widen
+from .groups import Windows
+
+
+def pool_scores(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
+    """`[B, height · width]` → `[B, ⌈height / down⌉ · ⌈width / across⌉]`, windows of down · across scores.
+
+    A sum adds what there is of a window row by row, from +0; a mean divides it by the count; a maximum is the first of
+    the largest, its bits unchanged.
+    """
+    height, width, down, across = windows
+    grid = widen(scores).unflatten(1, (height, width))
+    rows, columns = -(-height // down), -(-width // across)
+    out = grid.new_zeros(len(scores), rows, columns)
+    best = torch.full(out.shape, NO_KEY, dtype=torch.int32, device=scores.device)
+    for i in range(down):
+        for j in range(across):
+            part = grid[:, i::down, j::across]
+            total = out[:, : part.shape[1], : part.shape[2]]
+            if reduction == "max":
+                largest, key = best[:, : part.shape[1], : part.shape[2]], ordered_key(part)
+                better = key > largest
+                total.copy_(torch.where(better, part, total))
+                largest.copy_(torch.where(better, key, largest))
+            else:
+                total += part
+    if reduction == "mean":
+        heights = (height - down * torch.arange(rows, device=scores.device)).clamp(0, down)
+        widths = (width - across * torch.arange(columns, device=scores.device)).clamp(0, across)
+        out = out / widen(heights[:, None] * widths)
+    return out.flatten(1)

@@ -1,0 +1,51 @@
+"""A random walk along attention."""
+
+import torch
+from torch import Tensor
+
+from .arithmetic import below_one
+from .attention import BLOCK, Attention, accumulate, over_heads
+from .blocks import Work
+from .groups import Softmax
+from .logits import head_rows
+
+# Blocks of a walk that are kept from step to step.
+KEPT = 64
+
+
+def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, head_reduction: str) -> Tensor:
+    """Where a random walk along attention is after so many steps, over heads: float32 `[B, N]`.
+
+    From `query` `[B, H, N, D]` and `key` `[B, Hkv, N, D]`. A head's p is 1/N at first; each step adds up p · attention
+    as integers in units of 2⁻³⁰ of a power of two above the largest p.
+    """
+    batch, heads, count, _ = query.shape
+    out = torch.empty(batch, count, dtype=torch.float32, device=query.device)
+    rows = max(1, BLOCK // max(1, count))
+    blocks = [slice(start, start + rows) for start in range(0, count, rows)]
+    work = Work(min(rows, count) * count, query.device)
+    for b in range(batch if count else 0):
+        p = torch.full((heads, count), 1 / count, dtype=torch.float32, device=query.device)
+        segment = Attention(
+            head_rows(query[b], softmax.scale, softmax.limbs) if steps else [],
+            head_rows(key[b], 1.0, softmax.limbs) if steps else [],
+            torch.zeros(count, dtype=torch.int64, device=query.device),
+            p[0],
+            None,
+            slice(0, count),
+            softmax,
+        )
+        for h in range(heads if steps else 0):
+            kept = [segment.exponentials(h, part, work, keep=True) for part in blocks[:KEPT]]
+            for _ in range(steps):
+                down, up = below_one(p[h].amax())
+                weight = p[h] * down
+                total = torch.zeros(count, dtype=torch.int64, device=query.device)
+                for k, part in enumerate(blocks):
+                    e, share = kept[k] if k < len(kept) else segment.exponentials(h, part, work)
+                    x = torch.mul(e, (share * weight[part])[:, None], out=work.take(*e.shape)[1])
+                    x += 0.5
+                    accumulate(total, x.floor_(), "sum", work)
+                p[h] = total.to(torch.float32) * 2.0**-30 * up
+        out[b] = over_heads(p, head_reduction)
+    return out
