@@ -391,9 +391,9 @@ def test_tokens_of_no_segment_get_zero_whatever_their_score(normalize):
 
 @given(st.lists(st.integers(-5, 40), min_size=1, max_size=12), st.integers(0, 30))
 def test_offsets_in_any_order_put_a_token_into_a_segment_that_holds_it_or_into_none(offsets, tokens):
-    from pyramid_ops.reference.scoring import _segment_of
+    from pyramid_ops.reference.segments import segment_of
 
-    found = _segment_of(torch.tensor(offsets), tokens).tolist()
+    found = segment_of(torch.tensor(offsets), tokens).tolist()
     assert len(found) == tokens
     for token, segment in enumerate(found):
         holding = [s for s in range(len(offsets) - 1) if offsets[s] <= token < offsets[s + 1]]

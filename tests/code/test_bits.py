@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyramid_ops
-from pyramid_ops._dispatch import OPS
+from pyramid_ops._op import OPS
 from tests import cases
 from tests.bits import assert_same_bits, poisoned, to
 

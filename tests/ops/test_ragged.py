@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import pyramid_ops
 from pyramid_ops import compact, segmented_topk, select_topk_levels, select_topk_levels_packed
-from pyramid_ops._dispatch import OPS
+from pyramid_ops._op import OPS
 from tests import cases
 from tests.bits import assert_same_bits, poisoned
 from tests.cases import int32, special_scores
-from tests.test_bits import to
-from tests.test_selection import FLOAT32, brute_force
+from tests.bits import to
+from tests.ops.test_selection import FLOAT32, brute_force
 
 
 def packed(lengths: list) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from pyramid_ops import __main__ as cli
 from pyramid_ops import use_backend, verify
-from pyramid_ops._dispatch import OPS
+from pyramid_ops._op import OPS
 
 GOLDEN = json.loads(verify.GOLDEN.read_text())
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from pyramid_ops.kernels.numerics import LAUNCH
+from pyramid_ops.kernels.launch import LAUNCH
 from tests.conftest import DEVICE
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_rows
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyramid_ops import broadcast_regions, patch_entropy, patchify, region_variance, token_variance
 from tests.bits import assert_same_bits
 from tests.cases import FEATURES, FLOATS
-from tests.test_scoring import ulps
+from tests.ops.test_scoring import ulps
 
 
 def cut(x: torch.Tensor, grid: tuple, regions: tuple) -> list[torch.Tensor]:

@@ -41,7 +41,7 @@ def test_readme_tells_what_the_demo_prints(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert cli.main(["select", "--out", str(tmp_path / "selection.png")]) == 0
     printed = capsys.readouterr().out
-    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
     rows = {
         "kept by detail": r"\| kept by \*detail\*.*?\| ([\d.]+) dB \| (\d+) % \|",
         "uniform choice": r"\| uniform choice \| ([\d.]+) dB \| (\d+) % \|",

@@ -16,10 +16,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyramid_ops
-from pyramid_ops._dispatch import OPS
+from pyramid_ops._op import OPS
 from tests import cases
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 REFERENCE = sorted((ROOT / "reference").glob("*.py"))
 
 # What the specification may call: shape and memory, integers and comparisons, and elementwise arithmetic that rounds
