@@ -13,11 +13,7 @@ from .arithmetic import widen
 
 # Every launch takes these: a multiply and an add are two roundings.
 LAUNCH = {"enable_fp_fusion": False}
-
-
 INTERPRETED = not isinstance(widen, triton.JITFunction)
-
-
 # What Triton found for launches so far: the compiled kernel and its constants in the order of the signature.
 _compiled: dict[tuple, tuple[Any, tuple]] = {}
 

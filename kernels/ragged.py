@@ -231,12 +231,8 @@ def _gather_packed_kernel(
 
 # Segments beyond this many keys are selected by several programs, each with a chunk.
 ONE_PROGRAM = 16384
-
-
 # With more segments than this, each has one program anyway: there is work for every processor.
 MANY_SEGMENTS = 1024
-
-
 # Beyond this many, sorting beats ranking by counting, whose work is quadratic.
 RANK_LIMIT = 4096
 

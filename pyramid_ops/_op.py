@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 _backend: ContextVar[Optional[str]] = ContextVar("pyramid_ops_backend", default=None)
-
-
 #: Every op of the library by name.
 OPS: dict[str, "Op"] = {}
 

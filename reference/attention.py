@@ -13,12 +13,8 @@ from .segments import segment_slices
 
 # Logits of a block: a few such buffers stay in cache.
 BLOCK = 1 << 18
-
-
 # Features of keys that are unit rows at a time, or those of one head.
 ROWS = 1 << 20
-
-
 LOG2_E = 1.4426950408889634
 
 

@@ -12,8 +12,6 @@ from .segments import segment_slices
 
 # Keys that are searched at a time.
 PART = 64
-
-
 # Bytes of products that exist at a time, and at most half as many of query rows.
 BUFFER = 1 << 22
 

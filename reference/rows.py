@@ -6,8 +6,6 @@ from torch import Tensor
 from .arithmetic import next_power_of_2, sqrt, widen
 
 LANES = 256
-
-
 BLOCK = 1536
 
 

@@ -11,11 +11,7 @@ from .pyramid import patch_grid
 __all__ = ["patch_entropy"]
 
 _LARGEST_PATCH = 1 << 24
-
-
 _MOST_BINS = 1024
-
-
 patch_entropy_op = Op(
     reference.patch_entropy,
     lambda images, patch_size, bins: images.new_empty(

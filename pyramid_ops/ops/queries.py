@@ -11,11 +11,7 @@ from ..reference.groups import Groups
 from .merging import assign_mean, fold_groups_op
 
 INT32_MAX = (1 << 31) - 1
-
-
 INFINITY = 0x7F800000  # as bits
-
-
 # Weights from here on, negative ones and NaN make scores NaN.
 MAX_WEIGHT = 2.0**126
 

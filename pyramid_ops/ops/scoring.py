@@ -18,11 +18,7 @@ def _scores_fake(features: Tensor, correction: int = 0) -> Tensor:
 
 
 _MOST_SCORES = 64
-
-
 _LARGEST = torch.finfo(torch.float32).max
-
-
 token_variance_op = Op(reference.token_variance, _scores_fake)
 
 

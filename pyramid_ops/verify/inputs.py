@@ -2,17 +2,15 @@
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
 FEATURES = (*FLOATS, torch.uint8)
-
-
 # Of each dtype: an integer dtype of its size, bits of the mantissa, exponent bias, the one pattern for all NaNs.
 FORMATS = {
     torch.float32: (torch.int32, 23, 127, 0x7FC00000),
@@ -102,3 +100,117 @@ def from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+SIZES = (1, 2, 3, 7, 8, 31, 64, 65, 127, 128, 129, 255, 256, 257, 588, 768, 1000, 1023, 1024, 1152, 1536, 1537, 3072)
+LARGE_SIZES = (3584, 4096, 4097, 5120, 16383, 16384)
+
+
+def special_rows(features: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """`[2, 9, D]`: ordinary rows, large means, constants, ±0, subnormals, huge values, infinities, NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.uint8:
+        x = torch.randint(0, 256, (2, 9, features), generator=generator, dtype=torch.uint8)
+        x[0, 1], x[0, 2] = 0, 255
+        return x
+    x = torch.randn(2, 9, features, generator=generator)
+    x[0, 1] = 3.1
+    x[0, 2] += 1e4
+    x[0, 3] *= 1e-40
+    x[0, 4] *= 1e37
+    x[0, 5] = torch.finfo(dtype).max
+    x[0, 6] = 0.0
+    x[0, 7] = -0.0
+    x[0, 8] = torch.where(x[0, 8] > 0, 0.0, -0.0)
+    x[1, 0] *= 1e-20
+    x[1, 1, features // 2] = torch.inf
+    x[1, 2, features // 3] = -torch.inf
+    x[1, 3, 0] = torch.nan
+    x[1, 4, -1] = -torch.nan
+    x[1, 5] = torch.inf
+    x[1, 6] = torch.finfo(dtype).smallest_normal
+    x[1, 7, -1] = 1e30
+    return x.to(dtype)
+
+
+def special_scores(batch: int, tokens: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Few distinct values and many ties: −0, 0, ±inf, NaN of both signs, subnormals, all-equal samples."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.tensor([0.0, -0.0, 1.5, -1.5, torch.inf, -torch.inf, torch.nan, -torch.nan, 1e-42, -1e-42, 3.0, 2.0])
+    scores = values[torch.randint(0, len(values), (batch, tokens), generator=generator)]
+    if seed % 2 and batch:
+        scores[0] = 1.0
+    return scores.to(dtype)
+
+
+def special_inputs(sizes: Sequence[int] = SIZES) -> Iterator[tuple[str, Tensor, bool]]:
+    """(name, `[B, N, D]`, whether it is slow): special rows of so many features, and layouts."""
+    for features in sizes:
+        for dtype in FEATURES:
+            slow = features in LARGE_SIZES and (features, dtype) not in ((4097, torch.bfloat16), (16384, torch.float32))
+            yield f"{features}-{name(dtype)}", special_rows(features, dtype), slow
+    x = special_rows(128, torch.float32)
+    yield "batch-stride", x.transpose(0, 1), False
+    yield "sliced", x[:, 1:, 8:40], False
+    yield "unaligned", x[:, ::2, 1:], False
+    yield "no-tokens", x[:, :0], False
+    yield "no-samples", x[:0], False
+    yield "expanded", x[:1, :1].expand(3, 5, 128), False
+
+
+def int32(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+BOUNDS = {
+    "no-segments": (0,),
+    "empty": (0, 0, 0),
+    "one": (0, 1),
+    "small": (0, 0, 1, 3, 10, 41, 41),
+    "powers": (0, 255, 511, 768, 768, 769),
+    "primes": (3, 14, 311, 824),
+    "several-tiles": (0, 2047, 4095, 6144),
+    "backwards": (9, 4, -7, 60, 1000, 30, 45),
+}
+
+
+def golden_rows(few: bool = False) -> Iterator[tuple[str, Tensor]]:
+    # Each size and dtype is a kernel of its own, which a GPU has to compile.
+    pairs = [(features, dtype) for features in ((65,) if few else (1, 65, 1024, 1537)) for dtype in FEATURES]
+    if not few:
+        pairs += zip((2, 3, 257, 588, 768, 1152, 3072, 4097, 16384), FLOATS * 3, strict=True)
+    for features, dtype in pairs:
+        case = f"{features}-{name(dtype)}"
+        yield case, Source(case).rows(features, dtype)
+    x = Source("strided").rows(130, torch.float32)
+    yield "strided", x.transpose(0, 1)
+    yield "unaligned", x[:, ::2, 1:]
+    yield "no-tokens", x[:, :0]
+
+
+def golden_levels(case: str, sizes: Sequence[int], features: int, dtype: torch.dtype) -> list[Tensor]:
+    source = Source(case)
+    levels = [source.floats(2, size, features, dtype=dtype) for size in sizes]
+    for level in levels:
+        level[:, 1::3] = level[:, :1].clone()  # ties
+        if level.shape[1] > 4 and dtype != torch.uint8:
+            level[:, 2, 0], level[:, 4, -1] = math.nan, math.inf
+    return levels
+
+
+def offsets_to(*ends: int) -> Tensor:
+    return torch.tensor([0, *ends], dtype=torch.int32)
+
+
+def offsets(case: Any, tokens: Any) -> Any:
+    """int32 offsets of up to four segments, now and then out of range or descending."""
+    ends = [case.integer(0, tokens) for _ in range(case.integer(0, 4))]
+    if case.choice(*[True] * 5, False):
+        ends = sorted(ends)
+        return torch.tensor([case.choice(0, 0, -3), *ends, case.choice(tokens, tokens + 9)], dtype=torch.int32)
+    return torch.tensor([*ends, 0], dtype=torch.int32)
+
+
+def few_features(case: Any, level: Any) -> Any:
+    """At most 70 mostly, for the time that interpreted tiles of 16 features take."""
+    return level.shape[2] if case.choice(*[False] * 7, True) else min(level.shape[2], 70)

@@ -1,0 +1,45 @@
+"""The description of every op, a file a family."""
+
+from ..describe import Description
+from . import (
+    adaptive,
+    attention,
+    budgets,
+    entropy,
+    gathering,
+    matching,
+    merging,
+    pooling,
+    pyramid,
+    ragged,
+    regions,
+    relevance,
+    scoring,
+    selection,
+    units,
+    walk,
+)
+
+_FAMILIES = (
+    units,
+    pyramid,
+    scoring,
+    pooling,
+    regions,
+    entropy,
+    selection,
+    gathering,
+    ragged,
+    matching,
+    merging,
+    attention,
+    relevance,
+    walk,
+    budgets,
+    adaptive,
+)
+
+#: By name, in the order in which random compositions take their steps.
+DESCRIPTIONS: dict[str, Description] = {
+    description.op.name: description for family in _FAMILIES for description in family.DESCRIPTIONS
+}

@@ -1,0 +1,252 @@
+"""Inputs of the ops in `ops/attention.py`."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyramid_ops
+
+from ...ops.attention import attention_importance_op
+from ...reference.groups import Queries, Reduction, Segments, Softmax, Span
+from ..describe import Call, Case, Cases, Description
+from ..inputs import FLOATS, Source, few_features, name, offsets_to, special_rows
+
+
+def heads_of(shape: tuple, features: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """`[B, H, N, D]` with special rows among ordinary ones."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (3 * torch.randn(*shape, features, generator=generator)).to(dtype)
+    special = special_rows(features, dtype, seed).flatten(0, 1)
+    flat = x.view(-1, features)
+    where = torch.randperm(len(flat), generator=generator)[: min(len(special), len(flat) // 4)]
+    flat[where] = special[: len(where)]
+    return x
+
+
+REDUCTIONS = [
+    (h, q, first) for h in ("mean", "sum", "max", "rms") for q in ("mean", "sum", "max") for first in (True, False)
+]
+
+
+def attention_importance_golden() -> Cases:
+    reductions = [(h, q) for h in ("mean", "sum", "max", "rms") for q in ("mean", "sum", "max")]
+    for i, (heads, queries) in enumerate(reductions):
+        for heads_first in (True, False):
+            for limbs in (1, 2):
+                dtype = FLOATS[(i + limbs + heads_first) % 3]
+                case = f"{heads}-{queries}-{'heads' if heads_first else 'queries'}-limbs{limbs}"
+                source = Source(case)
+                q = torch.stack([source.rows(24, dtype) for _ in range(4)], 1)
+                k = torch.cat([source.rows(24, dtype) for _ in range(4)], 1)[:, None]
+                softmax = Softmax((i + limbs) % 2 == 0, 0.25, (0.0, 20.0)[i % 4 == 3], limbs)
+                sizes = Queries(None, None, None, None), Segments(None, None, 9, 36), Span(2, 36)
+                yield Case(case, (q, k, *sizes, softmax, Reduction(heads, queries, heads_first)))
+    source = Source("packed")
+    q, k = source.floats(1, 2, 60, 40, low=-1, high=2), source.floats(1, 1, 70, 40, low=-1, high=2)
+    weights, offsets = (
+        source.floats(1, 60, low=-6, high=0, signed=False),
+        (offsets_to(0, 17, 40, 60), offsets_to(9, 9, 50, 70)),
+    )
+    positions, counts = source.integers(-2, 60, 1, 60, dtype=torch.int32), source.integers(0, 1 << 33, 1, 70)
+    lse = source.floats(1, 2, 60, low=0, high=5)
+    for limbs in (1, 2):
+        groups = Queries(positions, weights, lse, counts), Segments(*offsets, 23, 41), Span(0, 40)
+        args = (q, k, *groups, Softmax(limbs == 2, 0.25, 0.0, limbs))
+        yield Case(f"packed-limbs{limbs}", (*args, Reduction("mean", "mean", True)))
+        yield Case(f"packed-max-limbs{limbs}", (*args, Reduction("max", "mean", True)))
+
+
+def attention_importance_bits() -> Cases:
+    def args(
+        q, k, positions=None, weights=None, log_sum_exp=None, counts=None, *, offsets=(None, None), longest=None,
+        span=None, causal=False, cap=0.0, limbs=1, reduction=REDUCTIONS[0],
+    ):  # fmt: skip
+        scale = 0.3 if cap else 1.4426950408889634 * q.shape[3] ** -0.5
+        return (
+            q,
+            k,
+            Queries(positions, weights, log_sum_exp, counts),
+            Segments(*offsets, q.shape[2] if longest is None else longest, k.shape[2]),
+            Span(0, k.shape[2]) if span is None else Span(*span),
+            Softmax(causal, scale, cap, limbs),
+            Reduction(*reduction),
+        )
+
+    for i, (queries, keys, features, heads, kv_heads) in enumerate(
+        (
+            (1, 1, 1, 1, 1),
+            (1, 70, 24, 4, 2),
+            (3, 200, 64, 2, 1),
+            (20, 5, 8, 2, 2),
+            (70, 90, 80, 3, 1),
+            (33, 65, 300, 1, 1),
+            (1, 70, 16, 16, 2),
+            (2, 65, 130, 3, 1),
+            (1, 40, 256, 2, 2),
+            (1, 9, 257, 1, 1),
+        )
+    ):
+        for j, dtype in enumerate(FLOATS):
+            q = heads_of((2, heads, queries), features, dtype, 1)
+            k = heads_of((2, kv_heads, keys), features, dtype, 2)
+            for limbs in (1, 2):
+                reduction = REDUCTIONS[(7 * i + 5 * j + 12 * limbs) % len(REDUCTIONS)]
+                case = f"{queries}x{keys}x{features}-{heads}-{kv_heads}-{name(dtype)}-limbs{limbs}"
+                slow = i > 5 and j != i % 3
+                yield Case(case, args(q, k, limbs=limbs, causal=limbs == 2, reduction=reduction), slow)
+    generator = torch.Generator().manual_seed(5)
+    q, k = heads_of((1, 4, 40), 16, torch.float32, 3), heads_of((1, 2, 75), 16, torch.float32, 4)
+    weights = torch.rand(1, 40, generator=generator) * 0.9
+    positions = torch.randint(-3, 80, (1, 40), generator=generator).to(torch.int32)
+    log_sum_exp = 5 * torch.rand(1, 4, 40, generator=generator)
+    log_sum_exp[0, 1, 3:6] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    counts = torch.randint(0, 1 << 33, (1, 75), generator=generator)
+    for i, reduction in enumerate(REDUCTIONS):
+        for j, tensors in enumerate(
+            (
+                (),
+                (positions, None, None, counts),
+                (None, weights, None, counts),
+                (positions, weights, log_sum_exp, counts),
+            )
+        ):
+            causal, cap = bool((i + j) % 2), (0.0, 30.0)[(i + 2 * j) % 4 == 3]
+            made = args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
+            slow = j in (1, 2)
+            yield Case(f"{'-'.join(map(str, reduction))}-{j}", made, slow)
+    left_out = torch.where(torch.arange(40) % 2 == 0, -1, 0).to(torch.int32)[None]
+    yield Case("left-out-of-large-logits", args(12 * q, 4 * k, left_out, None, None, counts))
+    # Few queries, whose logits are kept.
+    part = slice(7, 10)
+    for i, reduction in enumerate(REDUCTIONS):
+        tensors = (positions[:, part], weights[:, part], log_sum_exp[:, :, part], counts)
+        tensors = tuple(x if i >> j & 1 else None for j, x in enumerate(tensors))
+        causal, cap = i % 3 == 0, 30.0 * (i % 5 == 0)
+        made = args(q[:, :, part], k, *tensors, causal=causal, cap=cap, limbs=1 + i % 2, reduction=reduction)
+        slow = i % 3 == 1
+        yield Case(f"few-{'-'.join(map(str, reduction))}", made, slow)
+    few = [torch.tensor(x, dtype=torch.int32) for x in ([0, 8, 8, 9, 17, 40], [3, 3, 40, 70, 70, 75])]
+    for i, reduction in enumerate(REDUCTIONS[::3]):
+        # Of the longest segment the first queries.
+        made = args(q, k, offsets=few, longest=8, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60))
+        yield Case(f"few-packed-{'-'.join(map(str, reduction))}", made)
+    for case, q_offsets, k_offsets in (
+        ("segments", [0, 10, 10, 33, 40], [3, 3, 40, 70, 75]),
+        ("clamped", [-5, 10, 30, 999], [0, 7, 9, 75]),
+        ("no-segments", [0], [0]),
+    ):
+        offsets = [torch.tensor(x, dtype=torch.int32) for x in (q_offsets, k_offsets)]
+        for i, reduction in enumerate(REDUCTIONS[::5]):
+            made = args(q, k, offsets=offsets, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60))
+            yield Case(f"{case}-{'-'.join(map(str, reduction))}", made)
+    x = torch.randn(2, 50, 3, 24, generator=generator).transpose(1, 2)
+    yield Case("heads-inside", args(x, x[:, :1]))
+    yield Case("unaligned", args(x[:, :, ::2, 1:], x[:, :1, :, 1:]))
+    yield Case("unaligned-few", args(x[:, :, -1:, 1:], x[:, :, :, 1:]))
+    yield Case("no-queries", args(x[:, :, :0], x))
+    yield Case("no-keys", args(x, x[:, :, :0]))
+    yield Case("no-samples", args(x[:0], x[:0]))
+    yield Case("no-columns", args(x, x, span=(30, 30)))
+    many = torch.randn(1, 1, 1100, 8, generator=generator)
+    yield Case("splits", args(many[:, :, :40], many, limbs=1))
+    many = torch.randn(1, 2, 2100, 16, generator=generator)
+    yield Case("splits-few", args(many[:, :, :2], many, limbs=1))
+
+
+def attention_importance_ones() -> Iterator[Call]:
+    one, head, row = torch.empty(1, 1, 1), torch.empty(1, 1, 1, 1), torch.empty(1, 2, 16)
+    offsets = torch.zeros(2, dtype=torch.int32)
+    query, key, weights = torch.empty(1, 4, 1, 100), torch.empty(1, 2, 300, 100), torch.ones(1, 1)
+    for precision in ("grid", "high"):
+        score = functools.partial(pyramid_ops.attention_importance, precision=precision)
+        yield Call(f"attention_importance-{precision}", functools.partial(score, head, head, softcap=50.0))
+        pair = functools.partial(score, cu_seqlens_q=offsets, cu_seqlens_k=offsets, head_reduction="rms", causal=True)
+        yield Call(f"attention_importance-{precision}-packed", functools.partial(pair, one, one))
+        yield Call(f"attention_importance-{precision}-packed-few", functools.partial(pair, row, row))
+        last = functools.partial(score, query, key, query_weights=weights, head_reduction="rms")
+        yield Call(f"attention_importance-{precision}-one-query", last)
+
+
+def attention_importance_compiled() -> Iterator[Call]:
+    heads = [torch.empty(2, count, 2048, 64, dtype=torch.bfloat16) for count in (16, 4)]
+    wide = [torch.empty(2, count, 2048, 128, dtype=torch.bfloat16) for count in (16, 4)]
+    last = {"query_indices": [-1], "causal": True}
+    for what, precision, operands, options in (
+        ("all queries", "grid", heads, {}),
+        ("all queries", "high", wide, {}),
+        ("causal", "grid", heads, {"causal": True}),
+        ("last query", "grid", heads, last),
+        ("last query", "grid", wide, last),
+        ("last query", "high", heads, last),
+        ("last query", "high", wide, last),
+        ("max of heads first", "grid", heads, {"head_reduction": "max"}),
+        ("log-sum-exp given", "grid", heads, {"log_sum_exp": torch.empty(2, 16, 2048)}),
+    ):
+        call = functools.partial(pyramid_ops.attention_importance, *operands, precision=precision, **options)
+        yield Call(f"attention_importance, {precision}, {what}, D = {operands[0].shape[3]}", call, torch.bfloat16)
+
+
+def attention_importance_sizes() -> Iterator[Call]:
+    for features in (32, 72, 80, 96, 128, 256):
+        query, key = (torch.empty(2, heads, 512, features, dtype=torch.bfloat16) for heads in (8, 4))
+        score = functools.partial(pyramid_ops.attention_importance, query, key, causal=True, precision="grid")
+        yield Call(f"attention_importance-{features}", functools.partial(score, softcap=30.0), torch.bfloat16)
+        first = functools.partial(score, head_reduction="max")
+        yield Call(f"attention_importance-{features}-max-first", first, torch.bfloat16)
+
+
+def attend(case: Any) -> None:
+    level = case.choice(*case.levels)
+    features = few_features(case, level)
+    heads, shared = case.choice((1, 1), (2, 1), (4, 2), (2, 2))
+    queries, keys = case.integer(0, 20), case.integer(0, 40)
+    dtype = case.choice(*FLOATS)
+    options = {
+        "causal": case.choice(True, False),
+        "softcap": case.choice(None, None, 20.0),
+        "temperature": case.choice(1.0, 0.1),
+        "head_reduction": case.choice("mean", "sum", "max", "rms"),
+        "query_reduction": case.choice("mean", "sum", "max"),
+        "reduce_first": case.choice("heads", "queries"),
+        "precision": case.choice("grid", "high"),
+        "center_keys": False,
+    }
+    if options["softcap"] is None:
+        options["center_keys"] = case.choice(True, False, False, False)
+    if case.choice(True, False):
+        q, k = case.tensor(queries, heads, features, dtype=dtype), case.tensor(keys, shared, features, dtype=dtype)
+        rows = (queries,)
+        segments = case.integer(1, 3)
+        for name, size in (("cu_seqlens_q", queries), ("cu_seqlens_k", keys)):
+            ends = sorted(case.integer(0, size) for _ in range(segments + 1))
+            options[name] = torch.tensor(ends, dtype=torch.int32)
+    else:
+        batch = level.shape[0]
+        q, k = (case.tensor(batch, h, n, features, dtype=dtype) for h, n in ((heads, queries), (shared, keys)))
+        rows = (batch, queries)
+    which = case.choice("all", "indices", "weights")
+    if which == "indices":
+        options["query_indices"] = torch.tensor([case.integer(-2, 22) for _ in range(case.integer(0, 4))]).long()
+    if which == "weights":
+        options["query_weights"] = case.tensor(*rows, dtype=torch.float32, kinds=("plain", "ties", "bits"))
+    if case.choice(True, False, False):
+        shape = (heads, *rows) if len(rows) == 1 else (rows[0], heads, rows[1])
+        options["log_sum_exp"] = case.tensor(*shape, dtype=torch.float32, kinds=("plain", "ties"))
+    case.same(pyramid_ops.attention_importance, q, k, **options)
+
+
+DESCRIPTIONS = [
+    Description(
+        attention_importance_op,
+        attention_importance_golden,
+        attention_importance_bits,
+        attention_importance_ones,
+        attention_importance_compiled,
+        attend,
+        "test_column_mean",
+        attention_importance_sizes,
+    ),
+]

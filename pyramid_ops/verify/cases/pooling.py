@@ -1,0 +1,78 @@
+"""Inputs of the ops in `ops/pooling.py`."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import pyramid_ops
+
+from ...ops.pooling import pool_scores_op
+from ...reference.groups import Windows
+from ..describe import Call, Case, Cases, Description
+from ..inputs import FLOATS, Source, name, special_scores
+
+
+def pool_scores_golden() -> Cases:
+    for grid in ((4, 6), (7, 9)):
+        for window in ((2, 2), (3, 4)):
+            for reduction in ("mean", "sum", "max"):
+                for dtype in FLOATS:
+                    case = f"{'x'.join(map(str, grid + window))}-{reduction}-{name(dtype)}"
+                    source = Source(case)
+                    scores = source.floats(3, grid[0] * grid[1], dtype=dtype)
+                    scores[0] = source.scores(1, grid[0] * grid[1], dtype)[0]
+                    yield Case(case, (scores, Windows(*grid, *window), reduction))
+
+
+def pool_scores_bits() -> Cases:
+    windows = ((1, 1), (2, 2), (2, 3), (5, 1), (4, 33))
+    for k, grid in enumerate(((1, 1), (1, 7), (6, 1), (4, 6), (7, 9), (33, 32))):
+        for j, window in enumerate(windows):
+            for i, reduction in enumerate(("mean", "sum", "max")):
+                scores = special_scores(2, grid[0] * grid[1], FLOATS[(i + j + k) % 3], 2 * k)
+                if (i + j) % 2:
+                    scores += torch.rand(scores.shape, generator=torch.Generator().manual_seed(k)).to(scores.dtype)
+                case = f"{'x'.join(map(str, (*grid, *window)))}-{reduction}"
+                yield Case(case, (scores, Windows(*grid, *window), reduction))
+    scores = special_scores(30, 24, torch.float32, 2)
+    for reduction in ("mean", "max"):
+        yield Case(f"transposed-{reduction}", (scores.T[:, :28], Windows(4, 7, 2, 2), reduction))
+        yield Case(f"expanded-{reduction}", (scores[:1].expand(3, 24), Windows(4, 6, 3, 4), reduction))
+        yield Case(f"no-samples-{reduction}", (scores[:0], Windows(4, 6, 2, 2), reduction))
+
+
+def pool_scores_ones() -> Iterator[Call]:
+    one, column = torch.empty(1, 1), torch.empty(1, 256)
+    yield Call("pool_scores", lambda: pyramid_ops.pool_scores(one, (1, 1), window=(1, 1), reduction="max"))
+    yield Call("pool_scores-column", lambda: pyramid_ops.pool_scores(column, (256, 1), window=(3, 1)))
+
+
+def pool_scores_compiled() -> Iterator[Call]:
+    for dtype in (torch.float32, torch.bfloat16):
+        pool = functools.partial(pyramid_ops.pool_scores, torch.empty(2, 4096, dtype=dtype), (64, 64))
+        yield Call("pool_scores, 2×2 of 64×64", pool, dtype)
+        yield Call("pool_scores, 2×2 of 64×64, max", functools.partial(pool, reduction="max"), dtype)
+
+
+def pool(case: Any) -> None:
+    tokens = case.levels[0].shape[1]
+    if tokens:
+        down = case.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
+        scores = case.tensor(case.levels[0].shape[0], tokens, dtype=case.choice(*FLOATS))
+        options = {"window": (case.integer(1, 4), case.integer(1, 4)), "reduction": case.choice("mean", "sum", "max")}
+        case.same(pyramid_ops.pool_scores, scores, (down, tokens // down), **options)
+
+
+DESCRIPTIONS = [
+    Description(
+        pool_scores_op,
+        pool_scores_golden,
+        pool_scores_bits,
+        pool_scores_ones,
+        pool_scores_compiled,
+        pool,
+        "test_pool_scores",
+    ),
+]
