@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 
 # Meaning, errors and packaging on the reference; no kernel runs.
 quick: $(READY)
-	$(PYTEST) -m "not slow and not kernel" --ignore=tests/test_aot.py
+	$(PYTEST) -m "not slow and not kernel" --ignore=tests/code/test_aot.py
 
 # The interpreter, then the reference, compiled kernels, doctests and packaging.
 test: $(READY)
@@ -37,7 +37,7 @@ test-all: check
 test-tritons: $(TRITONS:%=.venv-triton-%/.ready)
 	for version in $(TRITONS); do \
 		TRITON_INTERPRET=1 .venv-triton-$$version/bin/python $(PARALLEL) -m "kernel and not slow" && \
-		.venv-triton-$$version/bin/python $(PARALLEL) tests/test_aot.py || exit 1; \
+		.venv-triton-$$version/bin/python $(PARALLEL) tests/code/test_aot.py || exit 1; \
 	done
 
 .venv-triton-%/.ready: constraints-cpu.txt

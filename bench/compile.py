@@ -9,7 +9,6 @@ configuration. `python -m bench.compile TEXT …` compiles anew only those whose
 
 import collections
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -29,6 +28,9 @@ from triton.runtime.jit import JITFunction
 import pyramid_ops
 from pyramid_ops import _op
 from pyramid_ops.kernels import launch as launching
+from pyramid_ops.verify.cases import DESCRIPTIONS
+from pyramid_ops.verify.describe import Call
+from pyramid_ops.verify.inputs import name
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -190,107 +192,10 @@ def _by_width(widths: Iterator[str]) -> dict[str, int]:
     return dict(sorted(collections.Counter(widths).items(), key=lambda entry: -int(entry[0])))
 
 
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def shipped() -> Iterator[tuple[str, torch.dtype, Callable[[], object]]]:
-    """(case, dtype, call) for the sizes, dtypes and options that choose a configuration."""
-    ops = pyramid_ops
-    for dtype in (torch.float32, torch.bfloat16):
-        for features in (64, 768, 1024, 1152, 4096, 16384):
-            x = torch.empty(2, 512, features, dtype=dtype)
-            yield f"token_variance, D = {features}", dtype, functools.partial(ops.token_variance, x)
-            yield f"token_norm, D = {features}", dtype, functools.partial(ops.token_norm, x)
-        for features in (64, 1024):
-            x = torch.empty(2, 512, features, dtype=dtype)
-            yield f"unit_rows, D = {features}", dtype, functools.partial(ops.unit_rows, x, limbs=2)
-        levels = [torch.empty(2, size, 1024, dtype=dtype) for size in (4096, 1024, 256, 64)]
-        select = functools.partial(ops.select_topk_levels, levels, 273)
-        yield "select_topk_levels, 273 of 5440, D = 1024", dtype, select
-        yield "select_topk_levels, union", dtype, functools.partial(select, level_weights=None)
-        for features in (64, 1024):
-            x = torch.empty(2, 4096, features, dtype=dtype)
-            for precision in ("grid", "high"):
-                match = functools.partial(ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
-                yield f"best_match, {precision}, 2048 × 2048, D = {features}", dtype, match
-            yield f"region_variance, D = {features}", dtype, functools.partial(ops.region_variance, x, (64, 64))
-        x = torch.empty(2, 4096, 1024, dtype=dtype)
-        clusters = torch.zeros(2, 4096, dtype=torch.int64)
-        yield "assign_mean, D = 1024", dtype, functools.partial(ops.assign_mean, x, clusters, 2048)
-        scores = torch.empty(1 << 20, dtype=dtype)
-        bounds = torch.empty(5, dtype=torch.int32)
-        wanted = torch.empty(4, dtype=torch.int32)
-        topk = functools.partial(ops.segmented_topk, scores, bounds)
-        yield "segmented_topk, 273 of 576", dtype, functools.partial(topk, 273, max_seqlen=576)
-        ranked = functools.partial(topk, wanted, max_seqlen=1 << 20, capacity=8192, order="index")
-        yield "segmented_topk, k on the device, of 2^20, by index", dtype, ranked
-        packed = [torch.empty(size, 1024, dtype=dtype) for size in (40960, 10240, 2560, 640)]
-        select = functools.partial(ops.select_topk_levels_packed, packed, [bounds] * 4)
-        budgets = torch.empty(4, 4, dtype=torch.int32)
-        for size in (4096, 40960):
-            call = functools.partial(select, budgets, max_seqlen=size, capacity=273)
-            yield f"select_topk_levels_packed, 273 of up to {size}", dtype, call
-        tensors = [packed[0], torch.empty(8, 40960, 128, dtype=dtype)]
-        kept, taken = torch.empty(4, 273, dtype=torch.int64), torch.empty(4, dtype=torch.int32)
-        move = functools.partial(ops.compact, tensors, kept, taken, cu_seqlens=bounds, token_dims=(0, 1))
-        yield "compact, D = 1024, 8 heads of 128", dtype, move
-        indices = torch.empty(2, 273, 2, dtype=torch.int64)
-        yield "gather_levels, D = 1024", dtype, functools.partial(ops.gather_levels, levels, indices)
-    for dtype in (torch.float32, torch.bfloat16, torch.uint8):
-        x = torch.empty(2, 3, 1024, 1024, dtype=dtype)
-        for padding in ("zeros", "reflect", "replicate"):
-            for downsample in ("mean", "decimate"):
-                step = functools.partial(ops.blur_downsample, x, padding=padding, downsample=downsample)
-                yield f"blur_downsample, 5 taps, {padding}, {downsample}", dtype, step
-        for patch, bins in ((16, 256), (14, 256), (64, 1024)):
-            cropped = x[:, :, : 1024 // patch * patch, : 1024 // patch * patch]
-            entropy = functools.partial(ops.patch_entropy, cropped, patch, bins=bins)
-            yield f"patch_entropy, {patch}×{patch}, {bins} bins", dtype, entropy
-    heads = [torch.empty(2, count, 2048, 64, dtype=torch.bfloat16) for count in (16, 4)]
-    wide = [torch.empty(2, count, 2048, 128, dtype=torch.bfloat16) for count in (16, 4)]
-    score = ops.attention_importance
-    for what, precision, operands, options in (
-        ("all queries", "grid", heads, {}),
-        ("all queries", "high", wide, {}),
-        ("causal", "grid", heads, {"causal": True}),
-        ("last query", "grid", heads, {"query_indices": [-1], "causal": True}),
-        ("last query", "grid", wide, {"query_indices": [-1], "causal": True}),
-        ("last query", "high", heads, {"query_indices": [-1], "causal": True}),
-        ("last query", "high", wide, {"query_indices": [-1], "causal": True}),
-        ("max of heads first", "grid", heads, {"head_reduction": "max"}),
-        ("log-sum-exp given", "grid", heads, {"log_sum_exp": torch.empty(2, 16, 2048)}),
-    ):
-        call = functools.partial(score, *operands, precision=precision, **options)
-        yield f"attention_importance, {precision}, {what}, D = {operands[0].shape[3]}", torch.bfloat16, call
-    walk = functools.partial(ops.attention_walk, *heads, precision="high")
-    yield "attention_walk, high, D = 64", torch.bfloat16, walk
-    tokens, words = (torch.empty(2, count, 1024, dtype=torch.bfloat16) for count in (4096, 77))
-    for precision, reduction in (("grid", "max"), ("high", "mean")):
-        relevance = functools.partial(ops.text_relevance, tokens, words, reduction=reduction, precision=precision)
-        yield f"text_relevance, {precision}, {reduction}, D = 1024", torch.bfloat16, relevance
-    instruction = torch.empty(2, 77, 1024)
-    lengths = torch.empty(2, dtype=torch.int32)
-    adaptive = functools.partial(ops.adaptive_budgets, 273, instruction, (4096, 1024, 256, 64), lengths=lengths)
-    yield "adaptive_budgets, 4 levels", torch.float32, adaptive
-    for levels_of in (4, 64):
-        weights = torch.empty(64, levels_of)
-        allocate = functools.partial(ops.allocate_budgets_batch, 20, weights, [64] * levels_of)
-        yield f"allocate_budgets_batch, {levels_of} levels", torch.float32, allocate
-    for dtype in (torch.float32, torch.bfloat16):
-        pool = functools.partial(ops.pool_scores, torch.empty(2, 4096, dtype=dtype), (64, 64))
-        yield "pool_scores, 2×2 of 64×64", dtype, pool
-        yield "pool_scores, 2×2 of 64×64, max", dtype, functools.partial(pool, reduction="max")
-        scores = [torch.empty(2, 5440, dtype=dtype)] * 2
-        packed = [torch.empty(1 << 20, dtype=dtype)] * 2
-        for mode, normalize in (("plain", None), ("min-max", "minmax")):
-            combine = functools.partial(ops.combine_scores, weights=[0.5, 0.5], normalize=normalize)
-            yield f"combine_scores, 2 of 5440, {mode}", dtype, functools.partial(combine, scores)
-            ragged = functools.partial(combine, packed, cu_seqlens=torch.empty(5, dtype=torch.int32))
-            yield f"combine_scores, 2 of 2^20 packed, {mode}", dtype, ragged
-    for itemsize in (torch.uint8, torch.float32):
-        spread = functools.partial(ops.broadcast_regions, torch.empty(2, 16, dtype=itemsize), (64, 64))
-        yield "broadcast_regions, 4×4 to 64×64", itemsize, spread
+def shipped() -> Iterator[Call]:
+    """The sizes, dtypes and options that choose a configuration, of every op."""
+    for description in DESCRIPTIONS.values():
+        yield from description.compiled()
 
 
 # What may not change at all, and by how much the rest may rise, before the committed table is out of date.
@@ -331,7 +236,7 @@ def main(texts: list[str]) -> None:
     if texts and old["triton"] != triton.__version__:
         raise SystemExit(f"the table is of Triton {old['triton']}, here is {triton.__version__}: compile everything")
     table = {}
-    for case, dtype, call in shipped():
+    for case, call, dtype in shipped():
         for target in TARGETS:
             entry = key(case, dtype, target)
             kept = texts and not any(text in case for text in texts)

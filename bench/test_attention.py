@@ -83,3 +83,34 @@ def test_beside_attention(compare, query):
         2 * q.nbytes + floor,
         graphed=("pyramid_ops", "eager"),
     )
+
+
+def eager_relevance(tokens, text):
+    return (tokens @ text.mT * tokens.shape[2] ** -0.5).amax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 576, 1024), (1, 5440, 1024)], ids=lambda shape: "x".join(map(str, shape)))
+def test_text_relevance(compare, shape, dtype):
+    """Batch, tokens, features, with 64 text tokens: the greatest dot product."""
+    batch, count, features = shape
+    tokens, text = (torch.randn(batch, n, features, device=DEVICE).to(dtype) for n in (count, 64))
+    ours = lambda x, t: pyramid_ops.text_relevance(x, t, precision="grid")  # noqa: E731
+    floor = tokens.nbytes + text.nbytes + 4 * batch * count
+    compare({"pyramid_ops": ours, "eager": eager_relevance}, (tokens, text), floor)
+
+
+def eager_walk(q, k):
+    attention = torch.softmax(q @ k.mT * (10 * q.shape[3] ** -0.5), -1)
+    p = torch.full_like(q[:, :, :1, 0], 1 / q.shape[2]).expand(-1, -1, q.shape[2])[:, :, None]
+    for _ in range(5):
+        p = p @ attention
+    return p[:, :, 0].square().mean(1).sqrt()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=lambda shape: "x".join(map(str, shape)))
+def test_attention_walk(compare, shape):
+    """Batch, heads, tokens, features: five steps, as AIM takes them."""
+    q, k, floor = operands(shape, torch.float32, shape[2])
+    ours = lambda q, k: pyramid_ops.attention_walk(q, k, precision="grid")  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager_walk}, (q, k), floor)

@@ -21,6 +21,16 @@ def test_scores(compare, op, shape, dtype):
     compare({"pyramid_ops": getattr(pyramid_ops, op), "eager": eager}, (features,), features.nbytes + scores)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=lambda shape: "x".join(map(str, shape)))
+def test_unit_rows(compare, shape, dtype):
+    """Against float16 unit vectors that are not on a grid."""
+    features = torch.randn(shape, device=DEVICE).to(dtype)
+    eager = lambda x: (torch.nn.functional.normalize(x.float(), dim=-1).half(), x.float().norm(dim=-1))  # noqa: E731
+    floor = features.nbytes + 2 * features.numel() + 4 * features.shape[0] * features.shape[1]
+    compare({"pyramid_ops": pyramid_ops.unit_rows, "eager": eager}, (features,), floor)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "max"])
 @pytest.mark.parametrize("side", [64, 256])
 def test_pool_scores(compare, side, reduction):

@@ -31,3 +31,20 @@ def test_select_topk_levels(compare, shape, dtype):
     selected = batch * sum(budgets) * features * levels[0].element_size()
     floor = sum(level.nbytes for level in levels) + 2 * selected
     compare({"pyramid_ops": ours, "eager": eager}, (levels, budgets), floor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gather_levels(compare, dtype):
+    """273 rows of 1024 features from four levels, in any order."""
+    levels = [torch.randn(2, size, 1024, device=DEVICE).to(dtype) for size in PYRAMIDS["5440"]]
+    level = torch.randint(4, (2, 273), device=DEVICE)
+    index = torch.randint(64, (2, 273), device=DEVICE)
+    indices = torch.stack((level, index), 2)
+    starts = torch.tensor([0, 4096, 5120, 5376], device=DEVICE)
+
+    def eager(levels, indices):
+        row = starts[indices[..., 0]] + indices[..., 1]
+        return torch.cat(levels, 1).gather(1, row[..., None].expand(-1, -1, levels[0].shape[2]))
+
+    floor = 2 * 2 * 273 * 1024 * levels[0].element_size()
+    compare({"pyramid_ops": pyramid_ops.gather_levels, "eager": eager}, (levels, indices), floor)

@@ -9,8 +9,8 @@ import math
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-from unittest import mock
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,7 +19,8 @@ import pyramid_ops
 from bench import compile as aot
 from bench.__main__ import commit, device_name
 from bench.conftest import CUDA, _graphed, _milliseconds
-from pyramid_ops.kernels import attention, merging, numerics, pyramid, scoring
+from pyramid_ops.kernels.tiles import forcing, put, row_tiles
+from pyramid_ops.verify.inputs import name
 
 # What an SM has: 32-bit registers, warps, programs, bytes of shared memory.
 REGISTERS, WARPS, PROGRAMS = 1 << 16, 64, 32
@@ -31,7 +32,6 @@ class Case(NamedTuple):
     kernels: tuple[str, ...]
     # A call on inputs that are made on a device.
     prepare: Callable[[str], Callable[[], object]]
-    module: Any
     chooser: str
     candidates: list[dict]
     # Elements that a pass of all threads over the longest loop (or the whole code) computes.
@@ -62,7 +62,7 @@ def _attend(device: str) -> Callable[[], object]:
 
 
 def _products(tiles: dict) -> int:
-    return tiles["BLOCK_M"] * tiles["BLOCK_N"]
+    return tiles["DOT"].BLOCK_M * tiles["DOT"].BLOCK_N
 
 
 def _dot_tiles(stages: int, *sizes: tuple[int, int, int, int]) -> list[dict]:
@@ -74,42 +74,41 @@ def cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         for features in (1024, 4096):
             x = torch.empty(1, 8, features, dtype=dtype)
-            tiles = [numerics.row_tiles([x], warps, width) for warps in (1, 2, 4, 8, 16) for width in (16, 8)]
+            tiles = [row_tiles([x], warps, width) for warps in (1, 2, 4, 8, 16) for width in (16, 8)]
             tiles = [choice for k, choice in enumerate(tiles) if choice not in tiles[:k]]
             yield Case(
-                f"token_variance, D = {features}, {aot.name(dtype)}", ("_score_kernel",),
-                functools.partial(_tokens, features, dtype), scoring, "row_tiles", tiles,
-                lambda tiles, features=features: tiles["TILES"] // tiles["BLOCKS"] * features,
+                f"token_variance, D = {features}, {name(dtype)}", ("_score_kernel",),
+                functools.partial(_tokens, features, dtype), "row_tiles", tiles,
+                lambda tiles, features=features: tiles["ROW"].TILES // tiles["ROW"].BLOCKS * features,
             )  # fmt: skip
         tiles = [{"ROWS": 16, "BLOCK": 32 * w * count, "num_warps": w} for w in (1, 2, 4, 8) for count in (1, 2, 4)]
         yield Case(
-            f"blur_downsample, 5 taps, {aot.name(dtype)}", ("_blur_downsample_kernel",),
-            functools.partial(_blur, dtype), pyramid, "config", tiles, lambda tiles: tiles["BLOCK"],
+            f"blur_downsample, 5 taps, {name(dtype)}", ("_blur_downsample_kernel",),
+            functools.partial(_blur, dtype), "blur_tiles", tiles, lambda tiles: tiles["BLOCK"],
         )  # fmt: skip
     grid = _dot_tiles(3, (64, 64, 64, 4), (128, 64, 64, 4), (128, 128, 64, 4), (128, 128, 64, 8), (128, 256, 64, 8))
     high = _dot_tiles(2, (64, 32, 64, 4), (64, 64, 32, 4), (128, 32, 64, 8), (128, 64, 32, 8), (128, 64, 64, 8))
     for precision, tiles in (("grid", grid), ("high", high)):
         yield Case(
             f"best_match, {precision}, D = 64", ("_best_match_kernel",), functools.partial(_match, precision),
-            merging, "match_config", tiles, _products,
+            "match_tiles", tiles, _products,
         )  # fmt: skip
     tiles = _dot_tiles(2, (64, 32, 64, 4), (64, 64, 64, 4), (64, 128, 64, 4), (128, 64, 64, 4), (128, 64, 64, 8))
     yield Case(
-        "attention_importance, grid, D = 64", ("_row_kernel", "_column_kernel"), _attend, attention,
-        "attention_config", tiles, _products,
+        "attention_importance, grid, D = 64", ("_row_kernel", "_column_kernel"), _attend,
+        "attention_tiles", tiles, _products,
     )  # fmt: skip
 
 
-def _choosing(case: Case, tiles: dict | None, chosen: list) -> Any:
-    """Patch what chooses the tiles of a case; `chosen` gets what each call of it gave."""
-    own = getattr(case.module, case.chooser)
+def _choosing(case: Case, tiles: dict | None, chosen: list) -> AbstractContextManager:
+    """Force the tiles of a case; `chosen` gets what each call of its chooser gave."""
 
-    def choose(*args: object) -> object:
-        choice = own(*args) if tiles is None else (tiles, tiles) if case.chooser == "attention_config" else tiles
+    def choose(own: Callable, *args: object) -> object:
+        choice = own(*args) if tiles is None else put(own(*args), tiles)
         chosen.append(choice)
         return choice
 
-    return mock.patch.object(case.module, case.chooser, choose)
+    return forcing(**{case.chooser: choose})
 
 
 def resident_warps(target: str, code: dict, warps: int) -> int:
@@ -163,7 +162,10 @@ def measure(case: Case, choices: list) -> list[float]:
 
 
 def _describe(tiles: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in tiles.items())
+    flat: dict = {}
+    for key, value in tiles.items():
+        flat.update(value._asdict() if hasattr(value, "_asdict") else {key: value})
+    return ", ".join(f"{key} {value}" for key, value in flat.items() if key not in ("D", "LIMBS"))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from .gathering import copy_rows, packed_row, packed_start
 from .launch import launch
 from .radix import histogram, load_words, next_digit, ranks, select_threshold, take_best
 from .scoring import score_levels
-from .tiles import chunk_tiles, gather_tiles, order_tiles, select_tiles
+from .tiles import chunk_tiles, gather_tiles, many_segments, one_program, order_tiles, rank_limit, select_tiles
 
 
 @triton.jit
@@ -229,14 +229,6 @@ def _gather_packed_kernel(
     )  # fmt: skip
 
 
-# Segments beyond this many keys are selected by several programs, each with a chunk.
-ONE_PROGRAM = 16384
-# With more segments than this, each has one program anyway: there is work for every processor.
-MANY_SEGMENTS = 1024
-# Beyond this many, sorting beats ranking by counting, whose work is quadratic.
-RANK_LIMIT = 4096
-
-
 def _opaque(values: Sequence[int]) -> tuple[int, ...]:
     """Integers that are never 1 or a multiple of 16: for each such in a tuple the JIT would compile anew."""
     return tuple(16 * value + 2 for value in values)
@@ -257,7 +249,7 @@ def _select_segments(
     counts = torch.empty(batch, len(cu_seqlens), dtype=torch.int32, device=keys.device)
     numbers = _opaque([min(k, capacity) for k in budgets.numbers])
     arguments = (tuple(cu_seqlens), _opaque(sizes), budgets.tensor, numbers, max_seqlen, capacity)
-    if max_seqlen <= ONE_PROGRAM or segments > MANY_SEGMENTS:
+    if max_seqlen <= one_program() or segments > many_segments():
         config = select_tiles(2048)  # the smaller tiles spill with several levels
         launch(_select_segment_kernel, segments, keys, chosen, chosen_keys, counts, *arguments, **config)
         return chosen, chosen_keys, counts
@@ -291,7 +283,7 @@ def segmented_topk(
     if not segments:
         return values, indices, torch.empty(0, dtype=torch.int32, device=scores.device)
     chosen, keys, counts = _select_segments(scores, [cu_seqlens], [scores.shape[0]], k, slots)
-    if capacity > RANK_LIMIT and not by_index:
+    if capacity > rank_limit() and not by_index:
         # No two of these integers are equal; slots ascend with indices.
         slot = torch.arange(capacity, device=scores.device)
         unique = torch.where(slot < counts, (keys.to(torch.int64) << 32) + (capacity - 1 - slot), -1 << 63)

@@ -242,7 +242,7 @@ def problem_of(
     query: Tensor, key: Tensor, queries: Queries, segments: Segments, span: Span, softmax: Softmax
 ) -> Problem:
     parts = query.shape[0] if segments.cu_seqlens_q is None else segments.cu_seqlens_q.shape[0] - 1
-    queries = queries._make(None if x is None else x.contiguous() for x in queries)
+    queries = Queries(*[None if x is None else x.contiguous() for x in queries])
     heads, kv_heads, count, keys = query.shape[1], key.shape[1], query.shape[2], key.shape[2]
     return Problem(parts, heads, kv_heads, count, keys, queries, segments, span, softmax)
 

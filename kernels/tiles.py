@@ -140,6 +140,24 @@ def chunk_tiles() -> dict:
 
 
 @chooser
+def one_program() -> int:
+    """Segments beyond this many keys are selected by several programs, each with a chunk."""
+    return 16384
+
+
+@chooser
+def many_segments() -> int:
+    """With more segments than this, each has one program anyway: there is work for every processor."""
+    return 1024
+
+
+@chooser
+def rank_limit() -> int:
+    """Beyond this many, sorting beats ranking by counting, whose work is quadratic."""
+    return 4096
+
+
+@chooser
 def order_tiles(capacity: int, by_index: bool) -> dict:
     if by_index:
         return {"ROWS": min(512, max(32, next_power_of_2(capacity))), "BLOCK": 1, "num_warps": 4}

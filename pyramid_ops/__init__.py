@@ -4,15 +4,29 @@ Every op works on CPU and CUDA tensors, needs no gradient, never synchronises wi
 as its specification in :mod:`pyramid_ops.reference`.
 """
 
-from . import ops, plans, results
 from ._op import use_backend
-from .ops import *
-from .plans import *
+from .ops.adaptive import *
+from .ops.attention import *
+from .ops.budgets import *
+from .ops.entropy import *
+from .ops.gathering import *
+from .ops.matching import *
+from .ops.merging import *
+from .ops.pooling import *
+from .ops.progressive import *
+from .ops.pyramid import *
+from .ops.ragged import *
+from .ops.regions import *
+from .ops.relevance import *
+from .ops.scoring import *
+from .ops.selection import *
+from .ops.units import *
+from .ops.walk import *
+from .plans.merged import *
+from .plans.tome import *
 from .results import *
 
 __version__ = "0.1.0"
 
-__all__ = ["use_backend"]
-__all__ += ops.__all__
-__all__ += plans.__all__
-__all__ += results.__all__
+# Each file's `__all__` says what of it is public.
+__all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 import pyramid_ops
-from pyramid_ops.numerics import low_limb_bits
+from pyramid_ops.ops.units import low_limb_bits
 
 # M, N, K, warps: wgmma and tcgen05, the smallest of these, and mma.sync.
 GRID_TILES = [(128, 128, 64, 8), (64, 64, 64, 4), (16, 16, 32, 1)]

@@ -42,19 +42,25 @@ class Outcome(NamedTuple):
 
 
 def steps(workers: int) -> list[Step]:
-    own = ["tests/test_dots.py", "tests/test_gpu.py"]
-    suite = [*PYTEST, "-m", "kernel or not slow", "--ignore=tests/test_aot.py", *(f"--ignore={path}" for path in own)]
+    own = ["tests/code/test_dots.py", "tests/code/test_gpu.py"]
+    suite = [
+        *PYTEST,
+        "-m",
+        "kernel or not slow",
+        "--ignore=tests/code/test_aot.py",
+        *(f"--ignore={path}" for path in own),
+    ]
     shards = [([*suite, "tests"], {"PYRAMID_OPS_TEST_SHARD": f"{k}/{workers}"}) for k in range(workers)]
     # Without PyTorch's cache each tensor is an allocation of its own, so that an access beside it is seen.
     memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    watched = [*PYTEST, "tests/test_gpu.py", "-k", "test_gpu_equals_cpu"]
+    watched = [*PYTEST, "tests/code/test_gpu.py", "-k", "test_gpu_equals_cpu"]
     memcheck = [sanitizer, "--tool", "memcheck", "--error-exitcode", "99", "--target-processes", "all", *watched]
     return [
-        Step("tensor cores are exact", [([*PYTEST, "tests/test_dots.py"], {})], 90),
+        Step("tensor cores are exact", [([*PYTEST, "tests/code/test_dots.py"], {})], 90),
         Step("native suite", shards, 210),
         Step("golden digests", [([sys.executable, "-m", "pyramid_ops", "verify"], {})], 120),
-        Step("graphs, no sync, > 2^31, streams", [([*PYTEST, "tests/test_gpu.py"], {})], 60),
+        Step("graphs, no sync, > 2^31, streams", [([*PYTEST, "tests/code/test_gpu.py"], {})], 60),
         Step("compute-sanitizer memcheck", [(memcheck, memory)] if pathlib.Path(sanitizer).exists() else [], 90),
         Step(
             "benchmarks",

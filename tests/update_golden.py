@@ -1,4 +1,4 @@
-"""`python -m tests.update_golden`: write `pyramid_ops/golden.json` from the reference, and say what changed.
+"""`python -m tests.update_golden`: write `pyramid_ops/verify/golden.json` from the reference, and say what changed.
 
 A changed digest is a changed specification: no bug fix in a kernel, no speed-up and no new version may need it.
 """
@@ -8,7 +8,8 @@ import json
 import torch
 
 from pyramid_ops import verify
-from pyramid_ops._dispatch import OPS, use_backend
+from pyramid_ops._op import OPS, use_backend
+from pyramid_ops.verify.cases import DESCRIPTIONS
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     new: dict = {}
     with use_backend("reference"):
         for op in sorted(OPS):
-            new[op] = {case: verify.digests(op, args) for case, args in verify.CASES[op]()}
+            new[op] = {case: verify.digests_of(op, args) for case, args, _ in DESCRIPTIONS[op].golden()}
     for op in sorted({*old, *new}):
         before, after = old.get(op, {}), new.get(op, {})
         for case in sorted({*before, *after}):

@@ -3,7 +3,7 @@
 `golden.json` holds the SHA-256 digests of the inputs and of what the reference made of them.
 """
 
-from .digests import GOLDEN, Result, digest, digests, run
+from .digests import GOLDEN, Result, digest, digests_of, run
 from .page import main
 
-__all__ = ["GOLDEN", "Result", "digest", "digests", "main", "run"]
+__all__ = ["GOLDEN", "Result", "digest", "digests_of", "main", "run"]

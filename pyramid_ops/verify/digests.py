@@ -17,12 +17,12 @@ GOLDEN = pathlib.Path(__file__).with_name("golden.json")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def digest(*tensors: Tensor) -> str:
@@ -38,11 +38,11 @@ def digest(*tensors: Tensor) -> str:
     return sha.hexdigest()
 
 
-def digests(op: str, args: Sequence[Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+def digests_of(op: str, args: Sequence[Any], device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `golden.json` holds for a case: one digest of all inputs, and one of each output."""
-    inputs = digest(*_tensors(args))
+    inputs = digest(*tensors_in(args))
     result = OPS[op](*[_to(device, arg) for arg in args])
-    return {"inputs": inputs, "outputs": [digest(x) for x in _tensors(result)]}
+    return {"inputs": inputs, "outputs": [digest(x) for x in tensors_in(result)]}
 
 
 def _to(device: torch.device | str, value: Any) -> Any:
@@ -70,7 +70,7 @@ def run(ops: Iterable[str], device: torch.device | str = "cpu", stride: int = 1)
         for case, args, _ in list(DESCRIPTIONS[op].golden())[::stride]:
             expected = golden.get(op, {}).get(case)
             try:
-                actual = digests(op, args, device)
+                actual = digests_of(op, args, device)
             except Exception as error:  # a kernel that does not compile or launch is a verdict too
                 yield Result(op, case, f"{type(error).__name__}: {error}".splitlines()[0])
                 continue

@@ -43,7 +43,7 @@ def _version(module: str) -> str:
 
 def main() -> int:
     """Print a page; 0 where all digests are equal, else 1."""
-    from . import __version__
+    from .. import __version__
 
     print(f"pyramid_ops {__version__}: does this machine compute the same bits?\n")
     print(f"processor  {_processor()}")

@@ -1,6 +1,5 @@
 """The machine code of every shipped configuration, compiled ahead of time for GPUs that need not be there."""
 
-import functools
 import os
 import pathlib
 import re
@@ -17,119 +16,13 @@ from triton._C.libtriton import native_specialize_impl
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler.compiler import CompiledKernel
 
-import pyramid_ops
 from bench import compile as aot
 from bench import host, tiles
-from pyramid_ops.kernels import numerics
+from pyramid_ops.kernels.launch import _kinds
+from pyramid_ops.kernels.tiles import put
+from pyramid_ops.verify.cases import DESCRIPTIONS
+from pyramid_ops.verify.inputs import name
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel
-
-
-def ones():
-    """Sizes, strides and budgets equal to 1, which Triton turns into constants."""
-    one = torch.empty(1, 1, 1)
-    plan = pyramid_ops.tome_matching(torch.ones(1, 70, 1), 34)
-    levels = [torch.empty(2, size, 64) for size in (256, 1)]
-    scores = [torch.empty(2, size, dtype=torch.float16) for size in (256, 1)]
-    indices = torch.empty(1, 1, 2, dtype=torch.int64)
-    yield "token_variance", lambda: pyramid_ops.token_variance(one, correction=0)
-    yield "token_norm", lambda: pyramid_ops.token_norm(one)
-    yield "unit_rows", lambda: pyramid_ops.unit_rows(one)
-    yield "select_topk_levels", lambda: pyramid_ops.select_topk_levels([one, one], budgets=[1, 1], saliency="norm")
-    yield "select_topk_levels-1-last", lambda: pyramid_ops.select_topk_levels(levels, budgets=[20, 1], saliency=scores)
-    yield "select_topk_levels-1-first", lambda: pyramid_ops.select_topk_levels(levels[::-1], budgets=[1, 20])
-    yield "select_topk_levels-union", lambda: pyramid_ops.select_topk_levels(levels, 1, None, order="index")
-    yield "gather_levels", lambda: pyramid_ops.gather_levels([one], indices)
-    bounds = torch.empty(2, dtype=torch.int32)
-    for size, k in ((1, 1), (1, bounds[:1]), (513, [1]), (1 << 20, [1])):
-        topk = functools.partial(pyramid_ops.segmented_topk, torch.empty(size), bounds, k, max_seqlen=size, capacity=1)
-        yield f"segmented_topk-{size}-{type(k).__name__}", topk
-    for size in (1, 1 << 20):
-        packed = [torch.empty(size, 1), torch.empty(1, 1)]
-        select = functools.partial(pyramid_ops.select_topk_levels_packed, packed, [bounds] * 2, [1, 0])
-        yield f"select_topk_levels_packed-{size}", functools.partial(select, max_seqlen=size)
-    for counts in (None, bounds[:1]):
-        tensors = [one[0], torch.empty(1, dtype=torch.bool), torch.empty(1, dtype=torch.int64)]
-        move = functools.partial(pyramid_ops.compact, tensors, indices[0, :, :1], counts, cu_seqlens=bounds)
-        yield f"compact-{counts is None}", move
-    far = torch.empty(4).as_strided((1, 4, 1), (1 << 31, 1, 1))
-    yield "select_topk_levels-far", lambda: pyramid_ops.select_topk_levels([one, far], budgets=[1, 2], saliency="norm")
-    many = torch.empty(1, 70, 1)
-    none = torch.zeros(1, 70, dtype=torch.int64)
-    offsets = torch.zeros(2, dtype=torch.int32)
-    mask = torch.ones(1, dtype=torch.bool)
-    packed = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets}
-    for precision in ("grid", "high"):
-        match = functools.partial(pyramid_ops.best_match, precision=precision)
-        yield f"best_match-{precision}", lambda f=match: f(one, one)
-        yield f"best_match-{precision}-1-key", lambda f=match: f(torch.empty(1, 300, 100), torch.empty(1, 1, 100))
-        yield f"best_match-{precision}-packed", lambda f=match: f(one[0], one[0], key_mask=mask, **packed)
-    head = torch.empty(1, 1, 1, 1)
-    for precision in ("grid", "high"):
-        score = functools.partial(pyramid_ops.attention_importance, precision=precision)
-        yield f"attention_importance-{precision}", lambda f=score: f(head, head, softcap=50.0)
-        pair = functools.partial(score, cu_seqlens_q=offsets, cu_seqlens_k=offsets, head_reduction="rms", causal=True)
-        yield f"attention_importance-{precision}-packed", functools.partial(pair, one, one)
-        row = torch.empty(1, 2, 16)
-        yield f"attention_importance-{precision}-packed-few", functools.partial(pair, row, row)
-        last = functools.partial(
-            score, torch.empty(1, 4, 1, 100), torch.empty(1, 2, 300, 100), query_weights=torch.ones(1, 1)
-        )
-        yield f"attention_importance-{precision}-one-query", functools.partial(last, head_reduction="rms")
-    yield "attention_walk", lambda: pyramid_ops.attention_walk(head, head, steps=1, precision="grid")
-    for reduction, precision in (("max", "high"), ("mean", "grid")):
-        relevance = functools.partial(pyramid_ops.text_relevance, reduction=reduction, precision=precision)
-        yield f"text_relevance-{reduction}", functools.partial(relevance, one, one)
-    for width in (1, 65):
-        yield f"assign_mean-{width}", lambda w=width: pyramid_ops.assign_mean(torch.empty(1, 1, w), none[:, :1], 1)
-    weights = torch.ones(1, 70)
-    yield "assign_mean-long", lambda: pyramid_ops.assign_mean(many, none, 1, weights=weights)
-    yield "merge_tokens-amax", lambda: pyramid_ops.merge_tokens(many, plan, weights, mode="amax")
-    count = torch.ones(1, dtype=torch.int64)
-    yield "region_variance", lambda: pyramid_ops.region_variance(one, (1, 1), (1, 1))
-    yield "region_variance-lengths", lambda: pyramid_ops.region_variance(one, (1, 1), (1, 1), lengths=count)
-    yield "region_variance-column", lambda: pyramid_ops.region_variance(levels[0], (256, 1), (3, 1))
-    yield "broadcast_regions", lambda: pyramid_ops.broadcast_regions(one[0], (1, 1), (1, 1))
-    yield "broadcast_regions-row", lambda: pyramid_ops.broadcast_regions(one[0].expand(2, 3), (1, 256), (1, 3))
-    yield "patch_entropy", lambda: pyramid_ops.patch_entropy(one[None], 1, bins=2)
-    yield "patch_entropy-bytes", lambda: pyramid_ops.patch_entropy(torch.empty(1, 1, 2, 4, dtype=torch.uint8), 2)
-    yield "pool_scores", lambda: pyramid_ops.pool_scores(one[0], (1, 1), window=(1, 1), reduction="max")
-    yield "pool_scores-column", lambda: pyramid_ops.pool_scores(torch.empty(1, 256), (256, 1), window=(3, 1))
-    for normalize in (None, "minmax"):
-        combine = functools.partial(pyramid_ops.combine_scores, normalize=normalize)
-        yield f"combine_scores-{normalize}", lambda f=combine: f([one[0]], [1])
-        mixed = [torch.empty(1), torch.empty(1, dtype=torch.float16)]
-        yield f"combine_scores-{normalize}-packed", lambda f=combine, x=mixed: f(x, [1, 1], cu_seqlens=bounds)
-        strided = [torch.empty(300, 5).T, torch.empty(5, 300, dtype=torch.bfloat16)]
-        yield f"combine_scores-{normalize}-strided", lambda f=combine, x=strided: f(x, [1, 1])
-    yield "allocate_budgets_batch", lambda: pyramid_ops.allocate_budgets_batch(1, one[0], [1], minimum=1, maximum=1)
-    yield "allocate_budgets_batch-tensors", lambda: pyramid_ops.allocate_budgets_batch(count, one[0], count[:, None])
-    yield "adaptive_budgets", lambda: pyramid_ops.adaptive_budgets(1, one, [1], weights=[[1.0]], thresholds=[])
-    for shape in ((1, 1, 2, 2), (1, 1, 2, 64), (1, 3, 64, 2), (1, 3, 64, 48)):
-        x = torch.empty(shape)
-        for taps in ([1.0], [0.1] * 3, [0.1] * 11):
-            case = f"blur_downsample-{shape[2]}-{shape[3]}-{len(taps)}"
-            yield case, lambda x=x, taps=taps: pyramid_ops.blur_downsample(x, taps=taps, padding="reflect")
-
-
-def sizes():
-    """Rows of other lengths than those that are shipped, in the options that take most registers."""
-    mask, packed_mask = torch.ones(2, 2048, dtype=torch.bool), torch.ones(4096, dtype=torch.bool)
-    offsets = torch.zeros(3, dtype=torch.int32)
-    packed = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": 300, "max_seqlen_k": 300}
-    for precision, many in (("grid", (16, 32, 48, 80, 100, 128, 192, 768)), ("high", (16, 48, 80, 128, 768))):
-        match = functools.partial(pyramid_ops.best_match, precision=precision)
-        for features in many:
-            x = torch.empty(2, 4096, features, dtype=torch.bfloat16)
-            masked = functools.partial(match, x[:, ::2], x[:, 1::2], key_mask=mask)
-            yield f"best_match-{precision}-{features}", masked
-            ragged = functools.partial(match, x[0], x[0], key_mask=packed_mask, **packed)
-            yield f"best_match-{precision}-{features}-packed", ragged
-    for features in (32, 72, 80, 96, 128, 256):
-        query, key = (torch.empty(2, heads, 512, features, dtype=torch.bfloat16) for heads in (8, 4))
-        score = functools.partial(pyramid_ops.attention_importance, query, key, causal=True, precision="grid")
-        yield f"attention_importance-{features}", functools.partial(score, softcap=30.0)
-        yield f"attention_importance-{features}-max-first", functools.partial(score, head_reduction="max")
-
 
 # These read single values that lie apart, a few numbers for each sample, or segments that start anywhere.
 SCATTERED = (
@@ -153,11 +46,22 @@ DOTS = ("_best_match_kernel", "_column_kernel", "_logits_kernel", "_relevance_ke
 READ_LOGITS = ("_column_kernel", "_row_kernel")
 
 SHIPPED = [
-    pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{aot.name(dtype)}")
-    for case, dtype, call in aot.shipped()
+    pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{name(dtype)}")
+    for case, call, dtype in aot.shipped()
 ]
-ONES = [pytest.param(None, torch.float32, call, id=f"one-{case}") for case, call in ones()]
-SIZES = [pytest.param(None, torch.bfloat16, call, id=case, marks=pytest.mark.slow) for case, call in sizes()]
+# Sizes, strides and counts equal to 1, which Triton turns into constants.
+ONES = [
+    pytest.param(None, dtype, call, id=f"one-{case}")
+    for description in DESCRIPTIONS.values()
+    for case, call, dtype in description.ones()
+]
+# Rows of other lengths than those that are shipped, in the options that take most registers.
+SIZES = [
+    pytest.param(None, dtype, call, id=case, marks=pytest.mark.slow)
+    for description in DESCRIPTIONS.values()
+    if description.sizes
+    for case, call, dtype in description.sizes()
+]
 COMMITTED = aot.committed()
 
 
@@ -216,7 +120,7 @@ def test_amd_code(case, dtype, call):
 
 
 def test_committed_table_has_every_shipped_configuration():
-    shipped = [aot.key(case, dtype, target) for case, dtype, _ in aot.shipped() for target in aot.TARGETS]
+    shipped = [aot.key(case, dtype, target) for case, _, dtype in aot.shipped() for target in aot.TARGETS]
     assert len(shipped) == len(set(shipped))
     assert set(COMMITTED["code"]) == set(shipped), "python -m bench.compile, and commit bench/results/compile.*"
 
@@ -369,11 +273,11 @@ def test_launches_of_unlike_arguments_are_not_taken_for_alike():
     numbers += [Whole(1), Whole(16), Whole(17), Whole(1 << 40)]
     arguments = [*numbers, *tensors, True, False, 1.0, 0.5, None, (), (1,), (1, 2), (1.0,), (x,), (x, x[1:])]
     arguments += [(True,), (False, 1), (16,), (Whole(1),), (17,), (1 << 40,), (0.5, 1)]
-    found = [(native_specialize_impl(CUDABackend, x, False, True, True), numerics._kinds((x,))) for x in arguments]
+    found = [(native_specialize_impl(CUDABackend, x, False, True, True), _kinds((x,))) for x in arguments]
     for triton_kind, kind in found:
         assert {str(other) for other, own in found if own == kind} == {str(triton_kind)}
     with pytest.raises(TypeError, match="a tensor beside numbers"):
-        numerics._kinds(((1, x),))
+        _kinds(((1, x),))
 
 
 def test_loops_are_counted():
@@ -402,8 +306,8 @@ def test_the_shipped_tile_is_read_and_another_one_in_its_place():
     case = TILE_CASES["best_match, grid, D = 64"]
     (shipped,) = tiles.read(case, "sm_90", None)
     (other,) = tiles.read(case, "sm_90", case.candidates[0])
-    assert (shipped["tiles"]["BLOCK_M"], shipped["tiles"]["num_warps"]) == (128, 4)
-    assert other["tiles"] == case.candidates[0]
+    assert (shipped["tiles"]["DOT"].BLOCK_M, shipped["tiles"]["num_warps"]) == (128, 4)
+    assert other["tiles"] == put(shipped["tiles"], case.candidates[0])
     assert shipped["spills"] == other["spills"] == 0
     assert shipped["each"] < other["each"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyramid_ops
-from tests import cases
+from pyramid_ops.verify.inputs import special_rows
 from tests.bits import assert_same_bits
 
 pytestmark = [
@@ -156,7 +156,7 @@ def test_more_than_2_to_the_31_elements():
         pytest.skip("needs 24 GB of free GPU memory")
     rows = torch.zeros(3, 700_001, 1024, dtype=torch.bfloat16, device="cuda")
     assert rows.numel() > 1 << 31
-    last = cases.special_rows(1024, torch.bfloat16)[0, :1].cuda()
+    last = special_rows(1024, torch.bfloat16)[0, :1].cuda()
     rows[2, -1] = last
     assert_same_bits(pyramid_ops.token_variance(rows)[2, -1:], pyramid_ops.token_variance(last.cpu()))
     tokens, indices = pyramid_ops.select_topk_levels([rows], 1, None)

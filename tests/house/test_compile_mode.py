@@ -4,21 +4,20 @@ import pytest
 import torch
 
 import pyramid_ops
-from pyramid_ops._op import OPS
-from tests import cases
+from pyramid_ops.verify.cases import DESCRIPTIONS
 from tests.bits import assert_same_bits
 
 
 def first_cases():
-    for op, make in cases.CASES.items():
-        params = list(make())
-        for param in params[min(5, len(params) - 1) :: 37]:
-            yield pytest.param(op, param.values[0], id=f"{op}-{param.id}")
+    for op, description in DESCRIPTIONS.items():
+        cases = list(description.bits())
+        for case in cases[min(5, len(cases) - 1) :: 37]:
+            yield pytest.param(description.op, case.args, id=f"{op}-{case.id}")
 
 
 @pytest.mark.parametrize(("op", "args"), list(first_cases()))
 def test_opcheck(op, args):
-    torch.library.opcheck(OPS[op].custom, args, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(op.custom, tuple(op.flat.flatten(args)), test_utils=("test_schema", "test_faketensor"))
 
 
 ROWS = ((0.2, 0.3, 0.5), (0.3, 0.3, 0.4), (0.5, 0.3, 0.2))

@@ -11,6 +11,10 @@ import torch
 from pyramid_ops import __main__ as cli
 from pyramid_ops import use_backend, verify
 from pyramid_ops._op import OPS
+from pyramid_ops.verify import digests, page
+from pyramid_ops.verify.cases import DESCRIPTIONS
+from pyramid_ops.verify.digests import _INTEGERS, tensors_in
+from pyramid_ops.verify.inputs import FEATURES, FLOATS, FORMATS, from_bits
 
 GOLDEN = json.loads(verify.GOLDEN.read_text())
 
@@ -42,13 +46,13 @@ def test_kernels_have_all_golden_bits(op, device):
 
 
 def test_every_op_has_cases_and_every_digest_a_case():
-    assert set(verify.CASES) == set(OPS) == set(GOLDEN)
-    for op, make in verify.CASES.items():
-        names = [case for case, _ in make()]
+    assert set(OPS) == set(GOLDEN)
+    for op, description in DESCRIPTIONS.items():
+        names = [case.id for case in description.golden()]
         assert len(names) == len(set(names))
         assert set(names) == set(GOLDEN[op])
-        dtypes = {x.dtype for _, args in make() for x in verify._tensors(args)}
-        wanted = set(verify.FEATURES)
+        dtypes = {x.dtype for case in description.golden() for x in tensors_in(case.args)}
+        wanted = set(FEATURES)
         if op in ("broadcast_regions", "compact", "gather_levels"):  # they move bits
             wanted = {torch.uint8, torch.int16, torch.int32, torch.int64}
         elif op in ("adaptive_weights", "allocate_budgets_batch"):
@@ -61,14 +65,14 @@ def test_every_op_has_cases_and_every_digest_a_case():
             "segmented_topk",
             "text_relevance",
         ):
-            wanted = set(verify.FLOATS)
+            wanted = set(FLOATS)
         assert dtypes.issuperset(wanted), op
 
 
 def flipped(x: torch.Tensor) -> torch.Tensor:
     """`x` with the lowest bit of its last element changed, unless that is NaN."""
     x = x.clone()
-    bits = x.view(verify._INTEGERS[x.element_size()]).reshape(-1)
+    bits = x.view(_INTEGERS[x.element_size()]).reshape(-1)
     if x.dtype.is_floating_point and x.reshape(-1)[-1].isnan():
         bits[-1] = 0
     else:
@@ -79,11 +83,11 @@ def flipped(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("op", sorted(OPS))
 def test_one_changed_bit_of_any_output_is_found(op, monkeypatch):
     reference = OPS[op].reference
-    _, args = next((case, args) for case, args in verify.CASES[op]() if all(x.numel() for x in outputs(op, args)))
+    args = next(one.args for one in DESCRIPTIONS[op].golden() if all(x.numel() for x in outputs(op, one.args)))
     for k in range(len(outputs(op, args))):
 
         def changed(*args, k=k):
-            result = list(verify._tensors(reference(*args)))
+            result = list(tensors_in(reference(*args)))
             if k < len(result) and result[k].numel():
                 result[k] = flipped(result[k])
             return tuple(result)
@@ -95,7 +99,7 @@ def test_one_changed_bit_of_any_output_is_found(op, monkeypatch):
 
 
 def outputs(op, args) -> list:
-    return list(verify._tensors(OPS[op].reference(*args)))
+    return list(tensors_in(OPS[op].reference(*args)))
 
 
 def test_an_op_that_raises_other_inputs_and_missing_digests_are_reported(monkeypatch, tmp_path):
@@ -112,7 +116,7 @@ def test_an_op_that_raises_other_inputs_and_missing_digests_are_reported(monkeyp
     cases[second]["inputs"] = "0" * 64
     cases[third]["outputs"] = []
     (tmp_path / "golden.json").write_text(json.dumps(changed))
-    monkeypatch.setattr(verify, "GOLDEN", tmp_path / "golden.json")
+    monkeypatch.setattr(digests, "GOLDEN", tmp_path / "golden.json")
     assert [result.case for result in problems(["token_norm"])] == [first, second, third]
     reported = [result.problem for result in problems(["token_norm"])]
     assert reported[0] == "no digest in golden.json"
@@ -120,16 +124,16 @@ def test_an_op_that_raises_other_inputs_and_missing_digests_are_reported(monkeyp
     assert reported[2] == "1 outputs, expected 0"
 
 
-@pytest.mark.parametrize("dtype", verify.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_digests_see_all_but_the_payload_of_nan(dtype):
     one = torch.tensor([1.0, 2.0], dtype=dtype)
     others = [one.flip(0), one[:, None], one.double(), -one, one[:1], torch.tensor([1.0, torch.nan], dtype=dtype)]
     assert len({verify.digest(x) for x in [one, *others]}) == len(others) + 1
     assert verify.digest(torch.zeros(1, dtype=dtype)) != verify.digest(-torch.zeros(1, dtype=dtype))
-    *_, mantissa, bias, nan = verify._FORMATS[dtype]
+    *_, mantissa, bias, nan = FORMATS[dtype]
     infinity = (2 * bias + 1) << mantissa
     sign = 1 << (8 * dtype.itemsize - 1)
-    nans = verify.from_bits(torch.tensor([nan, infinity + 1, nan | sign, infinity + 1 | sign]), dtype)
+    nans = from_bits(torch.tensor([nan, infinity + 1, nan | sign, infinity + 1 | sign]), dtype)
     assert nans.isnan().all()
     assert len({verify.digest(x) for x in nans}) == 1
     assert verify.digest(one[::2]) == verify.digest(one[:1])
@@ -145,7 +149,7 @@ def test_the_stream_is_philox_4x64_10():
 
 @pytest.fixture
 def reference_only(monkeypatch):
-    monkeypatch.setattr(verify, "_backends", lambda: [("reference, CPU", "reference", "cpu")])
+    monkeypatch.setattr(page, "_backends", lambda: [("reference, CPU", "reference", "cpu")])
 
 
 @pytest.mark.usefixtures("reference_only")

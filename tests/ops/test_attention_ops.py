@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import pyramid_ops
-from tests import cases
+from pyramid_ops.verify.inputs import FLOATS
 from tests.bits import assert_same_bits
 
 TOLERANCE = {"grid": 2e-3, "high": 1e-6}
@@ -20,7 +20,7 @@ def products(tokens: Tensor, text: Tensor, scale: float) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["grid", "high"])
-@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("reduction", ["max", "mean"])
 def test_relevance_is_the_reduced_product(reduction, dtype, precision):
     tokens, text = made(2, 300, 96, dtype=dtype), made(2, 21, 96, seed=1, dtype=dtype)
@@ -123,7 +123,7 @@ def walk(query: Tensor, key: Tensor, steps: int, slope: float, reduction: str) -
 
 @pytest.mark.parametrize("reduction", ["rms", "mean", "sum", "max"])
 @pytest.mark.parametrize("precision", ["grid", "high"])
-@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_walk_is_a_power_of_attention(dtype, precision, reduction):
     query, key = made(2, 4, 150, 32, dtype=dtype), made(2, 2, 150, 32, seed=1, dtype=dtype)
     for steps, temperature, scale in ((0, 0.1, None), (1, 1.0, None), (5, 0.1, None), (3, 1.0, 0.01)):
@@ -144,12 +144,12 @@ def test_walk_resolves_small_masses_in_long_rows():
 
 
 def test_walk_recomputes_blocks_that_are_not_kept(monkeypatch):
-    from pyramid_ops.reference import attention
+    from pyramid_ops.reference import walk as walking
 
     query, key = made(1, 2, 90, 16), made(1, 1, 90, 16, seed=1)
     expected = pyramid_ops.attention_walk(query, key)
-    monkeypatch.setattr(attention, "BLOCK", 1000)
-    monkeypatch.setattr(attention, "KEPT", 3)
+    monkeypatch.setattr(walking, "BLOCK", 1000)
+    monkeypatch.setattr(walking, "KEPT", 3)
     assert_same_bits(pyramid_ops.attention_walk(query, key), expected)
 
 

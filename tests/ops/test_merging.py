@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import pyramid_ops
 from pyramid_ops import MergePlan, compat
-from pyramid_ops.reference import numerics
+from pyramid_ops.reference.dots import grid_products, grid_rows
+from pyramid_ops.reference.units import unit_rows
 from tests.bits import assert_same_bits
 
 NAN, INF = torch.nan, torch.inf
@@ -44,13 +45,13 @@ def adversarial_rows(features):
 @pytest.mark.parametrize("features", [1, 3, 64, 100, 1024, 4096, 16384])
 def test_similarity_equals_integer_arithmetic(features, limbs):
     rows = adversarial_rows(features)
-    units, _ = numerics.unit_rows(rows[None], limbs, 10)
+    units, _ = unit_rows(rows[None], limbs, 10)
     high = (units[0, :, 0].double() * 2048).to(torch.int64)
     low = (units[0, :, 1].double() * 1024).to(torch.int64) if limbs == 2 else torch.zeros_like(high)
     integers = (high << 10) + low
     exact = (integers[:, None] * integers[None]).sum(-1)  # in units of 2^-42
-    (operand,), _ = numerics.grid_rows(rows[None], limbs, 10)
-    products = numerics.grid_products(operand, operand).double() * 4096
+    (operand,), _ = grid_rows(rows[None], limbs, 10)
+    products = grid_products(operand, operand).double() * 4096
     assert torch.equal(products.to(torch.int64), exact)
 
 

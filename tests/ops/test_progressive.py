@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from bench.conftest import _peak_bytes
 from pyramid_ops import gaussian_pyramid, patchify, progressive_select, select_topk_levels, token_norm
+from pyramid_ops.verify.inputs import FEATURES
 from tests.bits import assert_same_bits
-from tests.cases import FEATURES
 
 encode = functools.partial(patchify, patch_size=4)
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_ops import blur_downsample, gather_levels, gaussian_pyramid, patch_positions, patchify
+from pyramid_ops.verify.cases.pyramid import GAUSSIAN
+from pyramid_ops.verify.inputs import FEATURES, FLOATS
 from tests.bits import assert_same_bits
-from tests.cases import FEATURES, FLOATS, GAUSSIAN
 
 BINOMIAL = [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]
 PADDINGS = {"zeros": "constant", "reflect": "reflect", "replicate": "edge"}

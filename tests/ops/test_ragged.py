@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 
 import pyramid_ops
 from pyramid_ops import compact, segmented_topk, select_topk_levels, select_topk_levels_packed
-from pyramid_ops._op import OPS
-from tests import cases
-from tests.bits import assert_same_bits, poisoned
-from tests.cases import int32, special_scores
-from tests.bits import to
+from pyramid_ops.verify.inputs import FEATURES, FLOATS, int32, special_scores
+from tests.bits import assert_same_bits
 from tests.ops.test_selection import FLOAT32, brute_force
 
 
@@ -46,7 +43,7 @@ def test_topk_equals_brute_force(segments, kind, by_index, capacity):
         assert (top.values[s, len(expected) :] == -math.inf).all()
 
 
-@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("lengths", [[576] * 4, [1000, 0, 7, 4096], [1 << 20]])
 def test_topk_equals_torch_topk(lengths, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -96,101 +93,6 @@ def test_infinite_scores_keep_tokens():
     assert segmented_topk(scores, int32(0, 5), 3, max_seqlen=5, order="index").indices.tolist() == [[0, 2, 4]]
 
 
-TILES = [(256, 64, 16, 32), (512, 128, 4, 128), (1024, 1024, 64, 64)]
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("by_index", [False, True])
-@pytest.mark.parametrize(("chunk", "block", "rows", "rank_block"), TILES)
-def test_topk_tiles_do_not_change_bits(monkeypatch, device, chunk, block, rows, rank_block, by_index):
-    """One program or several to a segment, ranked or sorted."""
-    from pyramid_ops.kernels import selection
-
-    bounds = int32(0, 300, 300, 1100, 1117)
-    scores = special_scores(1, 1117, torch.bfloat16, 6)[0]
-    order = {"ROWS": rows, "BLOCK": rank_block, "num_warps": 1}
-    monkeypatch.setattr(selection, "select_config", lambda size: {"BLOCK": block, "num_warps": 1})
-    monkeypatch.setattr(selection, "chunk_config", lambda: {"CHUNK": chunk, "BLOCK": block, "num_warps": 1})
-    monkeypatch.setattr(selection, "order_config", lambda capacity, by_index: order)
-    args = ([90, 5, 170, 17], None, 1000, 160, by_index)
-    expected = OPS["segmented_topk"].reference(scores, bounds, *args)
-    for one_program, rank_limit in ((1 << 20, 1 << 20), (0, 1 << 20), (0, 0)):
-        monkeypatch.setattr(selection, "ONE_PROGRAM", one_program)
-        monkeypatch.setattr(selection, "RANK_LIMIT", rank_limit)
-        with poisoned():
-            actual = OPS["segmented_topk"].kernel(*to(device, [scores, bounds]), *args)
-        assert_same_bits(actual, expected, f"{one_program} {rank_limit}")
-
-
-@pytest.mark.kernel
-@pytest.mark.slow
-def test_many_segments_have_one_program_each(monkeypatch, device):
-    from pyramid_ops.kernels import selection
-
-    monkeypatch.setattr(selection, "MANY_SEGMENTS", 3)
-    monkeypatch.setattr(selection, "chunk_config", None)
-    bounds = int32(0, 20000, 20003, 20004, 40000)
-    scores = special_scores(1, 40000, torch.float32, 2)[0]
-    args = ([9], None, 20000, 9, False)
-    actual = OPS["segmented_topk"].kernel(*to(device, [scores, bounds]), *args)
-    assert_same_bits(actual, OPS["segmented_topk"].reference(scores, bounds, *args))
-
-
-@pytest.mark.slow
-@pytest.mark.kernel
-@pytest.mark.parametrize("by_index", [False, True])
-def test_full_size_topk(monkeypatch, device, by_index):
-    """A segment of 2^20 scores beside short ones; 5000 of them, so that they are sorted."""
-    if device.type == "cpu":
-        from pyramid_ops.kernels import selection
-
-        monkeypatch.setattr(selection, "chunk_config", lambda: {"CHUNK": 1 << 16, "BLOCK": 1 << 14, "num_warps": 4})
-    bounds = int32(0, 100, 100 + (1 << 20), 20100 + (1 << 20))
-    scores = torch.randn(20100 + (1 << 20), generator=torch.Generator().manual_seed(0)).bfloat16()  # ties
-    args = ([5000], None, 1 << 20, 5000, by_index)
-    actual = OPS["segmented_topk"].kernel(*to(device, [scores, bounds]), *args)
-    assert_same_bits(actual, OPS["segmented_topk"].reference(scores, bounds, *args))
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize(("one_program", "block"), [(1 << 20, 64), (0, 64), (0, 256)])
-@pytest.mark.parametrize("rows", [4, 16])
-def test_packed_level_tiles_do_not_change_bits(monkeypatch, device, one_program, block, rows):
-    from pyramid_ops.kernels import selection
-
-    config = selection.gather_config
-    monkeypatch.setattr(selection, "gather_config", lambda levels: {**config(levels), "ROWS": rows, "BLOCK": block})
-    monkeypatch.setattr(selection, "select_config", lambda size: {"BLOCK": block, "num_warps": 1})
-    monkeypatch.setattr(selection, "chunk_config", lambda: {"CHUNK": 256, "BLOCK": block, "num_warps": 1})
-    monkeypatch.setattr(selection, "ONE_PROGRAM", one_program)
-    levels = [level[0] for level in cases.levels((500, 40, 7), 40, torch.bfloat16, batch=1)]
-    scores = [special_scores(1, size, torch.float16, size)[0] for size in (500, 40, 7)]
-    bounds = [int32(0, 20, 500), int32(3, 30, 40), int32(0, 3, 7)]
-    args = ("given", [0], int32(9, 30, 2, 33, 3, 3).view(2, 3), 600, 45, False)
-    expected = OPS["select_topk_levels_packed"].reference(levels, bounds, scores, *args)
-    args = [to(device, x) for x in args]
-    with poisoned():
-        actual = OPS["select_topk_levels_packed"].kernel(*to(device, [levels, bounds, scores]), *args)
-    assert_same_bits(actual, expected)
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("block", [1, 16, 256])
-@pytest.mark.parametrize("rows", [1, 16, 128])
-def test_compaction_tiles_do_not_change_bits(monkeypatch, device, block, rows):
-    from pyramid_ops.kernels import compaction
-
-    config = compaction.move_config
-    monkeypatch.setattr(compaction, "move_config", lambda x: {**config(x), "ROWS": rows, "BLOCK": block})
-    tensors = [torch.arange(2 * 50 * 9, dtype=torch.int16).view(2, 50, 9)]
-    indices = torch.arange(24).view(2, 12) % 11
-    args = (tensors, indices, int32(11, 9), int32(0, 10, 50))
-    expected = OPS["compact"].reference(*args)
-    with poisoned():
-        actual = OPS["compact"].kernel(*[to(device, x) for x in args])
-    assert_same_bits(actual, expected)
-
-
 @pytest.mark.kernel
 def test_a_segment_alone_equals_the_segment_in_a_batch(device):
     bounds = int32(0, 40, 40, 1000)
@@ -212,7 +114,7 @@ def ragged_pyramid(dtype=torch.float32, features=16):
 
 @pytest.mark.parametrize("order", ["saliency", "index"])
 @pytest.mark.parametrize("saliency", ["variance", "norm", "given"])
-@pytest.mark.parametrize("dtype", cases.FEATURES)
+@pytest.mark.parametrize("dtype", FEATURES)
 def test_packed_levels_equal_each_sample_alone(dtype, saliency, order):
     levels, bounds, lengths = ragged_pyramid(dtype)
     budgets = int32(20, 3, 1, 5, 5, 5, 0, 8, 1, 99, 99, 99).view(4, 3)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_ops import broadcast_regions, patch_entropy, patchify, region_variance, token_variance
+from pyramid_ops.verify.inputs import FEATURES, FLOATS
 from tests.bits import assert_same_bits
-from tests.cases import FEATURES, FLOATS
 from tests.ops.test_scoring import ulps
 
 

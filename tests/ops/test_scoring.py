@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import pyramid_ops
 from pyramid_ops import combine_scores, pool_scores, token_norm, token_variance, unit_rows
+from pyramid_ops.verify.inputs import FEATURES, FLOATS, int32, special_scores
 from tests.bits import assert_same_bits
-from tests.cases import FEATURES, FLOATS, int32, special_scores
 
 
 def ulps(actual: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_ops import allocate_budgets, gather_levels, select_topk_levels, token_norm, token_variance
+from pyramid_ops.verify.inputs import FEATURES, special_scores
 from tests.bits import assert_same_bits
-from tests.cases import FEATURES, special_scores
 
 SIZES = (4096, 1024, 256, 64)
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)

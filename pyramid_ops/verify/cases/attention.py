@@ -59,22 +59,29 @@ def attention_importance_golden() -> Cases:
         yield Case(f"packed-max-limbs{limbs}", (*args, Reduction("max", "mean", True)))
 
 
-def attention_importance_bits() -> Cases:
-    def args(
-        q, k, positions=None, weights=None, log_sum_exp=None, counts=None, *, offsets=(None, None), longest=None,
-        span=None, causal=False, cap=0.0, limbs=1, reduction=REDUCTIONS[0],
-    ):  # fmt: skip
-        scale = 0.3 if cap else 1.4426950408889634 * q.shape[3] ** -0.5
-        return (
-            q,
-            k,
-            Queries(positions, weights, log_sum_exp, counts),
-            Segments(*offsets, q.shape[2] if longest is None else longest, k.shape[2]),
-            Span(0, k.shape[2]) if span is None else Span(*span),
-            Softmax(causal, scale, cap, limbs),
-            Reduction(*reduction),
-        )
+def _args(
+    q, k, positions=None, weights=None, log_sum_exp=None, counts=None, *, offsets=(None, None), longest=None,
+    span=None, causal=False, cap=0.0, limbs=1, reduction=REDUCTIONS[0],
+):  # fmt: skip
+    scale = 0.3 if cap else 1.4426950408889634 * q.shape[3] ** -0.5
+    return (
+        q,
+        k,
+        Queries(positions, weights, log_sum_exp, counts),
+        Segments(*offsets, q.shape[2] if longest is None else longest, k.shape[2]),
+        Span(0, k.shape[2]) if span is None else Span(*span),
+        Softmax(causal, scale, cap, limbs),
+        Reduction(*reduction),
+    )
 
+
+def attention_importance_bits() -> Cases:
+    yield from _of_sizes()
+    yield from _of_options()
+    yield from _of_layouts()
+
+
+def _of_sizes() -> Cases:
     for i, (queries, keys, features, heads, kv_heads) in enumerate(
         (
             (1, 1, 1, 1, 1),
@@ -96,9 +103,17 @@ def attention_importance_bits() -> Cases:
                 reduction = REDUCTIONS[(7 * i + 5 * j + 12 * limbs) % len(REDUCTIONS)]
                 case = f"{queries}x{keys}x{features}-{heads}-{kv_heads}-{name(dtype)}-limbs{limbs}"
                 slow = i > 5 and j != i % 3
-                yield Case(case, args(q, k, limbs=limbs, causal=limbs == 2, reduction=reduction), slow)
+                yield Case(case, _args(q, k, limbs=limbs, causal=limbs == 2, reduction=reduction), slow)
+
+
+def _tokens() -> tuple[Tensor, Tensor]:
+    """40 queries of four heads, 75 keys of two."""
+    return heads_of((1, 4, 40), 16, torch.float32, 3), heads_of((1, 2, 75), 16, torch.float32, 4)
+
+
+def _of_options() -> Cases:
     generator = torch.Generator().manual_seed(5)
-    q, k = heads_of((1, 4, 40), 16, torch.float32, 3), heads_of((1, 2, 75), 16, torch.float32, 4)
+    q, k = _tokens()
     weights = torch.rand(1, 40, generator=generator) * 0.9
     positions = torch.randint(-3, 80, (1, 40), generator=generator).to(torch.int32)
     log_sum_exp = 5 * torch.rand(1, 4, 40, generator=generator)
@@ -114,25 +129,31 @@ def attention_importance_bits() -> Cases:
             )
         ):
             causal, cap = bool((i + j) % 2), (0.0, 30.0)[(i + 2 * j) % 4 == 3]
-            made = args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
+            made = _args(q, k, *tensors, causal=causal, cap=cap, limbs=1 + (i + j) % 2, reduction=reduction)
             slow = j in (1, 2)
             yield Case(f"{'-'.join(map(str, reduction))}-{j}", made, slow)
     left_out = torch.where(torch.arange(40) % 2 == 0, -1, 0).to(torch.int32)[None]
-    yield Case("left-out-of-large-logits", args(12 * q, 4 * k, left_out, None, None, counts))
+    yield Case("left-out-of-large-logits", _args(12 * q, 4 * k, left_out, None, None, counts))
     # Few queries, whose logits are kept.
     part = slice(7, 10)
     for i, reduction in enumerate(REDUCTIONS):
         tensors = (positions[:, part], weights[:, part], log_sum_exp[:, :, part], counts)
         tensors = tuple(x if i >> j & 1 else None for j, x in enumerate(tensors))
         causal, cap = i % 3 == 0, 30.0 * (i % 5 == 0)
-        made = args(q[:, :, part], k, *tensors, causal=causal, cap=cap, limbs=1 + i % 2, reduction=reduction)
+        made = _args(q[:, :, part], k, *tensors, causal=causal, cap=cap, limbs=1 + i % 2, reduction=reduction)
         slow = i % 3 == 1
         yield Case(f"few-{'-'.join(map(str, reduction))}", made, slow)
     few = [torch.tensor(x, dtype=torch.int32) for x in ([0, 8, 8, 9, 17, 40], [3, 3, 40, 70, 70, 75])]
     for i, reduction in enumerate(REDUCTIONS[::3]):
         # Of the longest segment the first queries.
-        made = args(q, k, offsets=few, longest=8, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60))
+        made = _args(
+            q, k, offsets=few, longest=8, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60)
+        )
         yield Case(f"few-packed-{'-'.join(map(str, reduction))}", made)
+
+
+def _of_layouts() -> Cases:
+    generator, (q, k) = torch.Generator().manual_seed(6), _tokens()
     for case, q_offsets, k_offsets in (
         ("segments", [0, 10, 10, 33, 40], [3, 3, 40, 70, 75]),
         ("clamped", [-5, 10, 30, 999], [0, 7, 9, 75]),
@@ -140,20 +161,20 @@ def attention_importance_bits() -> Cases:
     ):
         offsets = [torch.tensor(x, dtype=torch.int32) for x in (q_offsets, k_offsets)]
         for i, reduction in enumerate(REDUCTIONS[::5]):
-            made = args(q, k, offsets=offsets, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60))
+            made = _args(q, k, offsets=offsets, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60))
             yield Case(f"{case}-{'-'.join(map(str, reduction))}", made)
     x = torch.randn(2, 50, 3, 24, generator=generator).transpose(1, 2)
-    yield Case("heads-inside", args(x, x[:, :1]))
-    yield Case("unaligned", args(x[:, :, ::2, 1:], x[:, :1, :, 1:]))
-    yield Case("unaligned-few", args(x[:, :, -1:, 1:], x[:, :, :, 1:]))
-    yield Case("no-queries", args(x[:, :, :0], x))
-    yield Case("no-keys", args(x, x[:, :, :0]))
-    yield Case("no-samples", args(x[:0], x[:0]))
-    yield Case("no-columns", args(x, x, span=(30, 30)))
+    yield Case("heads-inside", _args(x, x[:, :1]))
+    yield Case("unaligned", _args(x[:, :, ::2, 1:], x[:, :1, :, 1:]))
+    yield Case("unaligned-few", _args(x[:, :, -1:, 1:], x[:, :, :, 1:]))
+    yield Case("no-queries", _args(x[:, :, :0], x))
+    yield Case("no-keys", _args(x, x[:, :, :0]))
+    yield Case("no-samples", _args(x[:0], x[:0]))
+    yield Case("no-columns", _args(x, x, span=(30, 30)))
     many = torch.randn(1, 1, 1100, 8, generator=generator)
-    yield Case("splits", args(many[:, :, :40], many, limbs=1))
+    yield Case("splits", _args(many[:, :, :40], many, limbs=1))
     many = torch.randn(1, 2, 2100, 16, generator=generator)
-    yield Case("splits-few", args(many[:, :, :2], many, limbs=1))
+    yield Case("splits-few", _args(many[:, :, :2], many, limbs=1))
 
 
 def attention_importance_ones() -> Iterator[Call]:

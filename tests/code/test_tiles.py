@@ -1,0 +1,253 @@
+"""No bit depends on a tile: every chooser of `kernels/tiles.py` forced to others, on cases of the ops it serves."""
+
+import functools
+import os
+
+import pytest
+import torch
+
+from pyramid_ops._op import OPS
+from pyramid_ops.reference.groups import Amount, Grid, Segments, Slots, Windows
+from pyramid_ops.verify import inputs
+from pyramid_ops.verify.cases import DESCRIPTIONS, entropy, pyramid, scoring, selection
+from tests.bits import assert_same_bits, poisoned, to
+
+pytestmark = pytest.mark.kernel
+SLOW = pytest.mark.slow
+ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
+
+
+def rows(features):
+    x = inputs.special_rows(features, torch.bfloat16, seed=features)
+    return [("token_variance", (x, 1)), ("token_norm", (x,)), ("unit_rows", (x, 2, 7))]
+
+
+def blur():
+    x = pyramid.special_image((1, 1, 14, 150), torch.float32)
+    for padding in ("zeros", "reflect"):
+        yield "blur_downsample", (x, *pyramid.filter_args(pyramid.GAUSSIAN, padding, "mean", 14, 150))
+
+
+def select():
+    made = selection.levels((150, 40, 7), 40, torch.bfloat16)
+    scores = [inputs.special_scores(2, size, torch.float32, size) for size in (150, 40, 7)]
+    return [("select_topk_levels", (made, scores, "given", budgets, False)) for budgets in ([20, 9, 3], [35])]
+
+
+def match(limbs):
+    q, k = inputs.special_rows(100, torch.float32, 1), inputs.special_rows(100, torch.float32, 2).repeat(1, 17, 1)
+    return [("best_match", (q, k, None, Segments(None, None, 9, 153), limbs))]
+
+
+def some(op, first, last, step):
+    return [(op, case.args) for case in list(DESCRIPTIONS[op].bits())[first:last:step]]
+
+
+def regions():
+    x = torch.randn(2, 600, 3, generator=torch.Generator().manual_seed(0)) + 100
+    lengths = torch.tensor([600, 301])
+    return [("region_variance", (x, lengths, Grid(*grid))) for grid in ((20, 30, 1, 3), (600, 1, 2, 1))]
+
+
+def spread():
+    scores = torch.arange(24).view(2, 12)
+    return [("broadcast_regions", (scores, Grid(7, 90, 3, 4)))]
+
+
+def scores():
+    made, bounds = scoring.mixed_scores(1, 700, 2, 5), inputs.int32(3, 40, 41, 300, 690)
+    yield from (("combine_scores", (made, [0.3, 0.7], True, packed)) for packed in (None, bounds))
+    yield "pool_scores", (made[0], Windows(20, 35, 2, 3), "mean")
+
+
+def histograms():
+    for dtype, bins in ((torch.uint8, 256), (torch.float32, 100)):
+        yield "patch_entropy", (entropy.special_pixels((1, 3, 36, 18), dtype), 18, bins)
+
+
+def segments(by_index):
+    values = inputs.special_scores(1, 1117, torch.bfloat16, 6)[0]
+    bounds = inputs.int32(0, 300, 300, 1100, 1117)
+    return [("segmented_topk", (values, bounds, Amount(None, [90, 5, 170, 17]), Slots(1000, 160), by_index))]
+
+
+def packed_levels():
+    levels = [level[0] for level in selection.levels((500, 40, 7), 40, torch.bfloat16, batch=1)]
+    scores = [inputs.special_scores(1, size, torch.float16, size)[0] for size in (500, 40, 7)]
+    bounds = [inputs.int32(0, 20, 500), inputs.int32(3, 30, 40), inputs.int32(0, 3, 7)]
+    budgets = Amount(inputs.int32(9, 30, 2, 33, 3, 3).view(2, 3), [0])
+    return [("select_topk_levels_packed", (levels, bounds, scores, "given", budgets, Slots(600, 45), False))]
+
+
+def move():
+    tensors = [torch.arange(2 * 50 * 9, dtype=torch.int16).view(2, 50, 9)]
+    indices = torch.arange(24).view(2, 12) % 11
+    return [("compact", (tensors, indices, inputs.int32(11, 9), inputs.int32(0, 10, 50)))]
+
+
+def gather():
+    return some("gather_levels", 2, 14, 5)
+
+
+def choices():
+    """(forced tiles by chooser, calls, slow)."""
+    for features in (3, 200, 1024, 2100):
+        for warps in (1, 2, 8):
+            for load in (2, 4, 8, 16):
+                tiles = {"row_tiles": functools.partial(_rows, warps, load)}
+                yield f"rows-{features}-{warps}-{load}", tiles, rows(features), load in (2, 8) or features == 1024
+    for block in (16, 64, 128):
+        for count in (1, 3, 64):
+            yield (
+                f"blur-{block}-{count}",
+                {"blur_tiles": {"ROWS": count, "BLOCK": block, "num_warps": 1}},
+                blur(),
+                False,
+            )
+    for block in (16, 64, 1024):
+        for count in (1, 4, 16):
+            tiles = {
+                "gather_tiles": {"ROWS": count, "BLOCK": block},
+                "select_tiles": {"BLOCK": block, "num_warps": 1},
+            }
+            yield f"select-{block}-{count}", tiles, [*select(), *gather()], False
+    for m, n, k, splits in ((16, 16, 16, 1), (64, 32, 64, 3), (16, 128, 32, 2)):
+        tiles = {"match_tiles": _dots(m, n, k), "match_splits": splits}
+        for limbs in (1, 2):
+            yield f"match-{m}-{n}-{k}-limbs{limbs}", tiles, match(limbs), False
+    for m, n, k, splits in ((16, 16, 16, 1), (16, 32, 16, 1), (64, 32, 32, 3), (32, 64, 64, 2)):
+        dots = _dots(m, n, k)
+        tiles = {"attention_tiles": dots, "kept_tiles": dots, "attention_splits": splits}
+        tiles["logits_tiles"] = {"TILES": n, "num_warps": 4}
+        calls = some("attention_importance", 15, 84, 11 if ALL else 14)
+        yield f"attention-{m}-{n}-{k}", tiles, calls, (m, n) != (64, 32)
+        yield f"relevance-{m}-{n}-{k}", {"relevance_tiles": dots}, some("text_relevance", 0, 30, 7), (m, n) != (64, 32)
+        walks = {"attention_tiles": dots, "attention_splits": splits}
+        yield f"walk-{m}-{n}-{k}", walks, some("attention_walk", 2, 12, 4), (m, n) != (64, 32)
+    for block in (16, 64):
+        tiles = {"fold_tiles": {"BLOCK": block, "num_warps": 1}}
+        yield f"fold-{block}", tiles, some("fold_groups", 1, 12, 5), block == 16
+    for count in (1, 2, 8):
+        yield f"regions-{count}", {"region_tiles": {"TILES": count, "num_warps": count}}, regions(), False
+    for block in (32, 256):
+        yield f"spread-{block}", {"broadcast_tiles": {"BLOCK": block, "num_warps": 1}}, spread(), False
+    for count in (1, 4):
+        for columns in (32, 256):
+            tiles = {
+                "combine_tiles": {"ROWS": count, "COLUMNS": columns, "num_warps": 1},
+                "pool_tiles": {"BLOCK": count * columns, "num_warps": 1},
+            }
+            yield f"scores-{count}-{columns}", tiles, scores(), False
+    for block in (32, 256, 2048):
+        for warps in (1, 8):
+            tiles = {"entropy_tiles": {"BLOCK": block, "num_warps": warps}}
+            yield f"histograms-{block}-{warps}", tiles, histograms(), False
+    for samples in (1, 4, 128):
+        tiles = {"budget_tiles": {"SAMPLES": samples, "num_warps": 1}}
+        calls = [*some("allocate_budgets_batch", 32, 40, 2), *some("adaptive_weights", 0, 9, 2)]
+        yield f"budgets-{samples}", tiles, calls, False
+    for chunk, block, count, rank in ((256, 64, 16, 32), (512, 128, 4, 128), (1024, 1024, 64, 64)):
+        tiles = {
+            "select_tiles": {"BLOCK": block, "num_warps": 1},
+            "chunk_tiles": {"CHUNK": chunk, "BLOCK": block, "num_warps": 1},
+            "order_tiles": {"ROWS": count, "BLOCK": rank, "num_warps": 1},
+        }
+        for by_index in (False, True):
+            for ways, limits in {"one": {}, "several": {"one_program": 0}, "sorted": {"rank_limit": 0}}.items():
+                case = f"segments-{chunk}-{'index' if by_index else 'value'}-{ways}"
+                yield case, {**tiles, **limits}, segments(by_index), False
+    for limit, block in ((1 << 20, 64), (0, 64), (0, 256)):
+        for count in (4, 16):
+            tiles = {
+                "gather_tiles": {"ROWS": count, "BLOCK": block},
+                "select_tiles": {"BLOCK": block, "num_warps": 1},
+                "chunk_tiles": {"CHUNK": 256, "BLOCK": block, "num_warps": 1},
+                "one_program": limit,
+            }
+            yield f"packed-levels-{limit}-{block}-{count}", tiles, packed_levels(), False
+    for block in (1, 16, 256):
+        for count in (1, 16, 128):
+            yield f"move-{block}-{count}", {"move_tiles": {"ROWS": count, "BLOCK": block}}, move(), False
+
+
+def _rows(warps, load, choose, tensors, *_):
+    return choose(tensors, warps, load)
+
+
+def _dots(m, n, k):
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": 4, "num_stages": 1}
+
+
+CHOICES = [pytest.param(tiles, calls, id=case, marks=SLOW if slow else ()) for case, tiles, calls, slow in choices()]
+
+
+@pytest.mark.parametrize(("tiles", "calls"), CHOICES)
+def test_tiles_do_not_change_bits(device, tiles, calls):
+    from pyramid_ops.kernels.tiles import forcing
+
+    for op, args in calls:
+        expected = OPS[op].reference(*args)
+        with forcing(**tiles), poisoned():
+            actual = OPS[op].kernel(*to(device, args))
+        assert_same_bits(actual, expected, op)
+
+
+def test_every_chooser_is_forced():
+    from pyramid_ops.kernels.tiles import CHOOSERS
+
+    assert {name for param in CHOICES for name in param.values[0]} == set(CHOOSERS)
+
+
+def test_many_segments_have_one_program_each(device):
+    from pyramid_ops.kernels.tiles import forcing
+
+    def never(*_):
+        raise AssertionError("several programs to a segment")
+
+    bounds, scores = inputs.int32(0, 300, 303, 304, 600), inputs.special_scores(1, 600, torch.float32, 2)[0]
+    args = (scores, bounds, Amount(None, [9]), Slots(300, 9), False)
+    with forcing(one_program=100, many_segments=3, chunk_tiles=never):
+        actual = OPS["segmented_topk"].kernel(*to(device, args))
+    assert_same_bits(actual, OPS["segmented_topk"].reference(*args))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_index", [False, True])
+def test_full_size_topk(device, by_index):
+    """A segment of 2^20 scores beside short ones; 5000 of them, so that they are sorted."""
+    from pyramid_ops.kernels.tiles import forcing
+
+    tiles = {"chunk_tiles": {"CHUNK": 1 << 16, "BLOCK": 1 << 14, "num_warps": 4}} if device.type == "cpu" else {}
+    bounds = inputs.int32(0, 100, 100 + (1 << 20), 20100 + (1 << 20))
+    scores = torch.randn(20100 + (1 << 20), generator=torch.Generator().manual_seed(0)).bfloat16()  # ties
+    args = (scores, bounds, Amount(None, [5000]), Slots(1 << 20, 5000), by_index)
+    with forcing(**tiles):
+        actual = OPS["segmented_topk"].kernel(*to(device, args))
+    assert_same_bits(actual, OPS["segmented_topk"].reference(*args))
+
+
+@pytest.mark.slow
+def test_full_size_selection(device):
+    """The documented size: 273 of 5440 tokens."""
+    from pyramid_ops.kernels.tiles import forcing
+
+    tiles = {"gather_tiles": {"ROWS": 32}, "row_tiles": functools.partial(_rows, 64, 16)}
+    made = [
+        torch.randn(1, n, 256, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4096, 1024, 256, 64)
+    ]
+    args = (made, [], "variance", [111, 81, 54, 27], False)
+    with forcing(**(tiles if device.type == "cpu" else {})):
+        actual = OPS["select_topk_levels"].kernel(*to(device, args))
+    assert_same_bits(actual, OPS["select_topk_levels"].reference(*args))
+
+
+@pytest.mark.slow
+def test_full_size_pyramid(device):
+    from pyramid_ops.kernels.tiles import forcing
+
+    tiles = {"blur_tiles": {"ROWS": 128, "BLOCK": 256, "num_warps": 4}} if device.type == "cpu" else {}
+    x = pyramid.special_image((1, 1, 512, 512), torch.float32)
+    args = (x, *pyramid.filter_args(pyramid.GAUSSIAN, "zeros", "mean", 512, 512))
+    with forcing(**tiles):
+        actual = OPS["blur_downsample"].kernel(*to(device, args))
+    assert_same_bits(actual, OPS["blur_downsample"].reference(*args))

@@ -1,0 +1,125 @@
+"""The package as users meet it: public names, imports without side effects, wheels."""
+
+import inspect
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import pyramid_ops
+from pyramid_ops._op import OPS
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_public_surface():
+    assert len(pyramid_ops.__all__) == len(set(pyramid_ops.__all__))
+    for name in pyramid_ops.__all__:
+        public = getattr(pyramid_ops, name)
+        document = inspect.getdoc(public)
+        if not (isinstance(public, type) and issubclass(public, tuple)):
+            for section in ("Examples", ">>> "):
+                assert section in document, f"{name}: {section} is missing"
+        if name in OPS:
+            for section in ("Parameters", "Returns", "Raises"):
+                assert section in document or "gaussian_pyramid" in document, f"{name}: {section} is missing"
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_import_has_no_side_effects():
+    code = """
+import sys, torch, pyramid_ops
+assert "triton.language" not in sys.modules or sys.modules["torch"] is torch
+assert not torch.cuda.is_initialized()
+assert "pyramid_ops.kernels.scoring" not in sys.modules
+import pyramid_ops.kernels.selection, pyramid_ops.kernels.pyramid
+assert not torch.cuda.is_initialized()
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_cpu_needs_no_triton():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, pyramid_ops
+x = [torch.randn(1, n, 8) for n in (9, 4)]
+assert pyramid_ops.select_topk_levels(x, budgets=[2, 1]).tokens.shape == (1, 3, 8)
+assert len(pyramid_ops.gaussian_pyramid(torch.rand(1, 1, 8, 8), 3)) == 3
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_kernels_on_cpu_need_the_interpreter():
+    pytest.importorskip("triton")
+    code = """
+import torch, pyramid_ops
+with pyramid_ops.use_backend("kernel"):
+    pyramid_ops.token_norm(torch.rand(1, 2, 3))
+"""
+    result = python(code, TRITON_INTERPRET="0")
+    assert "RuntimeError: token_norm: kernels on CPU tensors need TRITON_INTERPRET=1" in result.stderr
+
+
+def test_use_backend_rejects_unknown_names():
+    with pytest.raises(ValueError, match="use_backend: backend: expected 'kernel' or 'reference', got 'gpu'"):
+        with pyramid_ops.use_backend("gpu"):
+            pass
+
+
+@pytest.mark.parametrize("via_sdist", [False, True])
+def test_wheel_holds_each_module_once(tmp_path, via_sdist):
+    setuptools = pytest.importorskip("setuptools")
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        pytest.skip("needs setuptools 77")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyramid_ops", "kernels", "reference", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
+    run = {"check": True, "capture_output": True, "cwd": tmp_path}
+    build = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+    if via_sdist:
+        subprocess.run([sys.executable, "-c", build, "build_sdist", str(tmp_path)], **{**run, "cwd": source})
+        shutil.unpack_archive(next(tmp_path.glob("*.tar.gz")), tmp_path, filter="data")
+        source = next(path for path in tmp_path.glob("pyramid_ops-*") if path.is_dir())
+    subprocess.run([sys.executable, "-c", build, "build_wheel", str(tmp_path)], **{**run, "cwd": source})
+    wheel = next(tmp_path.glob("*.whl"))
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")]
+    own = [path.relative_to(ROOT) for path in (ROOT / "pyramid_ops").rglob("*.py")]
+    expected = {str(path) for path in own if path.parts[1] not in ("kernels", "reference")}
+    for room in ("kernels", "reference"):
+        expected |= {f"pyramid_ops/{room}/{path.name}" for path in (ROOT / room).glob("*.py")}
+    assert sorted(names) == sorted(expected)
+    assert "pyramid_ops/verify/golden.json" in zipfile.ZipFile(wheel).namelist()
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    code = "import pyramid_ops, pyramid_ops.verify as v; print(pyramid_ops.__file__); raise SystemExit(v.main())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(installed) in result.stdout
+    assert "yes: the same bits" in result.stdout
