@@ -8,7 +8,7 @@ PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 PYTEST := $(PYTHON) $(PARALLEL)
 TRITONS := 3.6.0 3.7.1
 
-.PHONY: demo quick test test-all test-tritons check golden bench gpu clean
+.PHONY: demo quick op test test-all test-tritons check golden bench gpu clean
 
 demo: $(READY)
 	$(PYTHON) -m pyramid_ops select
@@ -22,6 +22,11 @@ $(READY): pyproject.toml constraints-cpu.txt
 # Meaning, errors and packaging on the reference; no kernel runs.
 quick: $(READY)
 	$(PYTEST) -m "not slow and not kernel" --ignore=tests/code/test_aot.py
+
+# One op: bits, tiles and digests in the interpreter, then compiled code, digests, meaning and doctests.
+op: $(READY)
+	TRITON_INTERPRET=1 $(PYTEST) --op $(OP) -m "kernel and not slow"
+	$(PYTEST) --op $(OP) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
 
 # The interpreter, then the reference, compiled kernels, doctests and packaging.
 test: $(READY)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from pyramid_ops._op import OPS
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 
@@ -19,7 +21,26 @@ if os.environ.get("PYTEST_XDIST_WORKER") or SHARD:
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--op", help="only tests of one op: those that name it, and its family's")
+
+
+def of_op(item, op) -> bool:
+    """Whether a test has the op as its parameter or mark, or is of the op's family."""
+    given = getattr(item, "callspec", None) and item.callspec.params.get("op")
+    marks = [mark.args[0] for mark in item.iter_markers("op")]
+    module = OPS[op].module
+    of_family = item.nodeid.startswith((f"tests/ops/test_{module}.py", f"pyramid_ops/ops/{module}.py"))
+    return op in (given, getattr(given, "name", None), *marks) or (of_family and not marks and not given)
+
+
 def pytest_collection_modifyitems(config, items):
+    if op := config.getoption("--op"):
+        if op not in OPS:
+            raise pytest.UsageError(f"--op: expected one of {', '.join(sorted(OPS))}, got {op}")
+        kept = [item for item in items if of_op(item, op)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     if SHARD:
         first, step = map(int, SHARD.split("/"))
         kept = items[first::step]

@@ -45,23 +45,21 @@ DOTS = ("_best_match_kernel", "_column_kernel", "_logits_kernel", "_relevance_ke
 # Where logits are kept, these read them.
 READ_LOGITS = ("_column_kernel", "_row_kernel")
 
-SHIPPED = [
-    pytest.param(case, dtype, call, id=f"{case.replace(', ', '-').replace(' ', '')}-{name(dtype)}")
-    for case, call, dtype in aot.shipped()
-]
+
+def compiled(part, *marks):
+    """Calls of a part of all descriptions, under the name of their op."""
+    for op, description in DESCRIPTIONS.items():
+        for case, call, dtype in (getattr(description, part) or tuple)():
+            label = f"{case.replace(', ', '-').replace(' ', '')}-{name(dtype)}"
+            table = case if part == "compiled" else None
+            yield pytest.param(table, dtype, call, id=label, marks=[pytest.mark.op(op), *marks])
+
+
+SHIPPED = list(compiled("compiled"))
 # Sizes, strides and counts equal to 1, which Triton turns into constants.
-ONES = [
-    pytest.param(None, dtype, call, id=f"one-{case}")
-    for description in DESCRIPTIONS.values()
-    for case, call, dtype in description.ones()
-]
+ONES = list(compiled("ones"))
 # Rows of other lengths than those that are shipped, in the options that take most registers.
-SIZES = [
-    pytest.param(None, dtype, call, id=case, marks=pytest.mark.slow)
-    for description in DESCRIPTIONS.values()
-    if description.sizes
-    for case, call, dtype in description.sizes()
-]
+SIZES = list(compiled("sizes", pytest.mark.slow))
 COMMITTED = aot.committed()
 
 
@@ -79,7 +77,7 @@ def nvidia():
     for target in ("sm_90", "sm_80", "sm_100"):
         for param in SHIPPED + ONES + SIZES:
             fast = param not in SIZES if target == "sm_90" else param in SHIPPED and param.values[1] == torch.bfloat16
-            marks = [] if fast else [pytest.mark.slow]
+            marks = param.marks if fast else [*param.marks, pytest.mark.slow]
             yield pytest.param(target, *param.values, id=f"{param.id}-{target}", marks=marks)
 
 
