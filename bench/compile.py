@@ -254,7 +254,7 @@ def main(texts: list[str]) -> None:
         "instructions of each width in bytes; *barriers*, *shuffles*, *shared* (loads from shared memory) and *tensor*",
         "(tensor-core instructions) likewise. *loops* are the instructions of each loop, outer ones first, slow paths",
         "included.",
-        "`compile.json` beside this file has the same and more; `tests/test_aot.py` compares new code with it.",
+        "`compile.json` beside this file has the same and more; `tests/code/test_aot.py` compares new code with it.",
         "",
         "| op | dtype | kernel | target | registers | spills | bytes | loads | stores | barriers | shuffles | shared "
         "| tensor | instructions | loops |",

@@ -1,7 +1,7 @@
 """Search over tiles: `python -m bench.tiles` writes `results/tiles.md`; on a GPU it measures times too.
 
 Every candidate is compiled for sm_80, sm_90 and sm_100 and its machine code read, which needs no GPU. All of them give
-the same bits (`tests/test_bits.py`); what `kernels/` chooses is the first row of each case.
+the same bits (`tests/code/test_tiles.py`); what `kernels/` chooses is the first row of each case.
 """
 
 import functools
