@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import verify
-from .demo.images import UsageError
-from .demo.merge import run_merge
-from .demo.select import run_select
+from .demo.usage import UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,39 +17,69 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="pyramid-ops", description="Visual token reduction.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    select = commands.add_parser("select", help="keep the most salient patches of a picture's pyramid")
-    select.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
+def parser() -> Parser:
+    main = Parser(prog="pyramid-ops", description="Visual token reduction.")
+    commands = main.add_subparsers(dest="command", required=True)
+
+    def command(name: str, purpose: str, example: str) -> Parser:
+        raw = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=purpose, epilog=f"example:\n  {example}", formatter_class=raw)
+
+    def drawing(name: str, purpose: str, example: str, out: str) -> Parser:
+        drawn = command(name, purpose, example)
+        drawn.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
+        drawn.add_argument(
+            "--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)"
+        )
+        drawn.add_argument("--out", default=out, help="the figure (default: %(default)s)")
+        return drawn
+
+    select = drawing(
+        "select",
+        "keep the most salient patches of a picture's pyramid",
+        "pyramid-ops select photo.jpg --patch-size 32 --tokens 500 --out kept.png",
+        "selection.png",
+    )
     select.add_argument("--tokens", type=int, default=273, help="patches to keep (default: %(default)s)")
-    select.add_argument("--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)")
     select.add_argument("--levels", type=int, default=4, help="levels of the pyramid (default: %(default)s)")
     select.add_argument("--saliency", choices=("detail", "variance", "norm"), default="detail")
-    select.add_argument("--out", default="selection.png", help="the figure (default: %(default)s)")
-    merge = commands.add_parser("merge", help="merge similar patches of a picture, as ToMe does")
-    merge.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
-    merge.add_argument("--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)")
+    merge = drawing(
+        "merge",
+        "merge similar patches of a picture, as ToMe does",
+        "pyramid-ops merge photo.jpg --patch-size 32 --keep 0.5 0.1 --out merged.png",
+        "merging.png",
+    )
     merge.add_argument(
         "--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares of patches to keep (default: .5 .25 .1)"
     )
-    merge.add_argument("--out", default="merging.png", help="the figure (default: %(default)s)")
-    commands.add_parser("verify", help="check that this machine computes the same bits as every other")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "verify":
+    command(
+        "verify",
+        "check that this machine computes the same bits as every other",
+        "TRITON_INTERPRET=1 pyramid-ops verify  # the kernels too, where there is no GPU",
+    )
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = vars(parser().parse_args(argv))
+    command = options.pop("command")
+    if command == "verify":
         return verify.main()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode
     try:
-        for module in ("matplotlib", "PIL", "rich", "skimage"):
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise UsageError(f"needs {module}: install the extra with pip install 'pyramid_ops[demo]'") from error
-        {"select": run_select, "merge": run_merge}[arguments.command](arguments)
+        importlib.import_module(f".demo.{command}", __package__).run(**options)
+        return 0
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        message = f"needs {missing}: install the extra with pip install 'pyramid_ops[demo]'"
     except UsageError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        message = str(error)
+    print(f"pyramid-ops: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

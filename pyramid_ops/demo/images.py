@@ -1,42 +1,37 @@
-"""Photos that a user names, and figures that are written."""
+"""Photos that a user names."""
 
-import pathlib
+import os
+import stat
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from skimage import data
 from torch import Tensor
 
-
-class UsageError(Exception):
-    """What is wrong with the user's input, in one line."""
+from .usage import UsageError, printable, reason
 
 
-def check_out(arguments) -> None:
-    out = pathlib.Path(arguments.out)
-    if not out.suffix or out.is_dir():
-        usual = {"select": "selection.png", "merge": "merging.png"}[arguments.command]
-        raise UsageError(f"--out: expected a file name such as {usual}, got {arguments.out!r}")
-    if arguments.image is not None and out.resolve() == pathlib.Path(arguments.image).resolve():
-        raise UsageError(f"--out: expected another file than IMAGE, got {arguments.out!r}")
+class Photo(NamedTuple):
+    pixels: Tensor  # float32 [1, 3, H, W] in [0, 1]
+    name: str
+    cropped: str  # from what, if it is
+
+    @property
+    def size(self) -> str:
+        return f"{self.pixels.shape[2]}×{self.pixels.shape[3]}"
+
+    @property
+    def title(self) -> str:
+        """The name, or as much of its end as stands above a picture."""
+        return self.name if len(self.name) <= 36 else f"…{self.name[-35:]}"
 
 
-def load(path: str | None, patch: int, levels: int) -> tuple[Tensor, str, str]:
-    """The photo as float32 `[1, 3, H, W]` in [0, 1], cropped so that the coarsest level is whole patches."""
-    if path is None:
-        from skimage import data
-
-        array, source = data.astronaut(), "astronaut (scikit-image)"
-    else:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
-        try:
-            with Image.open(path) as file:
-                if file.mode in ("I", "F") or file.mode.startswith("I;"):
-                    raise UsageError(f"IMAGE: expected 8 bits a channel, got mode {file.mode} in {path}")
-                array, source = np.asarray(ImageOps.exif_transpose(file).convert("RGB")), path
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason_of(error)
-            raise UsageError(f"IMAGE: cannot read {path}: {reason}") from error
+def load(path: str | None, patch: int, levels: int) -> Photo:
+    """The photo, cropped so that the coarsest level is whole patches."""
+    array, name = (data.astronaut(), "astronaut (scikit-image)") if path is None else (read(path), printable(path))
     height, width = array.shape[:2]
     if min(height, width) < patch:
         raise UsageError(f"IMAGE: expected at least one patch of {patch}×{patch} pixels, got {height}×{width}")
@@ -48,8 +43,22 @@ def load(path: str | None, patch: int, levels: int) -> tuple[Tensor, str, str]:
     top, left = (height - rows) // 2, (width - columns) // 2
     array = array[top : top + rows, left : left + columns]
     cropped = "" if (rows, columns) == (height, width) else f", cropped from {height}×{width}"
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255, source, cropped
+    return Photo(torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255, name, cropped)
 
 
-def reason_of(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def read(path: str) -> np.ndarray:
+    """uint8 `[H, W, 3]`, upright."""
+    try:
+        if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise OSError("not a regular file")  # opening a pipe would wait for its writer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of a large picture or damaged metadata
+            with Image.open(path) as file:
+                if file.mode in ("I", "F") or file.mode.startswith("I;"):
+                    raise UsageError(f"IMAGE: expected 8 bits a channel, got mode {file.mode} in {printable(path)}")
+                return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    except UsageError:
+        raise
+    except Exception as error:  # of a damaged file PIL raises whatever its decoder stumbles over
+        why = "not an image" if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise UsageError(f"IMAGE: cannot read {printable(path)}: {why}") from error

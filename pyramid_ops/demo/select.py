@@ -1,12 +1,15 @@
 """`pyramid-ops select`: a photo's most salient patches, and the photo rebuilt from them."""
 
-import argparse
 import itertools
+import math
 import time
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Rectangle
+from rich.table import Table
 from torch import Tensor
 
 from .. import (
@@ -18,45 +21,66 @@ from .. import (
     select_topk_levels,
     token_norm,
 )
-from .images import UsageError, check_out, load, reason_of
+from .console import progress, say, show_table
+from .figures import canvas, show
+from .images import Photo, load
+from .usage import UsageError, check_at_least_one, check_out, check_patch_size, printable
 
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
 
-def run_select(arguments: argparse.Namespace) -> None:
-    for name, value in (
-        ("tokens", arguments.tokens),
-        ("patch-size", arguments.patch_size),
-        ("levels", arguments.levels),
-    ):
-        if value < 1:
-            raise UsageError(f"--{name}: expected at least 1, got {value}")
-    check_out(arguments)
-    patch, count = arguments.patch_size, arguments.levels
-    image, source, cropped = load(arguments.image, patch, count)
+class Selected(NamedTuple):
+    levels: list[Tensor]
+    sizes: list[int]  # tokens of each level
+    budgets: list[int]  # and how many are kept
+    indices: Tensor
+    milliseconds: float
+
+
+class Rebuilt(NamedTuple):
+    name: str
+    picture: Tensor
+    psnr: float  # dB
+    detail: float  # share of the finest detail's energy
+
+
+def run(image: str | None, tokens: int, patch_size: int, levels: int, saliency: str, out: str) -> None:
+    check_at_least_one("tokens", tokens)
+    check_patch_size(patch_size)
+    check_at_least_one("levels", levels)
+    check_out(out, image, "selection.png")
+    photo = load(image, patch_size, levels)
+    with progress(6) as advance:  # the selection, four pictures, the figure
+        selected = select(photo.pixels, tokens, patch_size, levels, saliency)
+        advance()
+        choices = {
+            f"kept by {saliency}": selected.indices,
+            "uniform choice": uniform_indices(selected.levels, patch_size, selected.budgets),
+            "random choice": random_indices(selected.sizes, selected.budgets),
+        }
+        results = []
+        for name, indices in choices.items():
+            results.append(measure(name, photo.pixels, rebuild(selected.levels, indices, patch_size)))
+            advance()
+        results.append(measure("plain downscaling", photo.pixels, downscale(photo.pixels, tokens, patch_size)))
+        advance()
+        draw(out, photo, patch_size, selected, results)
+    say(f"{photo.name}: {photo.size}{photo.cropped}")
+    show_table(level_table(selected))
+    show_table(rebuilt_table(results))
+    say(f"pyramid, scores and selection: {selected.milliseconds:.1f} ms on the CPU")
+    say(f"figure: {printable(out)}")
+
+
+def select(image: Tensor, total: int, patch: int, count: int, saliency: str) -> Selected:
     started = time.perf_counter()
     levels = gaussian_pyramid(image, count, padding="replicate")
     tokens = [patchify(level, patch) for level in levels]
-    saliency = [token_norm(patchify(x, patch)) for x in details(levels)] if arguments.saliency == "detail" else None
-    budgets = split(arguments.tokens, [x.shape[1] for x in tokens])
-    selection = select_topk_levels(tokens, saliency=saliency or arguments.saliency, budgets=budgets)
-    milliseconds = 1e3 * (time.perf_counter() - started)
+    scores = [token_norm(patchify(x, patch)) for x in details(levels)] if saliency == "detail" else saliency
     sizes = [x.shape[1] for x in tokens]
-    total = sum(budgets)
-    random = random_indices(sizes, budgets)
-    uniform = uniform_indices(levels, patch, budgets)
-    results = [
-        (f"kept by {arguments.saliency}", rebuild(levels, selection.indices, patch)),
-        ("uniform choice", rebuild(levels, uniform, patch)),
-        ("random choice", rebuild(levels, random, patch)),
-        ("plain downscaling", downscale(image, total, patch)),
-    ]
-    measured = [(name, picture, *quality(image, picture)) for name, picture in results]
-    try:
-        draw(arguments, image, source, levels, selection.indices, measured, budgets)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"--out: cannot write {arguments.out}: {reason_of(error)}") from error
-    table(arguments, source, cropped, image, sizes, budgets, milliseconds, measured)
+    budgets = split(total, sizes)
+    indices = select_topk_levels(tokens, saliency=scores, budgets=budgets).indices
+    return Selected(levels, sizes, budgets, indices, 1e3 * (time.perf_counter() - started))
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -79,8 +103,7 @@ def split(total: int, sizes: list[int]) -> list[int]:
         return [coarsest]
     weights = [WEIGHTS[min(k, len(WEIGHTS) - 1)] for k in range(len(finer))]
     weights = [weight / sum(weights) for weight in weights]
-    rest = min(total - coarsest, sum(finer))
-    return [*allocate_budgets(rest, weights, finer), coarsest]
+    return [*allocate_budgets(total - coarsest, weights, finer), coarsest]
 
 
 def random_indices(sizes: list[int], budgets: list[int]) -> Tensor:
@@ -105,17 +128,26 @@ def uniform_indices(levels: list[Tensor], patch: int, budgets: list[int]) -> Ten
     return torch.cat(chosen)[None]
 
 
+def kept_patches(levels: list[Tensor], indices: Tensor, patch: int) -> list[Tensor]:
+    """For each level whether each patch of its grid is kept, bool `[rows, columns]`."""
+    at, row, column = gather_levels(patch_positions(levels, patch), indices)[0].unbind(1)
+    grids = [torch.zeros(x.shape[2] // patch, x.shape[3] // patch, dtype=torch.bool) for x in levels]
+    for level, grid in enumerate(grids):
+        grid[row[at == level], column[at == level]] = True
+    return grids
+
+
+def pasted(kept: Tensor, picture: Tensor, ground: Tensor, patch: int) -> Tensor:
+    """The kept patches of a picture on another."""
+    return torch.where(kept.repeat_interleave(patch, 0).repeat_interleave(patch, 1), picture, ground)
+
+
 def rebuild(levels: list[Tensor], indices: Tensor, patch: int) -> Tensor:
     """The image from the kept patches alone: coarse first, finer patches on top."""
-    positions = gather_levels(patch_positions(levels, patch), indices)[0].tolist()
-    picture = torch.zeros_like(levels[-1])
-    for level in range(len(levels) - 1, -1, -1):
-        if level < len(levels) - 1:
-            picture = upsample(picture)
-        for at, row, column in positions:
-            if at == level:
-                window = (..., slice(row * patch, (row + 1) * patch), slice(column * patch, (column + 1) * patch))
-                picture[window] = levels[level][window]
+    *finer, coarsest = kept_patches(levels, indices, patch)
+    picture = pasted(coarsest, levels[-1], torch.zeros_like(levels[-1]), patch)
+    for kept, level in zip(reversed(finer), reversed(levels[:-1]), strict=True):
+        picture = pasted(kept, level, upsample(picture), patch)
     return picture
 
 
@@ -128,83 +160,56 @@ def downscale(image: Tensor, tokens: int, patch: int) -> Tensor:
     return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def quality(image: Tensor, picture: Tensor) -> tuple[float, float]:
-    """(PSNR in dB, share of the finest detail's energy that the picture keeps)."""
-    error = (image - picture).double().square().mean().item()
-    psnr = float("inf") if error == 0 else -10 * float(np.log10(error))
-    if min(image.shape[2:]) < 2:
-        return psnr, float("nan")
-    fine, kept = (details(gaussian_pyramid(x, 2, padding="replicate"))[0].double() for x in (image, picture))
-    lost = (fine - kept).square().sum() / fine.square().sum().clamp(min=1e-30)
-    return psnr, max(0.0, 1 - lost.item())
+def measure(name: str, image: Tensor, picture: Tensor) -> Rebuilt:
+    error = (image - picture).square().mean(dtype=torch.float64).item()
+    psnr = -10 * math.log10(error) if error else math.inf
+    height, width = (side // 2 * 2 for side in image.shape[2:])
+    if not (height and width):
+        return Rebuilt(name, picture, psnr, math.nan)
+    even = (x[..., :height, :width] for x in (image, picture))
+    fine, kept = (details(gaussian_pyramid(x, 2, padding="replicate"))[0] for x in even)
+    lost, whole = (x.square().sum(dtype=torch.float64).item() for x in (fine - kept, fine))
+    return Rebuilt(name, picture, psnr, max(0.0, 1 - lost / max(whole, 1e-30)))
 
 
-def draw(arguments, image, source, levels, indices, measured, budgets) -> None:
-    from matplotlib import pyplot
-    from matplotlib.patches import Rectangle
-
-    def show(axis, picture: Tensor, title: str) -> None:
-        axis.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-        axis.set_title(title, fontsize=10)
-        axis.set_axis_off()
-
-    source = source.replace("$", r"\$")  # no formula
-    patch, count = arguments.patch_size, len(levels)
-    columns = max(count + 1, len(measured))
-    aspect = image.shape[2] / image.shape[3]
-    figure, axes = pyplot.subplots(
-        2, columns, figsize=(3.2 * columns, 6.4 * min(max(aspect, 0.5), 2.0) + 1.2), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    show(
-        axes[0, 0],
-        image,
-        f"{source}\n{image.shape[2]}×{image.shape[3]}, {sum(budgets)} patches of {patch}×{patch} kept",
-    )
-    positions = gather_levels(patch_positions(levels, patch), indices)[0].tolist()
-    for level, picture in enumerate(levels):
-        axis = axes[0, level + 1]
-        rows, across = picture.shape[2] // patch, picture.shape[3] // patch
-        show(axis, 0.35 * picture + 0.65, f"level {level}: {budgets[level]} of {rows * across}")
-        kept = 0.35 * picture + 0.65
-        for at, row, column in positions:
-            if at == level:
-                window = (..., slice(row * patch, (row + 1) * patch), slice(column * patch, (column + 1) * patch))
-                kept[window] = picture[window]
-                corner = (column * patch - 0.5, row * patch - 0.5)
-                axis.add_patch(Rectangle(corner, patch, patch, fill=False, linewidth=0.6, edgecolor="tab:red"))
-        axis.images[0].set_data(kept[0].permute(1, 2, 0).clamp(0, 1).numpy())
-    for axis, (name, picture, psnr, kept_detail) in zip(axes[1], measured, strict=False):
-        show(axis, picture, f"{name}\n{psnr:.1f} dB, {kept_detail:.0%} of fine detail")
-    best = max(measured, key=lambda entry: entry[2])
-    figure.suptitle(
-        f"{sum(budgets)} patches of the pyramid's raw pixels, rebuilt coarse to fine. Highest PSNR here: {best[0]}. "
-        "Selection keeps detail where it is;\ndownscaling spreads its pixels evenly. PSNR and detail are of pixels: no "
-        "vision encoder is involved.",
-        fontsize=10,
-    )
-    figure.savefig(arguments.out, dpi=110)
-    pyplot.close(figure)
+def draw(out: str, photo: Photo, patch: int, selected: Selected, results: list[Rebuilt]) -> None:
+    total = sum(selected.budgets)
+    columns = max(len(selected.levels) + 1, len(results))
+    grids = kept_patches(selected.levels, selected.indices, patch)
+    with canvas(out, photo, rows=2, columns=columns, side=3.2, margin=1.2) as figure:
+        upper, lower = figure.axes[:columns], figure.axes[columns:]
+        show(upper[0], photo.pixels, f"{photo.title}\n{photo.size}, {total} patches of {patch}×{patch} kept")
+        for level, (axis, picture, kept) in enumerate(zip(upper[1:], selected.levels, grids, strict=False)):
+            title = f"level {level}: {selected.budgets[level]} of {selected.sizes[level]}"
+            show(axis, pasted(kept, picture, 0.35 * picture + 0.65, patch), title)
+            corners = (kept.nonzero().flip(1) * patch - 0.5).tolist()
+            squares = [Rectangle(corner, patch, patch) for corner in corners]
+            axis.add_collection(
+                PatchCollection(squares, facecolor="none", linewidth=0.6, edgecolor="tab:red", joinstyle="miter"),
+                autolim=False,
+            )
+        for axis, result in zip(lower, results, strict=False):
+            show(axis, result.picture, f"{result.name}\n{result.psnr:.1f} dB, {result.detail:.0%} of fine detail")
+        best = max(results, key=lambda result: result.psnr)
+        figure.suptitle(
+            f"{total} patches of the pyramid's raw pixels, rebuilt coarse to fine. Highest PSNR here: {best.name}. "
+            "Selection keeps detail where it is;\ndownscaling spreads its pixels evenly. PSNR and detail are of "
+            "pixels: no vision encoder is involved.",
+            fontsize=10,
+        )
 
 
-def table(arguments, source, cropped, image, sizes, budgets, milliseconds, measured) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def level_table(selected: Selected) -> Table:
+    table = Table("level", "tokens", "kept")
+    for level, (size, kept) in enumerate(zip(selected.sizes, selected.budgets, strict=True)):
+        table.add_row(str(level), str(size), str(kept))
+    table.add_section()
+    table.add_row("all", str(sum(selected.sizes)), str(sum(selected.budgets)))
+    return table
 
-    console = Console()
-    console.print(
-        f"{source}: {image.shape[2]}×{image.shape[3]}{cropped}", markup=False, highlight=False, soft_wrap=True
-    )
-    levels = Table("level", "tokens", "kept")
-    for level, (size, kept) in enumerate(zip(sizes, budgets, strict=True)):
-        levels.add_row(str(level), str(size), str(kept))
-    levels.add_section()
-    levels.add_row("all", str(sum(sizes)), str(sum(budgets)))
-    console.print(levels)
-    rebuilt = Table("rebuilt from as many tokens", "PSNR, dB", "fine detail kept")
-    for name, _, psnr, detail in measured:
-        rebuilt.add_row(name, f"{psnr:.1f}", f"{detail:.0%}")
-    console.print(rebuilt)
-    console.print(f"pyramid, scores and selection: {milliseconds:.1f} ms on the CPU", highlight=False)
-    console.print(f"figure: {arguments.out}", markup=False, highlight=False, soft_wrap=True)
+
+def rebuilt_table(results: list[Rebuilt]) -> Table:
+    table = Table("rebuilt from as many tokens", "PSNR, dB", "fine detail kept")
+    for result in results:
+        table.add_row(result.name, f"{result.psnr:.1f}", f"{result.detail:.0%}")
+    return table
