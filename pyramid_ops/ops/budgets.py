@@ -211,8 +211,9 @@ def _bounds(
 
 
 def _bound(op: str, name: str, bound: Union[int, Sequence[int]], levels: int) -> list[int]:
-    if not isinstance(bound, (list, tuple)):
+    if not check.is_sequence(bound):
         return [check.integer(op, name, bound, 0)] * levels
+    bound = check.sequence(op, name, bound)
     if len(bound) != levels:
         raise ValueError(f"{op}: {name}: expected one for each of {levels} levels, got {len(bound)}")
     return [check.integer(op, f"{name}[{k}]", value, 0) for k, value in enumerate(bound)]
@@ -251,13 +252,13 @@ def allocate_budgets_batch(
     Parameters
     ----------
     total : int or Tensor
-        Tokens to keep in each sample, or int32 or int64 ``[B]``.
+        Tokens to keep in each sample, or int32, int64 or bool ``[B]``.
     weights : Tensor
         float32 ``[B, L]``, L from 1 to 64; need not sum to 1. A weight of 0 switches a level off: it gets no token.
         What is not a positive finite number (NaN, negative, infinite) counts as 0; if nothing is left in a sample, all
         its levels have equal weights.
     sizes : sequence of int or Tensor
-        Tokens that each level holds: L integers, or int32 or int64 ``[B, L]``.
+        Tokens that each level holds: L integers, or int32, int64 or bool ``[B, L]``.
     minimum, maximum : int or sequence of int
         Bounds of each budget, for all levels or one for each. None: the size of the level.
 
@@ -312,12 +313,12 @@ def allocate_batch(
         if total > _MOST:
             raise ValueError(f"{op}: total: expected at most {_MOST}, got {total}")
     if isinstance(sizes, Tensor):
-        check.tensor(op, "sizes", sizes, "B L", dtypes=(torch.int32, torch.int64))
+        check.tensor(op, "sizes", sizes, "B L", dtypes=check.INTEGERS)
         if sizes.shape != weights.shape or sizes.device != weights.device:
             raise ValueError(
                 f"{op}: sizes: expected {list(weights.shape)} on {weights.device}, got {check.describe(sizes)}"
             )
-        size_tensor = sizes.resolve_neg().contiguous()
+        size_tensor = check.as_integers(sizes)
     else:
         size = _sizes(op, sizes)
         if len(size) != levels:

@@ -11,9 +11,8 @@ import pyramid_ops
 from pyramid_ops import compact, segmented_topk, select_topk_levels, select_topk_levels_packed
 from pyramid_ops._op import OPS
 from tests import cases
-from tests.bits import assert_same_bits, poisoned
+from tests.bits import assert_same_bits, poisoned, to
 from tests.cases import int32, special_scores
-from tests.bits import to
 from tests.ops.test_selection import FLOAT32, brute_force
 
 
@@ -304,7 +303,7 @@ TOPK = [
     (ValueError, r"scores: expected shape \[T\]", lambda op: op(S[None], C, 1, max_seqlen=9)),
     (TypeError, "scores: expected dtype float32, float16, bfloat16", lambda op: op(S.long(), C, 1, max_seqlen=9)),
     (ValueError, "scores: expected no gradient", lambda op: op(S.clone().requires_grad_(), C, 1, max_seqlen=9)),
-    (TypeError, "cu_seqlens: expected dtype int32", lambda op: op(S, C.long(), 1, max_seqlen=9)),
+    (TypeError, "cu_seqlens: expected dtype int32, int64, got", lambda op: op(S, C > 0, 1, max_seqlen=9)),
     (TypeError, "cu_seqlens: expected a tensor", lambda op: op(S, [0, 9], 1, max_seqlen=9)),
     (ValueError, r"cu_seqlens: expected shape \[S\+1\]", lambda op: op(S, C[None], 1, max_seqlen=9)),
     (ValueError, "cu_seqlens: expected at least one element", lambda op: op(S, C[:0], 1, max_seqlen=9)),
@@ -317,7 +316,7 @@ TOPK = [
     (ValueError, r"k\[1\]: expected at least 0, got -2", lambda op: op(S, C, [1, -2], max_seqlen=9)),
     (ValueError, "k: expected at most 256", lambda op: op(S, torch.zeros(301).int(), [1] * 300, max_seqlen=9)),
     (ValueError, r"k: expected shape \[2\] on cpu", lambda op: op(S, C, C, max_seqlen=9, capacity=1)),
-    (TypeError, "k: expected dtype int32", lambda op: op(S, C, C[1:].long(), max_seqlen=9, capacity=1)),
+    (TypeError, "k: expected dtype int32, int64, bool", lambda op: op(S, C, C[1:].short(), max_seqlen=9, capacity=1)),
     (ValueError, "capacity: expected a number where k is a tensor", lambda op: op(S, C, C[1:], max_seqlen=9)),
     (ValueError, "capacity: expected at least 0", lambda op: op(S, C, 1, max_seqlen=9, capacity=-1)),
     (ValueError, "capacity: expected at most 2\\^30 rows", lambda op: op(S, C, 1, max_seqlen=9, capacity=1 << 30)),
@@ -343,7 +342,7 @@ LEVELS = [
     (ValueError, r"cu_seqlens\[1\]: expected shape \[5\] on cpu",
      lambda op: op(F, [B[0], B[1][:2], B[2]], [1] * 3, max_seqlen=9)),
     (TypeError, r"cu_seqlens\[2\]: expected dtype int32",
-     lambda op: op(F, [*B[:2], B[2].long()], [1] * 3, max_seqlen=9)),
+     lambda op: op(F, [*B[:2], B[2].float()], [1] * 3, max_seqlen=9)),
     (ValueError, "budgets: expected one for each of 3 levels, got 1", lambda op: op(F, B, [1], max_seqlen=9)),
     (ValueError, r"budgets\[1\]: expected at least 0", lambda op: op(F, B, [1, -1, 1], max_seqlen=9)),
     (ValueError, r"budgets: expected shape \[4, 3\] on cpu",
@@ -379,7 +378,7 @@ COMPACT = [
     (ValueError, r"indices: expected shape \[S, K\]", lambda op: op([X], I[0], cu_seqlens=C)),
     (ValueError, r"cu_seqlens: expected shape \[3\] on cpu", lambda op: op([X], I, cu_seqlens=C[1:])),
     (ValueError, r"counts: expected shape \[2\] on cpu", lambda op: op([X], I, C, cu_seqlens=C)),
-    (TypeError, "counts: expected dtype int32", lambda op: op([X], I, I[:, 0], cu_seqlens=C)),
+    (TypeError, "counts: expected dtype int32", lambda op: op([X], I, X[:2, 0], cu_seqlens=C)),
     (ValueError, "token_dims: expected one for each of 1 tensors, got 2",
      lambda op: op([X], I, cu_seqlens=C, token_dims=(0, 1))),
     (ValueError, r"token_dims\[0\]: expected less than 2, got 2", lambda op: op([X], I, cu_seqlens=C, token_dims=2)),
