@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -177,10 +177,8 @@ def compact(
     bounds = None if dense else check.cu_seqlens(op, "cu_seqlens", cu_seqlens, indices, segments)
     if counts is not None:
         counts = check.device_integers(op, "counts", counts, indices, "B" if dense else "S", segments)
-    if token_dims is None:
-        dims = [1 if dense else 0]
-    else:
-        dims = check.sequence(op, "token_dims", token_dims) if check.is_sequence(token_dims) else [token_dims]
+    given: Any = int(dense) if token_dims is None else token_dims
+    dims = check.sequence(op, "token_dims", given) if check.is_sequence(given) else [given]
     dims = dims * len(tensors) if len(dims) == 1 else dims
     if len(dims) != len(tensors):
         raise ValueError(f"{op}: token_dims: expected one for each of {len(tensors)} tensors, got {len(dims)}")

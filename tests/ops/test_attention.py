@@ -399,7 +399,7 @@ def test_nothing_to_attend_to():
 
 
 def test_sums_in_parts_have_the_same_bits(monkeypatch):
-    from pyramid_ops.reference import attention
+    from pyramid_ops.reference import attention, logits
 
     q = torch.randn(1, 4, 50, 16, generator=torch.Generator().manual_seed(0))
     options = {"head_reduction": "rms", "query_reduction": "sum", "reduce_first": "heads"}
@@ -409,7 +409,7 @@ def test_sums_in_parts_have_the_same_bits(monkeypatch):
         lambda: pyramid_ops.text_relevance(q[0], q[0], reduction="mean"),
     )
     expected = [call() for call in calls]
-    monkeypatch.setattr(attention, "SUMMED", 7)
+    monkeypatch.setattr(logits, "SUMMED", 7)
     monkeypatch.setattr(attention, "BLOCK", 100)
     for call, value in zip(calls, expected, strict=True):
         assert_same_bits(call(), value)
