@@ -24,7 +24,7 @@ def _per_level(values, level):
 
 @triton.jit
 def _weight_integers(weights, live):
-    """See the reference; 0 where `live` is not set."""
+    """See the reference; 0 and off where `live` is not set."""
     bits = weights.to(tl.int32, bitcast=True)
     usable = (bits > 0) & (bits < 0x7F800000) & live
     normal = bits >= 0x00800000
@@ -32,8 +32,8 @@ def _weight_integers(weights, live):
     significand = tl.where(usable, (bits & 0x007FFFFF) + tl.where(normal, 0x00800000, 0), 0)
     shift = tl.minimum(tl.max(exponent, 1)[:, None] - exponent, 31)
     scaled = (significand << 6) >> shift
-    none = (tl.max(scaled, 1) == 0)[:, None]
-    return tl.where(none & live, 1, scaled).to(tl.int64)
+    none = (tl.max(scaled, 1) == 0)[:, None] & live
+    return tl.where(none, 1, scaled).to(tl.int64), usable | none
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -46,13 +46,14 @@ def _allocate_budgets_kernel(
     live = (sample < batch)[:, None] & (level < L)  # [SAMPLES, LEVELS]
     offset = sample[:, None] * L + level
     MOST: tl.constexpr = 0x7FFFFFFF
+    scaled, on = _weight_integers(tl.load(weights_ptr + offset, mask=live, other=0), live)
     most = tl.zeros((SAMPLES, LEVELS), tl.int64)
     if HAS_SIZES:
         most += tl.load(sizes_ptr + offset, mask=live, other=0).to(tl.int64)
     else:
         most += _per_level(size, level)
     most = tl.minimum(tl.maximum(tl.minimum(most, _per_level(maximum, level)), 0), MOST)
-    most = tl.where(live, most, 0)
+    most = tl.where(on, most, 0)
     least = tl.minimum(_per_level(minimum, level), most)
     wanted = tl.zeros((SAMPLES,), tl.int64)
     if HAS_TOTALS:
@@ -61,7 +62,6 @@ def _allocate_budgets_kernel(
         wanted += total
     wanted = tl.minimum(tl.minimum(tl.maximum(wanted, 0), MOST), tl.sum(most, 1))[:, None]
 
-    scaled = _weight_integers(tl.load(weights_ptr + offset, mask=live, other=0), live)
     whole = tl.maximum(tl.sum(scaled, 1), 1)[:, None]
     shares = wanted * scaled // whole
     remainders = wanted * scaled - shares * whole

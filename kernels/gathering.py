@@ -104,53 +104,67 @@ def _locate_rows_kernel(
     if tl.program_id(0) % programs == 0:
         tl.store(offsets_ptr + segment, start)
         tl.store(offsets_ptr + segments, total)
-    first, length = bounds(cu_ptr, segment, size)
     index = tl.load(indices_ptr + segment.to(tl.int64) * capacity + slot, mask=slot < used, other=-1)
+    if cu_ptr is None:  # dense samples, whose rows stay at their slots
+        first = 0
+        length = size
+        row = segment.to(tl.int64) * capacity + slot
+    else:
+        first, length = bounds(cu_ptr, segment, size)
+        row = packed_row(slot, slot, used, start, total, segment, capacity)
     inside = (index >= 0) & (index < length)
-    row = packed_row(slot, slot, used, start, total, segment, capacity)
     tl.store(source_ptr + row, tl.where(inside, first + index, -1).to(tl.int32), mask=slot < capacity)
     tl.store(positions_ptr + row, tl.where(slot < used, slot, 0).to(tl.int64), mask=slot < capacity)
 
 
-@triton.jit(do_not_specialize=["rows", "size"])
+@triton.jit(do_not_specialize=["outers", "rows", "size"])
 def _move_rows_kernel(
-    x_ptr, out_ptr, source_ptr, stride_o, stride_n, rows, size, width,
+    x_ptr, out_ptr, source_ptr, stride_b, stride_o, stride_n, outers, rows, size, width,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """out[outer, row] = x[outer, source[row]]; zeros where the source is −1."""
+    """out[outer, row] = x[outer, source[row]], of each sample of dense ones; zeros where the source is −1."""
     programs = tl.cdiv(rows, ROWS)
-    outer = (tl.program_id(0) // programs).to(tl.int64)
+    plane = (tl.program_id(0) // programs).to(tl.int64)
+    outer = plane
+    if stride_b is not None:
+        sample = plane // outers
+        outer = plane % outers
+        x_ptr += tl.multiple_of(sample * stride_b, VECTOR)
+        source_ptr += sample * rows
     row = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     mask = row < rows
     source = tl.load(source_ptr + row, mask=mask, other=-1)
     copy_rows(
         out_ptr, (x_ptr,), (stride_o,), (stride_n,), (size,), outer, tl.zeros_like(source), source,
-        outer * rows + row, mask, width, ROWS, BLOCK, VECTOR,
+        plane * rows + row, mask, width, ROWS, BLOCK, VECTOR,
     )  # fmt: skip
 
 
 def compact(
-    tensors: Sequence[Tensor], indices: Tensor, counts: Optional[Tensor], cu_seqlens: Tensor
+    tensors: Sequence[Tensor], indices: Tensor, counts: Optional[Tensor], cu_seqlens: Optional[Tensor]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     segments, capacity = indices.shape
-    device, size, rows = indices.device, tensors[0].shape[1], segments * capacity
-    packed = [torch.empty(x.shape[0], rows, x.shape[2], dtype=x.dtype, device=device) for x in tensors]
-    positions = torch.empty(rows, dtype=torch.int64, device=device)
+    device, size, total = indices.device, tensors[0].shape[-2], segments * capacity
+    dense = cu_seqlens is None
+    rows = capacity if dense else total
+    moved = [torch.empty(*x.shape[:-2], rows, x.shape[-1], dtype=x.dtype, device=device) for x in tensors]
+    positions = torch.empty(total, dtype=torch.int64, device=device)
     offsets = torch.zeros(segments + 1, dtype=torch.int32, device=device)
-    if not rows:
-        return packed, offsets, positions
-    source = torch.empty(rows, dtype=torch.int32, device=device)
+    if not total:
+        return moved, offsets, positions
+    source = torch.empty(total, dtype=torch.int32, device=device)
     block = min(1024, max(32, next_power_of_2(capacity)))
     launch(
         _locate_rows_kernel, segments * cdiv(capacity, block),
         indices, counts, cu_seqlens, source, positions, offsets, segments, capacity, size,
         BLOCK=block, num_warps=4,
     )  # fmt: skip
-    for x, out in zip(tensors, packed, strict=True):
+    for x, out in zip(tensors, moved, strict=True):
         if out.numel():
             config = move_tiles(x)
             launch(
-                _move_rows_kernel, x.shape[0] * cdiv(rows, config["ROWS"]),
-                x, out, source, x.stride(0), x.stride(1), rows, size, x.shape[2], **config,
+                _move_rows_kernel, out.numel() // (rows * x.shape[-1]) * cdiv(rows, config["ROWS"]),
+                x, out, source, x.stride(0) if dense else None, x.stride(-3), x.stride(-2), x.shape[-3], rows, size,
+                x.shape[-1], **config,
             )  # fmt: skip
-    return packed, offsets, positions
+    return moved, offsets, positions

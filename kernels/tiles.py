@@ -168,8 +168,8 @@ def order_tiles(capacity: int, by_index: bool) -> dict:
 def move_tiles(x: Tensor) -> dict:
     """16 bytes to a thread where the strides allow; many rows to a program where they are short."""
     vector = 16 // x.element_size()
-    vector = math.gcd(vector, x.stride(0), x.stride(1), x.shape[2], x.data_ptr() // x.element_size())
-    block = min(128 * vector, next_power_of_2(x.shape[2]))
+    vector = math.gcd(vector, *x.stride()[:-1], x.shape[-1], x.data_ptr() // x.element_size())
+    block = min(128 * vector, next_power_of_2(x.shape[-1]))
     rows = max(1, 128 * vector // block)
     return {"ROWS": rows, "BLOCK": block, "VECTOR": vector, "num_warps": 4}
 

@@ -97,13 +97,16 @@ def number(op: str, name: str, value: Any) -> float:
     return value
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether a value is meant as one for each, not one for all."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
 def sequence(op: str, name: str, value: Any) -> list:
     """A Python or NumPy sequence (reading a tensor would synchronise with its device)."""
-    if isinstance(value, np.ndarray) and value.ndim == 1:
-        value = value.tolist()
-    if not isinstance(value, (list, tuple)):
+    if not is_sequence(value):
         raise TypeError(f"{op}: {name}: expected a list or tuple of numbers, got {describe(value)}")
-    return list(value)
+    return value.tolist() if isinstance(value, np.ndarray) else list(value)
 
 
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
@@ -142,18 +145,31 @@ def packed_size(op: str, name: str, size: int) -> int:
     return size
 
 
-def device_integers(op: str, name: str, x: Any, like: Tensor, layout: str, *sizes: int) -> Tensor:
-    """A contiguous int32 tensor of that layout, and of the `sizes` if there are any, on the device of `like`."""
-    tensor(op, name, x, layout, dtypes=(torch.int32,))
+# What counts and lengths may be: `mask.sum(1)` is int64, `mask.any(1)` bool.
+INTEGERS = (torch.int32, torch.int64, torch.bool)
+
+
+def device_integers(
+    op: str, name: str, x: Any, like: Tensor, layout: str, *sizes: int, dtypes: Sequence[torch.dtype] = INTEGERS
+) -> Tensor:
+    """A tensor of that layout, and of the `sizes` if there are any, on the device of `like`: as contiguous int32.
+
+    What int32 cannot hold becomes the nearest number that it can.
+    """
+    tensor(op, name, x, layout, dtypes=dtypes)
     if x.device != like.device or (sizes and tuple(x.shape) != sizes):
         expected = f"shape {list(sizes)} " if sizes else ""
         raise ValueError(f"{op}: {name}: expected {expected}on {like.device}, got {describe(x)}")
-    return x.contiguous()
+    x = x.resolve_neg()
+    if x.dtype == torch.int64:
+        x = x.clamp(-(1 << 31), (1 << 31) - 1)
+    return x.to(torch.int32).contiguous()
 
 
 def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tensor:
     """int32 `[S + 1]`, the bounds of S packed segments, where S may be given."""
-    x = device_integers(op, name, x, like, "S+1", *(count + 1 for count in segments))
+    sizes = [count + 1 for count in segments]
+    x = device_integers(op, name, x, like, "S+1", *sizes, dtypes=(torch.int32, torch.int64))
     if not len(x):
         raise ValueError(f"{op}: {name}: expected at least one element, got {describe(x)}")
     return x
@@ -181,11 +197,16 @@ def _check_features(op: str, name: str, x: Tensor) -> None:
 
 
 def int_vector(op: str, name: str, values: Tensor, x: Tensor) -> Tensor:
-    """A checked int tensor `[B]` beside `x`, contiguous."""
-    tensor(op, name, values, "B", dtypes=(torch.int32, torch.int64))
+    """A checked int32 or int64 tensor `[B]` beside `x`, contiguous."""
+    tensor(op, name, values, "B", dtypes=INTEGERS)
     if values.shape[0] != x.shape[0] or values.device != x.device:
         raise ValueError(f"{op}: {name}: expected [{x.shape[0]}] on {x.device}, got {describe(values)}")
-    return values.resolve_neg().contiguous()
+    return as_integers(values)
+
+
+def as_integers(x: Tensor) -> Tensor:
+    """int32 or int64 as they are, bool as int32; contiguous."""
+    return (x.to(torch.int32) if x.dtype == torch.bool else x.resolve_neg()).contiguous()
 
 
 def same_size(op: str, name: str, x: Tensor, shape: list[int], device: torch.device) -> None:

@@ -87,7 +87,7 @@ class PackedLevelSelection(NamedTuple):
 
 
 class Compaction(NamedTuple):
-    """Packed tensors, their int32 ``cu_seqlens`` ``[S + 1]`` and int64 ``positions`` ``[S · capacity]``."""
+    """Moved tensors, int32 ``cu_seqlens`` ``[S + 1]`` and int64 ``positions`` ``[S · capacity]`` or ``[B, K]``."""
 
     tensors: list[Tensor]
     cu_seqlens: Tensor

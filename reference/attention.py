@@ -9,7 +9,7 @@ from .arithmetic import EXP2_DEGREE, exp2, fixed, sqrt
 from .blocks import Work
 from .groups import Queries, Reduction, Segments, Softmax, Span
 from .logits import MASKED, ONE, Rows, head_rows, logits, row_sums
-from .segments import segment_slices
+from .segments import Home, homes, segment_runs
 
 # Logits of a block: a few such buffers stay in cache.
 BLOCK = 1 << 18
@@ -19,11 +19,16 @@ LOG2_E = 1.4426950408889634
 
 
 class Attention(NamedTuple):
-    """Attention of all heads within one sample or segment."""
+    """Attention of all heads within one sample or run of segments.
+
+    Queries with a negative `position` are left out; the others see the keys from `first` to `last`, where given.
+    """
 
     queries: list[Rows]
     keys: list[Rows]
     position: Tensor
+    first: Optional[Tensor]
+    last: Optional[Tensor]
     weight: Tensor
     log_sum_exp: Optional[Tensor]
     columns: slice
@@ -36,7 +41,8 @@ class Attention(NamedTuple):
         """
         q, k = self.queries[head].take(part), self.keys[head * len(self.keys) // len(self.queries)]
         *floats, double = work.take(len(q.factor), len(k.factor))
-        t = logits(q, k, self.position[part] if self.softmax.causal else None, self.softmax.cap, floats[0], double)
+        first, last = (None if x is None else x[part] for x in (self.first, self.last))
+        t = logits(q, k, first, last, self.softmax.cap, floats[0], double)
         shifted, power = floats[1], None if keep else floats[2]
         if self.log_sum_exp is None:
             top = t.amax(1)
@@ -85,29 +91,40 @@ def attention_importance(
     same = reduction.heads != "rms" and (reduction.heads == "max") == (reduction.queries == "max")
     by_tile = reduction.heads_first and not same
     positions, weights, log_sum_exp, counts = queries
-    parts = segment_slices(query.shape[0], query.shape[2], keys, segments)
-    for b, qs, ks in parts:
+    for run in segment_runs(query.shape[0], query.shape[2], keys, segments):
+        b, qs, ks = run[:3]
         count, length = qs.stop - qs.start, ks.stop - ks.start
         columns = slice(min(span.start, length), min(span.stop, length))
         if not count or columns.start >= columns.stop:
             continue
-        position = torch.arange(length - count, length, device=query.device)
+        first = last = of_query = of_key = None
+        if len(run.key_counts) > 1:
+            of_query, of_key = homes(run, query.device)
+            columns = slice(0, length)
+        position = _positions(count, length, of_query, query.device)
         if positions is not None:
             position = positions[b, qs]
         elif not softmax.causal:
             position = torch.zeros_like(position)
+        if of_query is not None:
+            first, last = of_query.key_start, of_query.key_stop - 1
+        if softmax.causal:
+            seen = position if first is None else first + position
+            last = seen if last is None else torch.where(seen < last, seen, last)
         step = max(1, BLOCK // max(length, heads))
         blocks = [slice(start, start + step) for start in range(0, count, step)]
         size = columns.stop - columns.start
         totals = torch.zeros(1 if by_tile else heads, size, dtype=torch.int64, device=query.device)
         work = Work(min(step, count) * length, query.device)
         together = key_heads if by_tile else max(1, ROWS // (length * features))
-        for first in range(0, key_heads, together):
-            part_of = slice(first * shared, (first + together) * shared)
+        for head in range(0, key_heads, together):
+            part_of = slice(head * shared, (head + together) * shared)
             segment = Attention(
                 head_rows(query[b, part_of, qs], softmax.scale, softmax.limbs),
-                head_rows(key[b, first : first + together, ks], 1.0, softmax.limbs),
+                head_rows(key[b, head : head + together, ks], 1.0, softmax.limbs),
                 position,
+                first,
+                last,
                 torch.ones(count, dtype=torch.float32, device=query.device) if weights is None else weights[b, qs],
                 None if log_sum_exp is None else log_sum_exp[b, part_of, qs],
                 columns,
@@ -126,18 +143,32 @@ def attention_importance(
                         accumulate(total, segment.attention(h, part, work, True), reduction.queries, work)
         divisor = None
         if reduction.queries == "mean":
-            seen = _counts(count, length, softmax.causal, out.device) if counts is None else counts[b, ks]
+            seen = _counts(count, length, softmax.causal, of_key, out.device) if counts is None else counts[b, ks]
             divisor = seen[columns].to(torch.float32)
             if weights is not None:
                 divisor = divisor * 2.0**-30
-        out[b, ks][columns] = _finish(totals, divisor, heads, reduction, by_tile)
+        scores = _finish(totals, divisor, heads, reduction, by_tile)
+        if of_key is not None:
+            place = torch.arange(length, device=out.device) - of_key.key_start
+            scores = torch.where((place >= span.start) & (place < span.stop), scores, 0.0)
+        out[b, ks][columns] = scores
     return out
 
 
-def _counts(queries: int, keys: int, causal: bool, device: torch.device) -> Tensor:
+def _positions(queries: int, keys: int, home: Optional[Home], device: torch.device) -> Tensor:
+    """The last key of its segment that each query sees where attention is causal: both end together."""
+    if home is None:
+        return torch.arange(keys - queries, keys, device=device)
+    return torch.arange(queries, device=device) - home.query_stop + (home.key_stop - home.key_start)
+
+
+def _counts(queries: int, keys: int, causal: bool, home: Optional[Home], device: torch.device) -> Tensor:
     """How many of all queries see each key."""
-    seen = torch.full((keys,), queries, dtype=torch.int64, device=device)
-    return (keys - torch.arange(keys, device=device)).clamp(max=queries) if causal else seen
+    seen = torch.full((keys,), queries, dtype=torch.int64, device=device) if home is None else home.queries
+    if not causal:
+        return seen
+    after = (keys if home is None else home.key_stop) - torch.arange(keys, device=device)
+    return torch.where(after < seen, after, seen)
 
 
 def _reduce_heads(p: list[Tensor], reduction: str) -> Tensor:

@@ -19,12 +19,14 @@ def allocate_budgets_batch(
 ) -> Tensor:
     """Largest-remainder shares of a total (`totals` `[B]`, else `total`) for weights `[B, L]`, within bounds.
 
-    `sizes`, `[B, L]` or of each level, and the maximum bound a level from above, the minimum from below.
+    `sizes`, `[B, L]` or of each level, and the maximum bound a level from above, the minimum from below. A level whose
+    weight is not a positive finite number is off, and its maximum 0; where all are, all levels have equal weights.
     """
     device = weights.device
+    scaled, on = _weight_integers(weights)
     most = torch.tensor(sizes.numbers, device=device)[None] if sizes.tensor is None else sizes.tensor.to(torch.int64)
     ceiling = torch.tensor(bounds.maximum, device=device)
-    most = torch.where(most < ceiling, most, ceiling).clamp(0, MOST)
+    most = torch.where(on, torch.where(most < ceiling, most, ceiling).clamp(0, MOST), 0)
     least = torch.tensor(bounds.minimum, device=device)
     least = torch.where(least < most, least, most)
     wanted = torch.full((1,), total, dtype=torch.int64, device=device) if totals is None else totals.to(torch.int64)
@@ -33,7 +35,6 @@ def allocate_budgets_batch(
     capacity = most.sum(-1)[:, None]
     wanted = torch.where(wanted < capacity, wanted, capacity)
 
-    scaled = _weight_integers(weights)
     whole = scaled.sum(-1)[:, None]
     shares, remainders = wanted * scaled // whole, wanted * scaled % whole
     level = torch.arange(weights.shape[1], device=device)
@@ -58,10 +59,10 @@ def _between(x: Tensor, high: Tensor) -> Tensor:
     return torch.where(x < high, x, high)
 
 
-def _weight_integers(weights: Tensor) -> Tensor:
-    """Float32 weights as integers: multiples of 2^-30 of the power of two above the largest, rounded down.
+def _weight_integers(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(float32 weights as multiples of 2^-30 of the power of two above the largest, rounded down; which levels are on).
 
-    What is not a positive finite number counts as 0; where nothing else is left, all weights are equal.
+    A level is on if its weight is a positive finite number; where none is, all are, with equal weights.
     """
     bits = weights.contiguous().view(torch.int32)
     usable = (bits > 0) & (bits < 0x7F800000)
@@ -69,4 +70,5 @@ def _weight_integers(weights: Tensor) -> Tensor:
     significand = torch.where(usable, (bits & 0x007FFFFF) + torch.where(bits >= 0x00800000, 0x00800000, 0), 0)
     shift = (exponent.amax(-1)[:, None] - exponent).clamp(0, 31)
     scaled = ((significand << 6) >> shift).to(torch.int64)
-    return torch.where((scaled == 0).all(-1)[:, None], 1, scaled)
+    none = (~usable).all(-1)[:, None]
+    return torch.where(none, 1, scaled), usable | none

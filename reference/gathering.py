@@ -29,37 +29,50 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
 
 
 def compact(
-    tensors: Sequence[Tensor], indices: Tensor, counts: Optional[Tensor], cu_seqlens: Tensor
+    tensors: Sequence[Tensor], indices: Tensor, counts: Optional[Tensor], cu_seqlens: Optional[Tensor]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """(tensors `[outer, S · capacity, inner]`, cu_seqlens `[S + 1]`, positions `[S · capacity]`).
 
     The first `counts` of the indices `[S, capacity]` of each segment name rows of the segment in `tensors`
     `[outer, T, inner]`. Segments follow each other without gaps; zeros past the last, and for an index outside its
     segment.
+
+    Without `cu_seqlens` each sample of dense `tensors` `[S, outer, N, inner]` is a segment, and its rows stay at their
+    slots: `[S, outer, capacity, inner]`, zeros in the others.
     """
-    size = tensors[0].shape[1]
+    size = tensors[0].shape[-2]
     slots, capacity = indices.shape
-    starts, lengths = segments(cu_seqlens, size, size)
     used = torch.full((slots,), capacity, dtype=torch.int64, device=indices.device)
     if counts is not None:
         used = counts.to(torch.int64).clamp(0, capacity)
     offsets = torch.cat((used.new_zeros(1), used.cumsum(0))).to(torch.int32)
+    place = torch.arange(capacity, device=indices.device)
+    live = place < used[:, None]
+    if cu_seqlens is None:
+        sources = torch.where(live & (indices >= 0) & (indices < size), indices, -1)
+        moved = []
+        for x in tensors:
+            out = x.new_empty(slots, x.shape[1], capacity, x.shape[3])
+            for b in range(slots):
+                out[b] = _move(x[b], sources[b])
+            moved.append(out)
+        return moved, offsets, torch.where(live, place, 0).flatten()
+    starts, lengths = segments(cu_seqlens, size, size)
     # In the order of segments, then slots: the order of the packed rows.
-    segment, slot = (torch.arange(capacity, device=indices.device) < used[:, None]).nonzero().unbind(1)
+    segment, slot = live.nonzero().unbind(1)
     positions = used.new_zeros(slots * capacity)
     positions[: len(slot)] = slot
     index = indices[segment, slot]
     inside = (index >= 0) & (index < lengths[segment])
     source = torch.full((slots * capacity,), -1, dtype=torch.int64, device=indices.device)
     source[: len(slot)] = torch.where(inside, starts[segment] + index, -1)
-    nothing = (source < 0).nonzero()[:, 0]
-    source[nothing] = 0
-    packed = []
-    for x in tensors:
-        if size:
-            out = x.index_select(1, source)
-            out[:, nothing] = 0
-        else:
-            out = x.new_zeros(x.shape[0], slots * capacity, x.shape[2])
-        packed.append(out)
-    return packed, offsets, positions
+    return [_move(x, source) for x in tensors], offsets, positions
+
+
+def _move(x: Tensor, source: Tensor) -> Tensor:
+    """Rows `source` of `x` `[outer, T, inner]`, zeros where it is negative."""
+    if not x.shape[1]:
+        return x.new_zeros(x.shape[0], len(source), x.shape[2])
+    out = x.index_select(1, source.clamp(min=0))
+    out[:, (source < 0).nonzero()[:, 0]] = 0
+    return out

@@ -44,8 +44,13 @@ def exact_cosines(a: Rows, b: Rows, out: Optional[Tensor] = None, double: Option
     return products.to(torch.float32) if out is None else out.copy_(products)
 
 
-def logits(q: Rows, k: Rows, position: Optional[Tensor], cap: float, out: Tensor, double: Tensor) -> Tensor:
-    """Logits to base 2 `[R, N]`, MASKED for keys that are of no use or past the `position` of the query."""
+def logits(
+    q: Rows, k: Rows, first: Optional[Tensor], last: Optional[Tensor], cap: float, out: Tensor, double: Tensor
+) -> Tensor:
+    """Logits to base 2 `[R, N]`, MASKED for keys that are of no use, before the query's `first` or past its `last`.
+
+    `first` only beside `last`.
+    """
     products = exact_cosines(q, k, out, double)
     products *= (q.factor * 2.0**-30)[:, None]
     products *= k.factor
@@ -53,8 +58,11 @@ def logits(q: Rows, k: Rows, position: Optional[Tensor], cap: float, out: Tensor
         inside = torch.where(products < 60.0, torch.where(products > -60.0, products, -60.0), 60.0)
         power = exp2(inside, 5, 0) + 1.0
         products = (1.0 - torch.full_like(power, 2.0) / power) * cap
-    if position is not None:
-        visible = torch.arange(len(k.units), device=position.device) <= position[:, None]
+    if last is not None:
+        key = torch.arange(len(k.units), device=last.device)
+        visible = key <= last[:, None]
+        if first is not None:
+            visible &= key >= first[:, None]
         products = torch.where(visible, products, MASKED)
     if not bool(k.usable.all()):
         products[:, (~k.usable).nonzero()[:, 0]] = MASKED

@@ -8,7 +8,7 @@ from torch import Tensor
 from .blocks import CACHE_ELEMENTS, work_rows
 from .dots import LOW_BITS, grid_products, grid_rows
 from .groups import Segments
-from .segments import segment_slices
+from .segments import Home, homes, segment_runs
 
 # Keys that are searched at a time.
 PART = 64
@@ -31,16 +31,23 @@ def best_match(
     batch, count = queries.shape[:2]
     indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
     similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
-    parts = segment_slices(batch, count, keys.shape[1], segments)
-    for b, q, k in parts:
+    for run in segment_runs(batch, count, keys.shape[1], segments):
+        b, q, k = run[:3]
         if q.start < q.stop and k.start < k.stop:
             mask = None if key_mask is None else key_mask[b, k]
-            _search(queries[b, q], keys[b, k], mask, limbs, indices[b, q], similarity[b, q])
+            home = homes(run, queries.device)[0] if len(run.key_counts) > 1 else None
+            _search(queries[b, q], keys[b, k], mask, home, limbs, indices[b, q], similarity[b, q])
     return indices, similarity
 
 
 def _search(
-    queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
+    queries: Tensor,
+    keys: Tensor,
+    key_mask: Optional[Tensor],
+    home: Optional[Home],
+    limbs: int,
+    indices: Tensor,
+    similarity: Tensor,
 ) -> None:
     longest = keys if len(keys) > len(queries) else queries
     buffers = work_rows(longest, 2, CACHE_ELEMENTS)
@@ -60,9 +67,15 @@ def _search(
             products = grid_products(part, key_rows, buffer[: len(part)])
             if len(unusable):
                 products[:, unusable] = -(2.0**31)
-            best, index = _first_largest(products)
-            found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
             rows = slice(first + row, first + row + len(part))
+            if home is not None:
+                column = torch.arange(products.shape[1], device=keys.device)
+                own = (column >= home.key_start[rows, None]) & (column < home.key_stop[rows, None])
+                products = torch.where(own, products, -(2.0**31))
+            best, index = _first_largest(products)
+            if home is not None:
+                index -= home.key_start[rows]
+            found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
             indices[rows] = torch.where(found, index, -1)
             similarity[rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
 

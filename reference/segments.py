@@ -1,5 +1,7 @@
 """Segments of packed rows."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,18 +14,58 @@ def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Te
     return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)
 
 
-def segment_slices(
-    batch: int,
-    queries: int,
-    keys: int,
-    of: Segments,
-) -> list[tuple[int, slice, slice]]:
-    """(sample, its queries, its keys) of every sample, or of every segment of the one packed sample."""
+# Products of short segments that are computed together, those across segments in vain: the calls would cost more.
+TOGETHER = 1 << 15
+
+
+class Run(NamedTuple):
+    """A sample, or packed segments one after another: the queries, the keys, and how many of them each segment has."""
+
+    sample: int
+    queries: slice
+    keys: slice
+    query_counts: list[int]
+    key_counts: list[int]
+
+
+class Home(NamedTuple):
+    """The segment of each row of a run: how many queries it has and where they end, where its keys begin and end."""
+
+    queries: Tensor
+    query_stop: Tensor
+    key_start: Tensor
+    key_stop: Tensor
+
+
+def homes(run: Run, device: torch.device) -> tuple[Home, Home]:
+    """Those of the queries and of the keys, int64."""
+    queries = torch.tensor(run.query_counts, device=device)
+    keys = torch.tensor(run.key_counts, device=device)
+    key_stops = keys.cumsum(0)
+    table = queries, queries.cumsum(0), key_stops - keys, key_stops
+    of_queries, of_keys = ([x.repeat_interleave(rows) for x in table] for rows in (queries, keys))
+    return Home(*of_queries), Home(*of_keys)
+
+
+def segment_runs(batch: int, queries: int, keys: int, of: Segments) -> list[Run]:
+    """Every sample, or the segments of the one packed sample, short neighbours together."""
     if of.cu_seqlens_q is None or of.cu_seqlens_k is None:
-        return [(b, slice(0, queries), slice(0, keys)) for b in range(batch)]
+        return [Run(b, slice(0, queries), slice(0, keys), [queries], [keys]) for b in range(batch)]
     bounds = (segments(of.cu_seqlens_q, queries, of.max_seqlen_q), segments(of.cu_seqlens_k, keys, of.max_seqlen_k))
     slices = [map(slice, starts.tolist(), (starts + lengths).tolist()) for starts, lengths in bounds]
-    return [(0, q, k) for q, k in zip(*slices, strict=True)]
+    runs: list[Run] = []
+    for q, k in zip(*slices, strict=True):
+        counts = [q.stop - q.start], [k.stop - k.start]
+        if runs and runs[-1].queries.stop == q.start and runs[-1].keys.stop == k.start:
+            before = runs[-1]
+            joined = slice(before.queries.start, q.stop), slice(before.keys.start, k.stop)
+            if (joined[0].stop - joined[0].start) * (joined[1].stop - joined[1].start) <= TOGETHER:
+                before.query_counts.extend(counts[0])
+                before.key_counts.extend(counts[1])
+                runs[-1] = Run(0, *joined, before.query_counts, before.key_counts)
+                continue
+        runs.append(Run(0, q, k, *counts))
+    return runs
 
 
 def segment_of(cu_seqlens: Tensor, size: int) -> Tensor:

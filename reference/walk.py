@@ -30,6 +30,8 @@ def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, hea
             head_rows(query[b], softmax.scale, softmax.limbs) if steps else [],
             head_rows(key[b], 1.0, softmax.limbs) if steps else [],
             torch.zeros(count, dtype=torch.int64, device=query.device),
+            None,
+            None,
             p[0],
             None,
             slice(0, count),

@@ -46,9 +46,10 @@ def adaptive_weights(
         Features of the instruction tokens ``[B, T, D]``, as :func:`region_variance` takes them; T at least 1. Their
         variance is the unbiased variance over all features of all tokens of a sample.
     lengths : Tensor, optional
-        int32 or int64 ``[B]``: tokens of each instruction, the rest is padding. Default: T.
+        int32, int64 or bool ``[B]``: tokens of each instruction, the rest is padding. Default: T.
     weights : sequence of rows
-        One row for each difficulty, easiest first, one non-negative float for each level.
+        One row for each difficulty, easiest first, one non-negative float for each level. As weights of budgets, 0
+        switches a level off.
     thresholds : sequence of float
         Ascending, between 0 and 1; one fewer than rows.
     length_scale, variance_scale : float
@@ -149,7 +150,7 @@ def adaptive_budgets(
     Returns
     -------
     Tensor
-        int32 ``[B, L]``.
+        int32 ``[B, L]``. The sum of a row is the total, or what the levels hold that its weights leave on.
 
     Raises
     ------

@@ -92,7 +92,7 @@ def attention_importance(
     reduce_first : "heads" or "queries"
         Which reduction comes first: a maximum and a mean do not commute.
     cu_seqlens_q, cu_seqlens_k : Tensor, optional
-        int32 ``[S + 1]``: segments of packed rows. Offsets outside the tensor are clamped.
+        int32 or int64 ``[S + 1]``: segments of packed rows. Offsets outside the tensor are clamped.
     max_seqlen_q, max_seqlen_k : int, optional
         Rows of the longest segment (default: all rows); rows of a segment past it are left out.
     log_sum_exp : Tensor, optional

@@ -34,27 +34,30 @@ def allocate_budgets(
 ) -> list[int]:
     """Split a number of tokens over levels.
 
-    First each level gets its share of the total:
+    A weight of 0 switches a level off: it gets no token. First each level that is on gets its share of the total:
 
-    * ``rule="level0"``: level k gets ``int(total * weights[k])``, never more than are left, level 0 what that leaves;
+    * ``rule="level0"``: level k gets ``int(total * weights[k])``, never more than are left, and level 0, or the finest
+      level that is on, what that leaves;
     * ``rule="largest_remainder"``: level k gets the whole part of total · w_k / Σw, and the levels with the largest
       remainders, among equal ones the lower level, one more each. The weights are first rounded down to multiples of
-      2⁻³⁰ of the power of two above the largest, all else is exact: :func:`allocate_budgets_batch` gives the same.
+      2⁻³⁰ of the power of two above the largest, all else is exact: :func:`allocate_budgets_batch` gives the same. A
+      positive weight that becomes 0 so has no share, but its level is on.
 
     Then shares are brought between `minimum` and `maximum`, which a level's size bounds too. What a level cannot take
-    goes to the other levels, finest first, each filled before the next; what minimums take beyond the total is taken
-    from the other levels, coarsest first, each down to its minimum. So the sum is always `total`.
+    goes to the other levels that are on, finest first, each filled before the next; what minimums take beyond the total
+    is taken from the other levels, coarsest first, each down to its minimum. So the sum is always `total`.
 
     Parameters
     ----------
     total : int
-        Tokens to keep, at most ``sum(sizes)``.
+        Tokens to keep, at most what the levels that are on hold.
     weights : sequence of float
-        One for each level, non-negative, with sum 1 within 1e-6.
+        One for each level, non-negative, with sum 1 within 1e-6; 0: the level is off.
     sizes : sequence of int
         Tokens that each level holds.
     minimum, maximum : int or sequence of int
-        Bounds of each budget, for all levels or one for each. None: the size of the level.
+        Bounds of each budget, for all levels or one for each. None: the size of the level. The minimum of a level that
+        is off is 0.
     rule : "level0" or "largest_remainder"
         How the total is rounded to shares.
 
@@ -67,7 +70,7 @@ def allocate_budgets(
     ------
     TypeError, ValueError
         For a wrong type or number of weights or bounds, weights that are negative, NaN or do not sum to 1, a total
-        above the number of tokens, or bounds that no budgets meet.
+        above the number of tokens of the levels that are on, or bounds that no budgets meet.
 
     Examples
     --------
@@ -80,6 +83,8 @@ def allocate_budgets(
     [109, 82, 55, 27]
     >>> pyramid_ops.allocate_budgets(273, (0.4, 0.3, 0.2, 0.1), (4096, 1024, 256, 64), minimum=40, maximum=100)
     [100, 81, 52, 40]
+    >>> pyramid_ops.allocate_budgets(40, (0, 0.5, 0, 0.5), (256, 64, 16, 4))
+    [0, 36, 0, 4]
     """
     return allocate("allocate_budgets", "total", "weights", total, weights, sizes, minimum, maximum, rule)
 
@@ -108,6 +113,16 @@ def allocate(
     if abs(math.fsum(weights) - 1) > 1e-6:
         raise ValueError(f"{op}: {weights_name}: expected a sum of 1 within 1e-6, got {math.fsum(weights)}")
     least, most = _bounds(op, minimum, maximum, len(sizes))
+    if not all(weights):  # else nothing is off, and `torch.compile` has fewer symbolic numbers to trace
+        for k, (weight, low) in enumerate(zip(weights, least, strict=True)):
+            if low and not weight:
+                raise ValueError(f"{op}: minimum: expected 0 for level {k}, whose weight is 0, got {low}")
+        sizes = [size if weight else 0 for size, weight in zip(sizes, weights, strict=True)]
+        if total > sum(sizes):
+            raise ValueError(
+                f"{op}: {total_name}: expected at most {sum(sizes)}, the tokens of the levels whose weight is not 0, "
+                f"got {total}"
+            )
     most = _feasible(op, total_name, total, sizes, least, most)
     if check.choice(op, "rule", rule, "level0", "largest_remainder") == "level0":
         budgets = _level0(total, weights)
@@ -148,10 +163,11 @@ _remembered = functools.lru_cache(1024)(allocate)
 def _level0(total: int, weights: Sequence[float]) -> list[int]:
     budgets = [0] * len(weights)
     left = total
-    for k in range(len(weights) - 1, 0, -1):
+    finest = next(k for k, weight in enumerate(weights) if weight)
+    for k in range(len(weights) - 1, finest, -1):
         budgets[k] = min(int(total * weights[k]), left)
         left -= budgets[k]
-    budgets[0] = left
+    budgets[finest] = left
     return budgets
 
 
@@ -191,8 +207,9 @@ def _bounds(
 
 
 def _bound(op: str, name: str, bound: Union[int, Sequence[int]], levels: int) -> list[int]:
-    if not isinstance(bound, (list, tuple)):
+    if not check.is_sequence(bound):
         return [check.integer(op, name, bound, 0)] * levels
+    bound = check.sequence(op, name, bound)
     if len(bound) != levels:
         raise ValueError(f"{op}: {name}: expected one for each of {levels} levels, got {len(bound)}")
     return [check.integer(op, f"{name}[{k}]", value, 0) for k, value in enumerate(bound)]
@@ -231,31 +248,34 @@ def allocate_budgets_batch(
     Parameters
     ----------
     total : int or Tensor
-        Tokens to keep in each sample, or int32 or int64 ``[B]``.
+        Tokens to keep in each sample, or int32, int64 or bool ``[B]``.
     weights : Tensor
-        float32 ``[B, L]``, L from 1 to 64; need not sum to 1. What is not a positive finite number (NaN, negative,
-        infinite) counts as 0; if nothing is left in a sample, its levels have equal weights.
+        float32 ``[B, L]``, L from 1 to 64; need not sum to 1. A weight of 0 switches a level off: it gets no token.
+        What is not a positive finite number (NaN, negative, infinite) counts as 0; if nothing is left in a sample, all
+        its levels have equal weights.
     sizes : sequence of int or Tensor
-        Tokens that each level holds: L integers, or int32 or int64 ``[B, L]``.
+        Tokens that each level holds: L integers, or int32, int64 or bool ``[B, L]``.
     minimum, maximum : int or sequence of int
         Bounds of each budget, for all levels or one for each. None: the size of the level.
 
     Returns
     -------
     Tensor
-        int32 ``[B, L]``.
+        int32 ``[B, L]``. The sum of a row is the total; less, and as much as there is, where the levels that are on
+        cannot hold the total.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or dtype; where `total` or `sizes` are integers, as :func:`allocate_budgets` does for
-        bounds that no budgets meet.
+        For a wrong type, shape or dtype; where `total` and `sizes` are integers, as :func:`allocate_budgets` does for
+        bounds that no budgets meet if all levels are on.
 
     Notes
     -----
-    Nothing on the device can be an error: sizes are clamped to 0 … 2³¹ − 1, each maximum to the size, each minimum to
-    the maximum, the total to 0 … sum of the maximums, and minimums that still exceed the total give way, coarsest level
-    first. The sum of a row is that total, exactly. Integer arithmetic, one launch, no synchronisation.
+    Nothing on the device can be an error: sizes are clamped to 0 … 2³¹ − 1, each maximum to the size, that of a level
+    that is off to 0, each minimum to the maximum, the total to 0 … sum of the maximums, and minimums that still exceed
+    the total give way, coarsest level first. The sum of a row is that total, exactly. Integer arithmetic, one launch,
+    no synchronisation.
 
     Examples
     --------
@@ -263,7 +283,7 @@ def allocate_budgets_batch(
     >>> weights = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.0, 0.0, 1.0, 2.0]])
     >>> pyramid_ops.allocate_budgets_batch(273, weights, (4096, 1024, 256, 64))
     tensor([[109,  82,  55,  27],
-            [118,   0,  91,  64]], dtype=torch.int32)
+            [  0,   0, 209,  64]], dtype=torch.int32)
     """
     return allocate_batch("allocate_budgets_batch", total, weights, sizes, minimum, maximum)
 
@@ -289,12 +309,12 @@ def allocate_batch(
         if total > _MOST:
             raise ValueError(f"{op}: total: expected at most {_MOST}, got {total}")
     if isinstance(sizes, Tensor):
-        check.tensor(op, "sizes", sizes, "B L", dtypes=(torch.int32, torch.int64))
+        check.tensor(op, "sizes", sizes, "B L", dtypes=check.INTEGERS)
         if sizes.shape != weights.shape or sizes.device != weights.device:
             raise ValueError(
                 f"{op}: sizes: expected {list(weights.shape)} on {weights.device}, got {check.describe(sizes)}"
             )
-        size_tensor = sizes.resolve_neg().contiguous()
+        size_tensor = check.as_integers(sizes)
     else:
         size = _sizes(op, sizes)
         if len(size) != levels:

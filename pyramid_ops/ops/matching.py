@@ -50,8 +50,8 @@ def best_match(
     key_mask : Tensor, optional
         bool ``[B, Nk]`` or ``[Tk]``: keys that may be matched.
     cu_seqlens_q, cu_seqlens_k : Tensor, optional
-        int32 ``[S + 1]``, ascending: segment s of packed rows is ``[cu_seqlens[s], cu_seqlens[s + 1])``. Queries match
-        keys of the same segment. Offsets outside the tensor are clamped.
+        int32 or int64 ``[S + 1]``, ascending: segment s of packed rows is ``[cu_seqlens[s], cu_seqlens[s + 1])``.
+        Queries match keys of the same segment. Offsets outside the tensor are clamped.
     max_seqlen_q, max_seqlen_k : int, optional
         Rows of the longest segment (default: all rows); rows of a segment past it are left out.
     precision : "grid", "high" or None

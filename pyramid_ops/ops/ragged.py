@@ -77,10 +77,10 @@ def segmented_topk(
     scores : Tensor
         Packed ``[T]``; float16, bfloat16 or float32; at most 2³⁰ of them.
     cu_seqlens : Tensor
-        int32 ``[S + 1]``: segment s is ``scores[cu_seqlens[s] : cu_seqlens[s + 1]]``.
+        int32 or int64 ``[S + 1]``: segment s is ``scores[cu_seqlens[s] : cu_seqlens[s + 1]]``.
     k : int, sequence of int, or Tensor
-        How many to take: one number, one for each segment, or int32 ``[S]`` on the device. A sequence holds at most
-        256 numbers, and its length is compiled into the kernels; use a tensor for more.
+        How many to take: one number, one for each segment, or int32, int64 or bool ``[S]`` on the device. A sequence
+        holds at most 256 numbers, and its length is compiled into the kernels; use a tensor for more.
     max_seqlen : int
         Length of the longest segment. Of a longer one only the first `max_seqlen` scores count.
     capacity : int, optional
@@ -107,7 +107,7 @@ def segmented_topk(
     of +inf and count them in k. No host synchronisation: offsets on the device are clamped to [0, T], negative lengths
     to 0, k to [0, min(length, capacity)], so none can make it fault. Two kernel launches for segments of up to 16384
     scores or more than 1024 segments, else six; more than 4096 slots in order of value are sorted. Scores that are not
-    contiguous are copied first.
+    contiguous are copied first, offsets and k that are not int32 converted.
 
     Examples
     --------
@@ -146,9 +146,7 @@ def _numbers(op: str, name: str, values: Sequence[int], count: int, what: str) -
     if len(numbers) != count:
         raise ValueError(f"{op}: {name}: expected one for each of {count} {what}, got {len(numbers)}")
     if len(numbers) > _MOST_INTEGERS:
-        raise ValueError(
-            f"{op}: {name}: expected at most {_MOST_INTEGERS} numbers, or an int32 tensor, got {len(numbers)}"
-        )
+        raise ValueError(f"{op}: {name}: expected at most {_MOST_INTEGERS} numbers, or a tensor, got {len(numbers)}")
     return numbers
 
 
@@ -170,11 +168,11 @@ def select_topk_levels_packed(
         Packed ``[T_k, D]`` for each level, level 0 the finest; uint8, float16, bfloat16 or float32; D from 1 to 16384;
         at most 2³⁰ rows in all.
     cu_seqlens : list of Tensor
-        int32 ``[B + 1]`` for each level: the tokens of sample b are rows ``cu_seqlens[k][b]`` to
+        int32 or int64 ``[B + 1]`` for each level: the tokens of sample b are rows ``cu_seqlens[k][b]`` to
         ``cu_seqlens[k][b + 1]`` of level k.
     budgets : sequence of int, or Tensor
-        Tokens to keep in each level of every sample, or int32 ``[B, L]`` on the device. A level that has fewer tokens
-        gives all it has.
+        Tokens to keep in each level of every sample, or int32, int64 or bool ``[B, L]`` on the device. A level that has
+        fewer tokens gives all it has.
     max_seqlen : int
         The most tokens of one sample in one level. Of more, only the first `max_seqlen` count.
     capacity : int, optional
@@ -204,7 +202,8 @@ def select_topk_levels_packed(
     -----
     Order, ties and bits are those of :func:`select_topk_levels`. No host synchronisation: offsets on the device are
     clamped to [0, T_k], negative lengths and budgets to 0. Three kernel launches, seven where `max_seqlen` is above
-    16384 and there are at most 1024 segments. Levels that are not contiguous in their last dimension are copied first.
+    16384 and there are at most 1024 segments. Levels that are not contiguous in their last dimension are copied first,
+    offsets and budgets that are not int32 converted.
 
     Examples
     --------

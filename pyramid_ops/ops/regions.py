@@ -46,8 +46,8 @@ def region_variance(
         Rows R_h and columns R_w of regions. Region row i covers the token rows from ``i * H // R_h`` to
         ``(i + 1) * H // R_h - 1``, region columns likewise.
     lengths : Tensor, optional
-        int32 or int64 ``[B]``: only the first ``lengths[b]`` tokens of a sample count (text of several lengths is
-        ``grid=(1, N), regions=(1, 1)``).
+        int32, int64 or bool ``[B]``: only the first ``lengths[b]`` tokens of a sample count (text of several lengths
+        is ``grid=(1, N), regions=(1, 1)``).
 
     Returns
     -------

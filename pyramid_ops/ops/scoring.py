@@ -126,7 +126,7 @@ def combine_scores(
         that tensor in the same sample, or the same packed segment. Where those are equal, 0. +inf becomes 1, −inf 0,
         NaN stays NaN: neither changes the score of another token.
     cu_seqlens : Tensor, optional
-        int32 ``[S + 1]``: tokens ``cu_seqlens[s]`` to ``cu_seqlens[s + 1] - 1`` are segment s.
+        int32 or int64 ``[S + 1]``: tokens ``cu_seqlens[s]`` to ``cu_seqlens[s + 1] - 1`` are segment s.
 
     Returns
     -------

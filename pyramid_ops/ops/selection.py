@@ -27,10 +27,14 @@ def _select_fake(
 select_topk_levels_op = Op(reference.select_topk_levels, _select_fake)
 
 
+# Default weights for so many levels.
+_FALLING = {1: (1.0,), 2: (4 / 7, 3 / 7), 3: (4 / 9, 3 / 9, 2 / 9), 4: (0.4, 0.3, 0.2, 0.1)}
+
+
 def select_topk_levels(
     pyramid_features: Sequence[Tensor],
     target_tokens: int = 273,
-    level_weights: Optional[Sequence[float]] = (0.4, 0.3, 0.2, 0.1),
+    level_weights: Union[str, Sequence[float], None] = "falling",
     *,
     saliency: Union[str, Sequence[Tensor]] = "variance",
     order: str = "saliency",
@@ -44,8 +48,10 @@ def select_topk_levels(
         ``[B, N_k, D]`` for each level, level 0 the finest; uint8, float16, bfloat16 or float32; D from 1 to 16384.
     target_tokens : int
         K, the number of tokens to keep in each sample.
-    level_weights : sequence of float, or None
-        Share of each level, see :func:`allocate_budgets`. None: one top-k over the union of all levels.
+    level_weights : "falling", sequence of float, or None
+        Share of each level, see :func:`allocate_budgets`; a level of weight 0 gives no token. "falling", for one to
+        four levels: the first so many of (0.4, 0.3, 0.2, 0.1), over their sum. None: one top-k over the union of all
+        levels.
     saliency : "variance", "norm", "attention" or list of Tensor
         :func:`token_variance`, :func:`token_norm`, the mean attention a token receives from its level (the features as
         q and k of one head, see :func:`attention_importance`), or a score per token: float tensors ``[B, N_k]``.
@@ -65,7 +71,8 @@ def select_topk_levels(
     ------
     TypeError, ValueError
         For a wrong type, shape, dtype or option, levels or scores that do not match, a budget above the size of its
-        level, more tokens than the levels hold, or an input that requires grad.
+        level, more tokens than the levels hold, more than four levels without `level_weights` or `budgets`, or an
+        input that requires grad.
 
     Notes
     -----
@@ -101,6 +108,13 @@ def select_topk_levels(
     elif level_weights is None:
         budgets = [token_total(op, "target_tokens", target_tokens, sizes)]
     else:
+        if isinstance(level_weights, str):
+            check.choice(op, "level_weights", level_weights, "falling")
+            if len(levels) not in _FALLING:
+                raise ValueError(
+                    f"{op}: level_weights: expected one for each of {len(levels)} levels, got the default for at most 4"
+                )
+            level_weights = _FALLING[len(levels)]
         budgets = allocate_again(op, "target_tokens", "level_weights", target_tokens, level_weights, sizes)
     return LevelSelection(*select_topk_levels_op(levels, scores, saliency, budgets, order == "index"))
 

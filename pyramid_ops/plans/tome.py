@@ -40,7 +40,8 @@ def tome_matching(
     precision : "grid", "high" or None
         As in :func:`best_match`.
     cu_seqlens, max_seqlen : optional
-        Segments of packed tokens; matching, `r` and protected tokens apply to each segment.
+        Segments of packed tokens, int32 or int64 ``[S + 1]``, and the length of the longest; matching, `r` and
+        protected tokens apply to each segment.
 
     Returns
     -------

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid_ops import adaptive_budgets, adaptive_weights, allocate_budgets, allocate_budgets_batch, region_variance
+from pyramid_ops import (
+    adaptive_budgets,
+    adaptive_weights,
+    allocate_budgets,
+    allocate_budgets_batch,
+    region_variance,
+    select_topk_levels,
+)
 from tests.bits import assert_same_bits
 
 SIZES = (4096, 1024, 256, 64)
@@ -40,6 +47,17 @@ def largest_remainder(total: int, weights: list) -> list[int]:
         (273, WEIGHTS, SIZES, {"minimum": (0, 0, 0, 64), "maximum": 100}, [100, 81, 28, 64]),
         (256, WEIGHTS, SIZES, {"minimum": 64, "maximum": 64}, [64, 64, 64, 64]),
         (0, WEIGHTS, SIZES, {"minimum": 0, "maximum": 0}, [0, 0, 0, 0]),
+        # A level of weight 0 is off: no share, no surplus, no remainder.
+        (40, (0, 0.5, 0, 0.5), (256, 64, 16, 4), {}, [0, 36, 0, 4]),
+        (40, (0, 0.5, 0, 0.5), (256, 64, 16, 4), {"rule": "largest_remainder"}, [0, 36, 0, 4]),
+        (68, (0, 0.5, -0.0, 0.5), (256, 64, 16, 4), {}, [0, 64, 0, 4]),
+        (7, (0, 0, 1.0, 0), (9, 9, 9, 9), {}, [0, 0, 7, 0]),
+        (7, (0, 0.25, 0.25, 0.5), (9, 9, 9, 9), {}, [0, 3, 1, 3]),
+        (20, (0, 0.5, 0.5), (9, 30, 30), {"minimum": (0, 0, 15), "maximum": (9, 30, 30)}, [0, 5, 15]),
+        (20, (0, 0.75, 0.25), (9, 30, 30), {"maximum": 12}, [0, 12, 8]),
+        # A positive weight keeps its level on, even where its share rounds down to 0.
+        (20, (1.0, 1e-20), (4, 30), {"rule": "largest_remainder"}, [4, 16]),
+        (20, (1.0, 1e-20), (4, 30), {}, [4, 16]),
     ],
 )
 def test_rules_and_bounds(total, weights, sizes, options, expected):
@@ -77,11 +95,13 @@ def problems(draw):
     levels = draw(st.integers(1, 6))
     raw = draw(st.lists(st.floats(0, 1, width=32), min_size=levels, max_size=levels))
     weights = torch.tensor(raw) + torch.tensor(draw(st.sampled_from([1e-3, 1e-9, 1.0])))
-    weights = weights / weights.sum()
+    on = torch.tensor(draw(st.lists(st.booleans(), min_size=levels, max_size=levels).filter(any)))
+    weights = torch.where(on, weights / weights[on].sum(), 0)
     sizes = draw(st.lists(st.integers(0, 60), min_size=levels, max_size=levels))
-    least = [draw(st.integers(0, size)) for size in sizes]
+    room = [size if weight else 0 for size, weight in zip(sizes, weights.tolist(), strict=True)]
+    least = [draw(st.integers(0, size)) for size in room]
     most = [draw(st.integers(low, 80)) for low in least]
-    total = draw(st.integers(sum(least), sum(min(size, high) for size, high in zip(sizes, most, strict=True))))
+    total = draw(st.integers(sum(least), sum(min(size, high) for size, high in zip(room, most, strict=True))))
     return total, weights, sizes, least, most
 
 
@@ -91,7 +111,8 @@ def test_host_and_device_agree_and_meet_the_bounds(problem):
     bounds = {"minimum": least, "maximum": most}
     budgets = allocate_budgets(total, weights.tolist(), sizes, **bounds, rule="largest_remainder")
     assert sum(budgets) == total
-    for budget, size, low, high in zip(budgets, sizes, least, most, strict=True):
+    sizes_on = [size if weight else 0 for size, weight in zip(sizes, weights.tolist(), strict=True)]
+    for budget, size, low, high in zip(budgets, sizes_on, least, most, strict=True):
         assert low <= budget <= min(size, high)
     row = weights[None]
     assert allocate_budgets_batch(total, row, sizes, **bounds).tolist() == [budgets]
@@ -99,7 +120,7 @@ def test_host_and_device_agree_and_meet_the_bounds(problem):
     assert allocate_budgets_batch(*tensors, **bounds).tolist() == [budgets]
     level0 = allocate_budgets(total, weights.tolist(), sizes, **bounds)
     assert sum(level0) == total
-    for budget, size, low, high in zip(level0, sizes, least, most, strict=True):
+    for budget, size, low, high in zip(level0, sizes_on, least, most, strict=True):
         assert low <= budget <= min(size, high)
 
 
@@ -115,11 +136,42 @@ def test_host_and_device_agree_on_many_weights():
 
 @given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3), min_size=1, max_size=8), st.integers(0, 900))
 def test_any_weights_give_an_exact_sum(rows, total):
+    """The total, or all tokens of the levels that are on."""
     weights = torch.tensor(rows, dtype=torch.float32)
     budgets = allocate_budgets_batch(total, weights, (500, 300, 100))
+    on = (weights > 0) & (weights < math.inf)
+    on |= ~on.any(1, keepdim=True)
+    room = on * torch.tensor([500, 300, 100])
     assert budgets.dtype == torch.int32
-    assert budgets.sum(1).tolist() == [total] * len(rows)
-    assert ((budgets >= 0) & (budgets <= torch.tensor([500, 300, 100]))).all()
+    assert budgets.sum(1).tolist() == room.sum(1).clamp(max=total).tolist()
+    assert ((budgets >= 0) & (budgets <= room)).all()
+
+
+def test_levels_of_weight_0_are_off_on_the_device():
+    weights = torch.tensor([[0.0, 0.5, 0.0, 0.5], [0, 1, 0, 1], [0, 0, 0, 0], [math.nan, 0, -1, 1e-45]])
+    sizes = (256, 64, 16, 4)
+    expected = [[0, 36, 0, 4], [0, 36, 0, 4], [10, 10, 16, 4], [0, 0, 0, 4]]
+    expected[2] = allocate_budgets(40, [0.25] * 4, sizes, rule="largest_remainder")
+    assert allocate_budgets_batch(40, weights, sizes).tolist() == expected
+    tensors = torch.full((4,), 40), weights, torch.tensor([sizes] * 4)
+    assert allocate_budgets_batch(*tensors).tolist() == expected
+    # What the levels that are on cannot hold is missing, and so is a minimum of a level that is off.
+    assert allocate_budgets_batch(200, weights[:2], sizes, minimum=3).tolist() == [[0, 64, 0, 4]] * 2
+
+
+def test_adaptive_budgets_leave_levels_of_weight_0_empty():
+    still = torch.zeros(1, 4, 16)
+    rows = ((1.0, 0.0, 0.0), (0.0, 2.0, 1.0), (1.0, 1.0, 0.0))
+    assert adaptive_budgets(40, still, (99, 50, 4), weights=rows).tolist() == [[0, 36, 4]]
+    assert adaptive_budgets(90, still, (99, 50, 4), weights=rows).tolist() == [[0, 50, 4]]
+
+
+def test_selection_takes_nothing_from_a_level_of_weight_0():
+    levels = [torch.randn(1, n, 8) for n in (64, 16, 4)]
+    for _ in range(2):  # the second time the budgets are remembered
+        assert set(select_topk_levels(levels, 20, (0.0, 0.5, 0.5)).indices[0, :, 0].tolist()) == {1, 2}
+        with pytest.raises(ValueError, match="^select_topk_levels: target_tokens: expected at most 20, the tokens of"):
+            select_topk_levels(levels, 21, (0.0, 0.5, 0.5))
 
 
 def test_weights_that_are_no_weights():
@@ -229,6 +281,21 @@ def test_bad_bounds(message, options):
     if "rule" not in options:
         with pytest.raises((TypeError, ValueError), match=f"^allocate_budgets_batch: {message}"):
             allocate_budgets_batch(100, torch.ones(2, 4), SIZES, **options)
+
+
+@pytest.mark.parametrize(
+    ("message", "total", "options"),
+    [
+        ("total: expected at most 68, the tokens of the levels whose weight is not 0, got 69", 69, {}),
+        ("minimum: expected 0 for level 0, whose weight is 0, got 1", 9, {"minimum": 1}),
+        ("minimum: expected 0 for level 2, whose weight is 0, got 2", 9, {"minimum": (0, 1, 2, 1)}),
+        ("total: expected at most 14, the sum of the maximums, got 20", 20, {"maximum": 10}),
+    ],
+)
+@pytest.mark.parametrize("rule", ["level0", "largest_remainder"])
+def test_bad_bounds_of_levels_that_are_off(rule, message, total, options):
+    with pytest.raises(ValueError, match=f"^allocate_budgets: {message}"):
+        allocate_budgets(total, (0, 0.5, 0, 0.5), (256, 64, 16, 4), **options, rule=rule)
 
 
 W = torch.ones(2, 4)

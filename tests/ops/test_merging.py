@@ -521,7 +521,7 @@ BAD = [
         "tome_matching: class_token: expected a bool",
     ),
     (
-        lambda: pyramid_ops.tome_matching(rand(8, 4), 1, cu_seqlens=torch.zeros(2, dtype=torch.int64)),
+        lambda: pyramid_ops.tome_matching(rand(8, 4), 1, cu_seqlens=torch.zeros(2, dtype=torch.int16)),
         TypeError,
         "tome_matching: cu_seqlens: expected dtype int32",
     ),

@@ -464,7 +464,7 @@ def test_bad_pooling(message, call):
         ),
         ("normalize: expected None or 'minmax', got True", lambda: combine_scores([S], [1.0], normalize=True)),
         ("cu_seqlens: expected a tensor", lambda: combine_scores([S[0]], [1.0], cu_seqlens=[0, 2])),
-        ("cu_seqlens: expected dtype int32", lambda: combine_scores([S[0]], [1.0], cu_seqlens=torch.ones(2).long())),
+        ("cu_seqlens: expected dtype int32", lambda: combine_scores([S[0]], [1.0], cu_seqlens=torch.ones(2).short())),
         ("cu_seqlens: expected at least one", lambda: combine_scores([S[0]], [1.0], cu_seqlens=int32())),
     ],
 )
