@@ -34,6 +34,9 @@ def compact_golden() -> Cases:
         tensors = [source.integers(0, 255, *shape, dtype=dtype) for shape in ((1, 50, 33), (3, 50, 1), (4, 50, 16))]
         yield Case(name(dtype), (tensors, indices, counts, offsets))
         yield Case(f"{name(dtype)}-all", (tensors[:1], indices, None, offsets))
+    source = Source("dense")
+    dense = [source.integers(0, 255, *shape) for shape in ((3, 1, 33, 17), (3, 4, 33, 8))]
+    yield Case("dense", (dense, source.integers(-2, 35, 3, 8), counts, None))
 
 
 def gather_levels_bits() -> Cases:
@@ -75,6 +78,12 @@ def compact_bits() -> Cases:
     yield Case("no-heads", ([made(0, 4, torch.int16)], indices, counts, bounds))
     yield Case("no-indices", ([made(2, 4, torch.int16)], indices[:, :0], counts, bounds))
     yield Case("no-segments", ([made(2, 4, torch.int16)], indices[:0], None, bounds[:1]))
+    for case, taken in (("counts", counts), ("all", None)):
+        dense = [made(5 * outer, width, torch.int16, 60).unflatten(0, (5, outer)) for outer, width in ((1, 24), (3, 7))]
+        yield Case(f"dense-{case}", (dense, indices, taken, None))
+    shared = made(1, 8, torch.int32, 60)[None].expand(5, 1, 60, 8)
+    heads_inside = made(5 * 60, 16, torch.int16, 2).unflatten(0, (5, 60)).transpose(1, 2)[..., 1:9]
+    yield Case("dense-shared-and-strided", ([shared, heads_inside], indices, counts, None))
     many = torch.randint(0, 3, (258, 2), generator=generator)
     args = ([made(1, 1, torch.int16)], many, many[:, 0].int(), torch.arange(0, 259, dtype=torch.int32) // 4)
     yield Case("many-segments", args, True)
@@ -98,6 +107,8 @@ def compact_ones() -> Iterator[Call]:
     for counts in (None, bounds[:1]):
         move = functools.partial(pyramid_ops.compact, tensors, indices, counts, cu_seqlens=bounds)
         yield Call(f"compact-{counts is None}", move)
+        dense = functools.partial(pyramid_ops.compact, [torch.empty(1, 1, 1), torch.empty(1, 1)], indices, counts)
+        yield Call(f"compact-dense-{counts is None}", dense)
 
 
 def compact_compiled() -> Iterator[Call]:
@@ -107,6 +118,9 @@ def compact_compiled() -> Iterator[Call]:
         tensors = [torch.empty(40960, 1024, dtype=dtype), torch.empty(8, 40960, 128, dtype=dtype)]
         move = functools.partial(pyramid_ops.compact, tensors, kept, taken, cu_seqlens=bounds, token_dims=(0, 1))
         yield Call("compact, D = 1024, 8 heads of 128", move, dtype)
+        tensors = [torch.empty(4, 1024, 1024, dtype=dtype), torch.empty(4, 8, 1024, 128, dtype=dtype)]
+        move = functools.partial(pyramid_ops.compact, tensors, kept, taken, token_dims=(1, 2))
+        yield Call("compact, dense, D = 1024, 8 heads of 128", move, dtype)
 
 
 def gather(case: Any) -> None:
