@@ -10,6 +10,10 @@ from .dots import LOW_BITS, grid_products, grid_rows
 from .groups import Segments
 from .segments import segment_slices
 
+# The greatest index, and what is below every pair of a similarity and an index.
+LAST, NONE = (1 << 32) - 1, -1 << 63
+
+
 # Keys that are searched at a time.
 PART = 64
 
@@ -28,22 +32,22 @@ def best_match(
     """(index of the most similar key `[B, Nq]`, its similarity `[B, Nq]`); (−1, −inf) where no key can be matched.
 
     The similarity is the dot product of unit rows in multiples of 2⁻³⁰, a tie goes to the lower index. Rows with a
-    norm that is not finite match nothing. Indices count from the start of the segment.
+    norm that is not finite match nothing. Indices count from the start of the segment; a query of several segments
+    gets the best of them.
     """
-    batch, count = queries.shape[:2]
-    indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
-    similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
-    parts = segment_slices(batch, count, keys.shape[1], segments)
+    # (integer similarity, inverted index) of the best so far.
+    best = torch.full(queries.shape[:2], NONE, dtype=torch.int64, device=queries.device)
+    parts = segment_slices(*queries.shape[:2], keys.shape[1], segments)
     for b, q, k in parts:
         if q.start < q.stop and k.start < k.stop:
             mask = None if key_mask is None else key_mask[b, k]
-            _search(queries[b, q], keys[b, k], mask, limbs, indices[b, q], similarity[b, q])
-    return indices, similarity
+            _search(queries[b, q], keys[b, k], mask, limbs, best[b, q])
+    found = best > NONE
+    similarity = (best >> 32).to(torch.float32) * 2.0**-30
+    return torch.where(found, LAST - (best & LAST), -1), torch.where(found, similarity, -torch.inf)
 
 
-def _search(
-    queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, indices: Tensor, similarity: Tensor
-) -> None:
+def _search(queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], limbs: int, out: Tensor) -> None:
     longest = keys if len(keys) > len(queries) else queries
     buffers = work_rows(longest, 2, CACHE_ELEMENTS)
     (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, PART, buffers)
@@ -64,9 +68,9 @@ def _search(
                 products[:, unusable] = -(2.0**31)
             best, index = _first_largest(products)
             found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
+            best = torch.where(found, (best.to(torch.int64) << 32) + (LAST - index), NONE)
             rows = slice(first + row, first + row + len(part))
-            indices[rows] = torch.where(found, index, -1)
-            similarity[rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
+            out[rows] = torch.maximum(out[rows], best)
 
 
 def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
