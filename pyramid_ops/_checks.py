@@ -85,7 +85,7 @@ def integer(op: str, name: str, value: Any, minimum: Optional[int] = None) -> in
     if minimum is not None and value < minimum:
         raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value}")
     if isinstance(value, torch.SymInt):
-        return value
+        return value  # type: ignore[return-value]
     if not -(1 << 63) <= value < 1 << 63:
         raise ValueError(f"{op}: {name}: expected an integer of 64 bits, got {value}")
     return int(value)

@@ -36,8 +36,9 @@ def best_match(
     gets the best of them.
     """
     # (integer similarity, inverted index) of the best so far.
-    best = torch.full(queries.shape[:2], NONE, dtype=torch.int64, device=queries.device)
-    parts = segment_slices(*queries.shape[:2], keys.shape[1], segments)
+    batch, count = queries.shape[:2]
+    best = torch.full((batch, count), NONE, dtype=torch.int64, device=queries.device)
+    parts = segment_slices(batch, count, keys.shape[1], segments)
     for b, q, k in parts:
         if q.start < q.stop and k.start < k.stop:
             mask = None if key_mask is None else key_mask[b, k]
