@@ -1,7 +1,7 @@
 """Errors that name the op, the argument, what was expected and what came."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ def tensor(op: str, name: str, x: Any, *layouts: str, dtypes: Sequence[torch.dty
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name}: expected a tensor, got {describe(x)}")
     if x.layout is not torch.strided or x.is_nested or x.is_quantized:
-        raise TypeError(f"{op}: {name}: expected a dense tensor, got a {type(x).__name__} of layout {x.layout}")
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout).removeprefix("torch.")
+        raise TypeError(f"{op}: {name}: expected a dense tensor, got a {kind} one of {x.dtype}")
     if x.dim() not in [layout.count(" ") + 1 for layout in layouts]:
         expected = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
         raise ValueError(f"{op}: {name}: expected shape {expected}, got {describe(x)}")
@@ -77,12 +78,28 @@ def tensors(
     return list(xs)
 
 
-def integer(op: str, name: str, value: Any, minimum: int) -> int:
+def integer(op: str, name: str, value: Any, minimum: Optional[int] = None) -> int:
+    """An integer of 64 bits; a symbolic one, of a dynamic shape, stays symbolic."""
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise TypeError(f"{op}: {name}: expected an integer, got {describe(value)}")
-    if value < minimum:
+    if minimum is not None and value < minimum:
         raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value}")
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{op}: {name}: expected an integer of 64 bits, got {value}")
     return int(value)
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name}: expected a bool, got {describe(value)}")
+    return value
+
+
+def longest(op: str, name: str, value: Any, rows: int) -> int:
+    """Rows of the longest segment, at most all `rows`, which is the default."""
+    return rows if value is None else min(integer(op, name, value, 0), rows)
 
 
 def number(op: str, name: str, value: Any) -> float:
@@ -99,7 +116,7 @@ def number(op: str, name: str, value: Any) -> float:
 
 def is_sequence(value: Any) -> bool:
     """Whether a value is meant as one for each, not one for all."""
-    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    return isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def sequence(op: str, name: str, value: Any) -> list:
@@ -111,7 +128,7 @@ def sequence(op: str, name: str, value: Any) -> list:
 
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
     """(rows, columns), both at least 1."""
-    sides = sequence(op, name, tuple(value) if isinstance(value, torch.Size) else value)
+    sides = sequence(op, name, value)
     if len(sides) != 2:
         raise ValueError(f"{op}: {name}: expected (rows, columns), got {sides!r}")
     rows, columns = (integer(op, f"{name}[{k}]", side, 1) for k, side in enumerate(sides))
@@ -170,7 +187,7 @@ def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tens
     """int32 `[S + 1]`, the bounds of S packed segments, where S may be given."""
     sizes = [count + 1 for count in segments]
     x = device_integers(op, name, x, like, "S+1", *sizes, dtypes=(torch.int32, torch.int64))
-    if not len(x):
+    if not x.shape[0]:
         raise ValueError(f"{op}: {name}: expected at least one element, got {describe(x)}")
     return x
 

@@ -22,6 +22,11 @@ class Extents(NamedTuple):
         return segment, row - start[segment]
 
 
+def ascending(cu_seqlens: Tensor) -> Tensor:
+    """Offsets of which one below an earlier one counts as that one: segments that no two share a row."""
+    return cu_seqlens.cummax(0).values
+
+
 def extents(x: Tensor, cu_seqlens: Optional[Tensor], longest: int) -> tuple[Tensor, Tensor]:
     if cu_seqlens is None:
         start = torch.arange(x.shape[0], device=x.device) * x.shape[2]

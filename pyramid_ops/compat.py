@@ -75,8 +75,10 @@ def bipartite_soft_matching(
     >>> x.shape, size.shape, unmerge(x).shape
     (torch.Size([2, 7, 8]), torch.Size([2, 7, 1]), torch.Size([2, 10, 8]))
     """
-    check.feature_rows("bipartite_soft_matching", "metric", metric)
-    r = min(r, (metric.shape[1] - int(class_token) - int(distill_token)) // 2)
+    op = "bipartite_soft_matching"
+    _metric_rows(op, metric)
+    protected = check.flag(op, "class_token", class_token) + check.flag(op, "distill_token", distill_token)
+    r = min(check.integer(op, "r", r), (metric.shape[1] - protected) // 2)
     if r <= 0:
         return _do_nothing, _do_nothing
     return _callables(tome_matching(metric, r, class_token=class_token, distill_token=distill_token))
@@ -106,15 +108,15 @@ def kth_bipartite_soft_matching(metric: Tensor, k: int) -> tuple[Callable, Calla
     >>> merge(torch.randn(2, 10, 4)).shape
     torch.Size([2, 3, 4])
     """
-    rows = check.feature_rows("kth_bipartite_soft_matching", "metric", metric)
+    op = "kth_bipartite_soft_matching"
+    rows = _metric_rows(op, metric)
+    k = check.integer(op, "k", k)
     if k <= 1:
         return _do_nothing, _do_nothing
     count = rows.shape[1] // k * k
     token = torch.arange(count, device=rows.device).view(-1, k)
     a, b = token[:, : k - 1].flatten(), token[:, k - 1]
-    queries = rows[:, :count].unflatten(1, (-1, k))[:, :, : k - 1].flatten(1, 2)
-    keys = rows[:, k - 1 : count : k]
-    plan = bipartite_plan(queries, keys, a, b, len(a), limbs_of("kth_bipartite_soft_matching", None, rows))
+    plan = bipartite_plan(rows[:, a], rows[:, b], a, b, a.shape[0], limbs_of(op, None, rows))
     merge, unmerge = _callables(plan)
 
     def merge_first(x: Tensor, mode: str = "mean") -> Tensor:
@@ -147,7 +149,8 @@ def bipartite_soft_matching_random2d(
     w, h, sx, sy : int
         Width and height of the token grid and of a cell.
     r : int
-        Tokens to remove, at most those that are not destinations; 0 or less: nothing is merged.
+        Tokens to remove, at most those that are not destinations; 0 or less: nothing is merged. Else the grid has to
+        hold a cell, where the original fails without a word.
     no_rand : bool
         The destination is the top left token of its cell.
     generator : torch.Generator, optional
@@ -171,15 +174,20 @@ def bipartite_soft_matching_random2d(
     torch.Size([1, 12, 8])
     """
     op = "bipartite_soft_matching_random2d"
-    rows = check.feature_rows(op, "metric", metric)
-    for name, value in (("w", w), ("h", h), ("sx", sx), ("sy", sy)):
-        check.integer(op, name, value, 1)
+    rows = _metric_rows(op, metric)
+    sides = (("w", w), ("h", h), ("sx", sx), ("sy", sy))
+    w, h, sx, sy = (check.integer(op, name, value, 1) for name, value in sides)
+    r, seed = check.integer(op, "r", r), check.integer(op, "seed", seed)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{op}: generator: expected a torch.Generator, got {check.describe(generator)}")
     if rows.shape[1] != w * h:
         raise ValueError(f"{op}: metric: expected {h} · {w} tokens, got {check.describe(metric)}")
     if r <= 0:
         return _do_nothing, _do_nothing
     down, across = h // sy, w // sx
-    if no_rand:
+    if not (down and across):
+        raise ValueError(f"{op}: sx, sy: expected a cell within the grid of {w}×{h} tokens, got {sx}×{sy}")
+    if check.flag(op, "no_rand", no_rand):
         choices = torch.zeros(down, across, dtype=torch.int64, device=rows.device)
     elif choices is not None:
         check.tensor(op, "choices", choices, "h//sy w//sx", dtypes=(torch.int64,))
@@ -195,12 +203,16 @@ def bipartite_soft_matching_random2d(
     y = torch.arange(down, device=rows.device)[:, None] * sy + torch.div(choices, sx, rounding_mode="floor")
     x = torch.arange(across, device=rows.device) * sx + choices % sx
     is_destination = torch.zeros(h * w, dtype=torch.int64, device=rows.device)
-    is_destination[(y * w + x).flatten()] = 1
+    is_destination.scatter_(0, (y * w + x).flatten(), 1)
     # Destinations first, each set in ascending order.
     order = is_destination.argsort(descending=True, stable=True)
     a, b = order[down * across :], order[: down * across]
-    limbs = limbs_of(op, None, rows)
-    return _callables(bipartite_plan(rows[:, a], rows[:, b], a, b, min(r, len(a)), limbs))
+    return _callables(bipartite_plan(rows[:, a], rows[:, b], a, b, min(r, a.shape[0]), limbs_of(op, None, rows)))
+
+
+def _metric_rows(op: str, metric: Tensor) -> Tensor:
+    check.tensor(op, "metric", metric, "B N C")
+    return check.feature_rows(op, "metric", metric)
 
 
 def _hash(seed: int, count: int, device: torch.device) -> Tensor:
@@ -239,11 +251,18 @@ def merge_wavg(merge: Callable, x: Tensor, size: Optional[Tensor] = None) -> tup
     >>> merge_wavg(merge, torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[3.0], [1.0]]]))
     (tensor([[[1.2500]]]), tensor([[[4.]]]))
     """
+    op = "merge_wavg"
+    check.tensor(op, "x", x, "B N C")
     if size is None:
         size = torch.ones_like(x[..., :1])
+    check.tensor(op, "size", size, "B N 1")
+    check.same_size(op, "size", size, [*x.shape[:2], 1], x.device)
     if merge is _do_nothing:
         return x, size
-    plan, count = merge.plan, getattr(merge, "count", x.shape[1])  # type: ignore[attr-defined]
+    plan = getattr(merge, "plan", None)
+    if not isinstance(plan, MergePlan):
+        raise TypeError(f"{op}: merge: expected what a matching of this module returns, got {check.describe(merge)}")
+    count = getattr(merge, "count", x.shape[1])
     tokens, sizes = merge_tokens(x[:, :count], plan, size[:, :count, 0].float())
     return tokens, sizes[..., None].to(x.dtype)
 
@@ -273,6 +292,7 @@ def merge_source(merge: Callable, x: Tensor, source: Optional[Tensor] = None) ->
     >>> merge_source(bipartite_soft_matching(x, 1)[0], x).sum().item()
     4.0
     """
+    check.tensor("merge_source", "x", x, "B N C")
     if source is None:
         source = torch.eye(x.shape[1], device=x.device).expand(x.shape[0], -1, -1)
     return merge(source, mode="amax")

@@ -10,6 +10,8 @@ from .dots import LOW_BITS, grid_products, grid_rows
 from .groups import Segments
 from .segments import Home, homes, segment_runs
 
+# The greatest index, and what is below every pair of a similarity and an index.
+LAST, NONE = (1 << 32) - 1, -1 << 63
 # Keys that are searched at a time.
 PART = 64
 # Bytes of products that exist at a time, and at most half as many of query rows.
@@ -26,28 +28,25 @@ def best_match(
     """(index of the most similar key `[B, Nq]`, its similarity `[B, Nq]`); (−1, −inf) where no key can be matched.
 
     The similarity is the dot product of unit rows in multiples of 2⁻³⁰, a tie goes to the lower index. Rows with a
-    norm that is not finite match nothing. Indices count from the start of the segment.
+    norm that is not finite match nothing. Indices count from the start of the segment; a query of several segments
+    gets the best of them.
     """
+    # (integer similarity, inverted index) of the best so far.
     batch, count = queries.shape[:2]
-    indices = torch.full((batch, count), -1, dtype=torch.int64, device=queries.device)
-    similarity = torch.full((batch, count), -torch.inf, dtype=torch.float32, device=queries.device)
+    best = torch.full((batch, count), NONE, dtype=torch.int64, device=queries.device)
     for run in segment_runs(batch, count, keys.shape[1], segments):
         b, q, k = run[:3]
         if q.start < q.stop and k.start < k.stop:
             mask = None if key_mask is None else key_mask[b, k]
             home = homes(run, queries.device)[0] if len(run.key_counts) > 1 else None
-            _search(queries[b, q], keys[b, k], mask, home, limbs, indices[b, q], similarity[b, q])
-    return indices, similarity
+            _search(queries[b, q], keys[b, k], mask, home, limbs, best[b, q])
+    found = best > NONE
+    similarity = (best >> 32).to(torch.float32) * 2.0**-30
+    return torch.where(found, LAST - (best & LAST), -1), torch.where(found, similarity, -torch.inf)
 
 
 def _search(
-    queries: Tensor,
-    keys: Tensor,
-    key_mask: Optional[Tensor],
-    home: Optional[Home],
-    limbs: int,
-    indices: Tensor,
-    similarity: Tensor,
+    queries: Tensor, keys: Tensor, key_mask: Optional[Tensor], home: Optional[Home], limbs: int, out: Tensor
 ) -> None:
     longest = keys if len(keys) > len(queries) else queries
     buffers = work_rows(longest, 2, CACHE_ELEMENTS)
@@ -76,8 +75,8 @@ def _search(
             if home is not None:
                 index -= home.key_start[rows]
             found = (best > -(2.0**31)) & (norms[row : row + step].abs() < torch.inf)
-            indices[rows] = torch.where(found, index, -1)
-            similarity[rows] = torch.where(found, best.to(torch.float32) * 2.0**-30, -torch.inf)
+            best = torch.where(found, (best.to(torch.int64) << 32) + (LAST - index), NONE)
+            out[rows] = torch.maximum(out[rows], best)
 
 
 def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:

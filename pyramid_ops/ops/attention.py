@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
-from .._packed import Extents, extents
+from .._packed import Extents, ascending, extents
 from ..reference import attention as reference
 from ..reference.groups import Queries, Reduction, Segments, Softmax, Span
 from .matching import limbs_of
@@ -16,6 +16,7 @@ from .queries import (
     INT32_MAX,
     centered,
     chosen_queries,
+    consecutive,
     index_list,
     mean_logits,
     query_counts,
@@ -92,7 +93,8 @@ def attention_importance(
     reduce_first : "heads" or "queries"
         Which reduction comes first: a maximum and a mean do not commute.
     cu_seqlens_q, cu_seqlens_k : Tensor, optional
-        int32 or int64 ``[S + 1]``: segments of packed rows. Offsets outside the tensor are clamped.
+        int32 or int64 ``[S + 1]``: segments of packed rows. An offset outside the tensor is clamped, one below an
+        earlier one counts as that one.
     max_seqlen_q, max_seqlen_k : int, optional
         Rows of the longest segment (default: all rows); rows of a segment past it are left out.
     log_sum_exp : Tensor, optional
@@ -133,101 +135,130 @@ def attention_importance(
     """
     op = "attention_importance"
     q, k, packed = checked_heads(op, query, key)
-    device, features = q.device, q.shape[3]
     check.choice(op, "head_reduction", head_reduction, "mean", "sum", "max", "rms")
     check.choice(op, "query_reduction", query_reduction, "mean", "sum", "max")
     check.choice(op, "reduce_first", reduce_first, "heads", "queries")
-    for name, flag in (("causal", causal), ("center_keys", center_keys)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{op}: {name}: expected a bool, got {check.describe(flag)}")
-    slope, cap = logit_slope(op, features**-0.5 if scale is None else scale, softcap, temperature)
+    check.flag(op, "causal", causal)
+    check.flag(op, "center_keys", center_keys)
+    slope, cap = logit_slope(op, q.shape[3] ** -0.5 if scale is None else scale, softcap, temperature)
     limbs = limbs_of(op, precision, q, k)
-    if (cu_seqlens_q is None) != (not packed) or (cu_seqlens_k is None) != (not packed):
-        expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, H, D] rows"
-        raise ValueError(f"{op}: cu_seqlens_q, cu_seqlens_k: expected {expected}, got {check.describe(query)}")
-    longest = []
-    for name, value, x in (("max_seqlen_q", max_seqlen_q, q), ("max_seqlen_k", max_seqlen_k, k)):
-        if value is not None and not packed:
-            raise ValueError(f"{op}: {name}: expected only with cu_seqlens_q and cu_seqlens_k, got {value}")
-        longest.append(x.shape[2] if value is None else min(check.integer(op, name, value, 0), x.shape[2]))
-    longest_q, longest_k = longest
-    segments = q.shape[0]
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        cu_seqlens_q = check.cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q)
-        cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, len(cu_seqlens_q) - 1)
-        segments = len(cu_seqlens_q) - 1
-    start, stop = _range(op, key_range, longest_k, packed)
+    segments = Segments(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)  # type: ignore[arg-type]
+    segments, parts = _checked_segments(op, q, k, packed, segments)
+    span = _checked_span(op, key_range, segments.max_seqlen_k, packed)
     if center_keys and softcap is not None:
         raise ValueError(f"{op}: center_keys: expected without softcap, got both")
-    if query_weights is not None:
-        if query_indices is not None:
-            raise ValueError(f"{op}: query_weights: expected without query_indices, got both")
-        check.tensor(op, "query_weights", query_weights, "Tq" if packed else "B Nq", dtypes=(torch.float32,))
-        check.same_size(
-            op, "query_weights", query_weights, [q.shape[2]] if packed else [q.shape[0], q.shape[2]], device
-        )
-    if log_sum_exp is not None:
-        check.tensor(op, "log_sum_exp", log_sum_exp, "H Tq" if packed else "B H Nq", dtypes=(torch.float32,))
-        shape = list(q.shape[1:3] if packed else q.shape[:3])
-        check.same_size(op, "log_sum_exp", log_sum_exp, shape, device)
-        log_sum_exp = log_sum_exp[None] if packed else log_sum_exp
-    if not (segments and q.shape[2] and k.shape[2]):
-        scores = torch.zeros(k.shape[0], k.shape[2], dtype=torch.float32, device=device)
-        return scores[0] if packed else scores[:, start:stop].contiguous()
+    if query_indices is not None and query_weights is not None:
+        raise ValueError(f"{op}: query_weights: expected without query_indices, got both")
+    query_weights = _checked_rows(op, "query_weights", query_weights, q, packed, "Nq")
+    log_sum_exp = _checked_rows(op, "log_sum_exp", log_sum_exp, q, packed, "H Nq")
+    if not (parts and q.shape[2] and k.shape[2]):
+        scores = torch.zeros(k.shape[0], k.shape[2], dtype=torch.float32, device=k.device)
+        return scores[0] if packed else scores[:, span.start : span.stop].contiguous()
 
-    positions = weights = counts = unscale = None
     if query_indices is not None and not isinstance(query_indices, Tensor):
-        query_indices = index_list(op, query_indices, longest_q)
-        rows = [index % longest_q for index in query_indices]
-        if (
-            not packed
-            and rows == list(range(rows[0], rows[0] + len(rows)))
-            and (not causal or rows[-1] == longest_q - 1)
-        ):
-            # Consecutive queries that see what they would see alone are a view: nothing is gathered.
-            q, longest_q, query_indices = q[:, :, rows[0] : rows[-1] + 1], len(rows), None
-            log_sum_exp = None if log_sum_exp is None else log_sum_exp[:, :, rows[0] : rows[-1] + 1]
-    size_q, size_k = q.shape[0] * q.shape[2], k.shape[0] * k.shape[2]
+        query_indices = index_list(op, query_indices, segments.max_seqlen_q)
+        view = None if packed else consecutive(query_indices, segments.max_seqlen_q, causal)
+        if view is not None:
+            q, segments = q[:, :, view], segments._replace(max_seqlen_q=len(query_indices))
+            query_indices, log_sum_exp = None, None if log_sum_exp is None else log_sum_exp[:, :, view]
+    unscale = seen = None
+    of = Queries(None, None, log_sum_exp, None)
     if center_keys or query_indices is not None or query_weights is not None:
-        at = Extents(*extents(q, cu_seqlens_q, longest_q), *extents(k, cu_seqlens_k, longest_k))
+        at = Extents(
+            *extents(q, segments.cu_seqlens_q, segments.max_seqlen_q),
+            *extents(k, segments.cu_seqlens_k, segments.max_seqlen_k),
+        )
     if center_keys:
-        k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], segments if packed else 1)
+        k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1)
         if log_sum_exp is not None:
-            log_sum_exp = log_sum_exp - mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], slope / LOG2_E)
+            bias = mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], slope / LOG2_E)
+            of = of._replace(log_sum_exp=log_sum_exp - bias)
     if query_indices is not None:
-        place, last = chosen_queries(at, query_positions(op, query_indices, segments, packed, device), causal)
-        segment = torch.arange(segments, device=device)[:, None].expand_as(last)
-        longest_q = last.shape[1]
-        if packed:
-            place = (place + at.start_q[:, None]).clamp(max=size_q - 1).view(1, -1)
-            cu_seqlens_q = torch.arange(segments + 1, dtype=torch.int32, device=device) * longest_q
-        positions = last.to(torch.int32).view_as(place)
-        from_head = place[:, None].expand(-1, q.shape[1], -1)
-        q = q.gather(2, from_head[..., None].expand(-1, -1, -1, features))
-        log_sum_exp = None if log_sum_exp is None else log_sum_exp.gather(2, from_head)
+        positions = query_positions(op, query_indices, parts, packed, q.device)
+        q, of, segments, seen = _gathered(q, of, segments, at, positions, causal)
     elif query_weights is not None:
-        weights, unscale = scaled_weights(at, query_weights[None] if packed else query_weights)
+        weights, unscale, seen = _weighted(at, query_weights, causal)
+        of = of._replace(weights=weights)
         if query_reduction == "mean":
             unscale = torch.where(unscale > 0, 1.0, unscale)
-        segment, place = at.of(keys=False, size=size_q)
-        last = place + (at.count_k - at.count_q)[segment] if causal else torch.full_like(place, INT32_MAX)
-        last = torch.where((place >= 0) & (place < at.count_q[segment]), last, -1)
-    if query_reduction == "mean" and (positions is not None or weights is not None):
-        counts = query_counts(at, segment.flatten(), last.flatten(), weights, size_k).view(k.shape[0], k.shape[2])
-    scores = attention_importance_op(
-        q,
-        k,
-        Queries(positions, weights, log_sum_exp, counts),
-        Segments(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k),
-        Span(start, stop),
-        Softmax(causal, slope, cap, limbs),
-        Reduction(head_reduction, query_reduction, reduce_first == "heads"),
-    )
+    size_k = k.shape[0] * k.shape[2]
+    if query_reduction == "mean" and seen is not None:
+        of = of._replace(counts=query_counts(at, *seen, of.weights, size_k).view(k.shape[0], k.shape[2]))
+    reduction = Reduction(head_reduction, query_reduction, reduce_first == "heads")
+    scores = attention_importance_op(q, k, of, segments, span, Softmax(causal, slope, cap, limbs), reduction)
     if unscale is not None:
         scores = scores * unscale[at.of(keys=True, size=size_k)[0]].view_as(scores)
     if packed:
         return scores[0]
-    return scores if stop - start == scores.shape[1] else scores[:, start:stop].contiguous()
+    return scores if span.stop - span.start == scores.shape[1] else scores[:, span.start : span.stop].contiguous()
+
+
+def _checked_segments(op: str, q: Tensor, k: Tensor, packed: bool, given: Segments) -> tuple[Segments, int]:
+    """Ascending offsets and longest segments, and how many segments or samples there are."""
+    cu_q, cu_k, max_q, max_k = given
+    if (cu_q is None) != (not packed) or (cu_k is None) != (not packed):
+        expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, H, D] rows"
+        raise ValueError(f"{op}: cu_seqlens_q, cu_seqlens_k: expected {expected}, got {check.describe(q)}")
+    for name, value in (("max_seqlen_q", max_q), ("max_seqlen_k", max_k)):
+        if value is not None and not packed:
+            raise ValueError(f"{op}: {name}: expected only with cu_seqlens_q and cu_seqlens_k, got {value}")
+    max_q = check.longest(op, "max_seqlen_q", max_q, q.shape[2])
+    max_k = check.longest(op, "max_seqlen_k", max_k, k.shape[2])
+    if cu_q is None or cu_k is None:
+        return Segments(None, None, max_q, max_k), q.shape[0]
+    parts = check.cu_seqlens(op, "cu_seqlens_q", cu_q, q).shape[0] - 1
+    cu_k = check.cu_seqlens(op, "cu_seqlens_k", cu_k, k, parts)
+    return Segments(ascending(cu_q), ascending(cu_k), max_q, max_k), parts
+
+
+def _checked_span(op: str, key_range: Any, longest: int, packed: bool) -> Span:
+    if key_range is None:
+        return Span(0, longest)
+    values = check.sequence(op, "key_range", key_range)
+    if len(values) != 2:
+        raise ValueError(f"{op}: key_range: expected (start, stop), got {key_range!r}")
+    start, stop = (check.integer(op, f"key_range[{i}]", value, 0) for i, value in enumerate(values))
+    if start > stop or (stop > longest and not packed):
+        raise ValueError(f"{op}: key_range: expected 0 <= start <= stop <= {longest}, got {key_range!r}")
+    return Span(start, min(stop, longest))
+
+
+def _checked_rows(op: str, name: str, x: Optional[Tensor], q: Tensor, packed: bool, layout: str) -> Optional[Tensor]:
+    """A number for each query, or for each of every head, with a batch dimension."""
+    if x is None:
+        return None
+    check.tensor(op, name, x, layout.replace("N", "T") if packed else f"B {layout}", dtypes=(torch.float32,))
+    sizes = [q.shape[0], *q.shape[1:3][-x.dim() + (not packed) :]]
+    check.same_size(op, name, x, sizes[1:] if packed else sizes, q.device)
+    return x[None] if packed else x
+
+
+def _gathered(
+    q: Tensor, of: Queries, segments: Segments, at: Extents, index: Tensor, causal: bool
+) -> tuple[Tensor, Queries, Segments, tuple[Tensor, Tensor]]:
+    """The queries at `index` `[S, M]`, what is known of them, and for each its segment and the last key it sees."""
+    place, last = chosen_queries(at, index, causal)
+    parts, longest = last.shape
+    segments = segments._replace(max_seqlen_q=longest)
+    if segments.cu_seqlens_q is not None:
+        place = (place + at.start_q[:, None]).clamp(max=q.shape[2] - 1).view(1, -1)
+        bounds = torch.arange(parts + 1, dtype=torch.int32, device=q.device) * longest
+        segments = segments._replace(cu_seqlens_q=bounds)
+    from_head = place[:, None].expand(-1, q.shape[1], -1)
+    of = of._replace(positions=last.to(torch.int32).view_as(place))
+    if of.log_sum_exp is not None:
+        of = of._replace(log_sum_exp=of.log_sum_exp.gather(2, from_head))
+    q = q.gather(2, from_head[..., None].expand(-1, -1, -1, q.shape[3]))
+    segment = torch.arange(parts, device=q.device)[:, None].expand_as(last)
+    return q, of, segments, (segment.flatten(), last.flatten())
+
+
+def _weighted(at: Extents, weights: Tensor, causal: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Weights below 1, what undoes their scale, and for each query its segment and the last key it sees."""
+    weights, unscale = scaled_weights(at, weights)
+    segment, place = at.of(keys=False, size=weights.numel())
+    last = place + (at.count_k - at.count_q)[segment] if causal else torch.full_like(place, INT32_MAX)
+    return weights, unscale, (segment, torch.where((place >= 0) & (place < at.count_q[segment]), last, -1))
 
 
 def received(x: Tensor, cu_seqlens: Optional[Tensor] = None, longest: Optional[int] = None) -> Tensor:
@@ -262,15 +293,19 @@ def checked_heads(op: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, 
     return q, k, packed
 
 
+def _positive(op: str, name: str, value: Any) -> float:
+    number = check.number(op, name, value)
+    if number <= 0:
+        raise ValueError(f"{op}: {name}: expected a number above 0, got {value}")
+    return number
+
+
 def logit_slope(op: str, scale: float, softcap: Optional[float], temperature: float) -> tuple[float, float]:
     """(what a product of norms is multiplied by, cap): see the reference."""
-    numbers = [("scale", scale), ("temperature", temperature)]
-    numbers += [] if softcap is None else [("softcap", softcap)]
-    for name, value in numbers:
-        if check.number(op, name, value) <= 0:
-            raise ValueError(f"{op}: {name}: expected a number above 0, got {value}")
+    scale, temperature = _positive(op, "scale", scale), _positive(op, "temperature", temperature)
     slope, cap = scale * LOG2_E / temperature, 0.0
     if softcap is not None:
+        softcap = _positive(op, "softcap", softcap)
         slope, cap = scale * 2 * LOG2_E / softcap, softcap * LOG2_E / temperature
     if not (slope < 2.0**120 and cap < 2.0**100):
         raise ValueError(
@@ -278,15 +313,3 @@ def logit_slope(op: str, scale: float, softcap: Optional[float], temperature: fl
             f"softcap {softcap}"
         )
     return slope, cap
-
-
-def _range(op: str, key_range: Any, longest: int, packed: bool) -> tuple[int, int]:
-    if key_range is None:
-        return 0, longest
-    values = check.sequence(op, "key_range", key_range)
-    if len(values) != 2:
-        raise ValueError(f"{op}: key_range: expected (start, stop), got {key_range!r}")
-    start, stop = (check.integer(op, "key_range", value, 0) for value in values)
-    if start > stop or (stop > longest and not packed):
-        raise ValueError(f"{op}: key_range: expected 0 <= start <= stop <= {longest}, got {key_range!r}")
-    return start, min(stop, longest)

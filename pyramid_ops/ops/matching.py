@@ -50,8 +50,9 @@ def best_match(
     key_mask : Tensor, optional
         bool ``[B, Nk]`` or ``[Tk]``: keys that may be matched.
     cu_seqlens_q, cu_seqlens_k : Tensor, optional
-        int32 or int64 ``[S + 1]``, ascending: segment s of packed rows is ``[cu_seqlens[s], cu_seqlens[s + 1])``.
-        Queries match keys of the same segment. Offsets outside the tensor are clamped.
+        int32 or int64 ``[S + 1]``: segment s of packed rows is ``[cu_seqlens[s], cu_seqlens[s + 1])``. Queries match
+        keys of the same segment. Offsets outside the tensor are clamped. Where offsets descend and a query is in
+        several segments, it gets the best of their matches.
     max_seqlen_q, max_seqlen_k : int, optional
         Rows of the longest segment (default: all rows); rows of a segment past it are left out.
     precision : "grid", "high" or None
@@ -105,14 +106,14 @@ def best_match(
     for name, value, x in (("max_seqlen_q", max_seqlen_q, q), ("max_seqlen_k", max_seqlen_k, k)):
         if value is not None and cu_seqlens_q is None:
             raise ValueError(f"{op}: {name}: expected only with cu_seqlens_q and cu_seqlens_k, got {value}")
-        longest.append(x.shape[1] if value is None else min(check.integer(op, name, value, 0), x.shape[1]))
+        longest.append(check.longest(op, name, value, x.shape[1]))
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         if not packed:
             raise ValueError(
                 f"{op}: cu_seqlens_q: expected only with packed [T, D] rows, got {check.describe(queries)}"
             )
         cu_seqlens_q = check.cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q)
-        cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, len(cu_seqlens_q) - 1)
+        cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, cu_seqlens_q.shape[0] - 1)
     limbs = limbs_of(op, precision, q, k)
     indices, similarity = best_match_op(q, k, key_mask, Segments(cu_seqlens_q, cu_seqlens_k, *longest), limbs)
     return BestMatch(indices[0], similarity[0]) if packed else BestMatch(indices, similarity)

@@ -43,7 +43,7 @@ def group_tokens(tokens: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Te
     """(tokens `[B, N]` by group, then ascending, where each group begins `[B, groups + 1]`); others are last."""
     group = torch.where((group >= 0) & (group < groups), group, groups)
     keys = ((group << 32) | (tokens & 0xFFFFFFFF)).sort(1).values
-    bounds = torch.arange(groups + 1, device=tokens.device).expand(len(tokens), -1).contiguous()
+    bounds = torch.arange(groups + 1, device=tokens.device).expand(tokens.shape[0], -1).contiguous()
     return keys & 0xFFFFFFFF, torch.searchsorted(keys >> 32, bounds)
 
 

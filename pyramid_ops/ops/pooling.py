@@ -35,8 +35,8 @@ def pool_scores(
     Parameters
     ----------
     scores : Tensor
-        ``[B, N]``; float16, bfloat16 or float32; at most 2³⁰ for each sample. Score n stands at row ``n // W``, column
-        ``n % W`` of the grid: row by row, not block by block, as some models order their patches.
+        ``[B, N]`` or ``[N]``; float16, bfloat16 or float32; at most 2³⁰ for each sample. Score n stands at row
+        ``n // W``, column ``n % W`` of the grid: row by row, not block by block, as some models order their patches.
     grid : (int, int)
         Height H and width W of the grid of patches, H · W = N.
     window : (int, int)
@@ -48,7 +48,7 @@ def pool_scores(
     Returns
     -------
     Tensor
-        float32 ``[B, ⌈H / w_h⌉ * ⌈W / w_w⌉]``, windows row by row.
+        float32 ``[B, M]`` or ``[M]``, M = ⌈H / w_h⌉ · ⌈W / w_w⌉ windows row by row.
 
     Raises
     ------
@@ -72,13 +72,13 @@ def pool_scores(
     tensor([[5., 6.]])
     """
     op = "pool_scores"
-    check.tensor(op, "scores", scores, "B N", dtypes=check.FLOATS)
+    check.tensor(op, "scores", scores, "B N", "N", dtypes=check.FLOATS)
     height, width = check.pair(op, "grid", grid)
     down, across = check.pair(op, "window", window)
     check.choice(op, "reduction", reduction, "mean", "sum", "max")
-    if height * width != scores.shape[1]:
-        raise ValueError(f"{op}: grid: expected H·W = {scores.shape[1]}, the number of scores, got {height}×{width}")
-    check.packed_size(op, "scores", scores.shape[1])
-    return pool_scores_op(
-        scores.resolve_neg(), Windows(height, width, min(down, height), min(across, width)), reduction
-    )
+    if height * width != scores.shape[-1]:
+        raise ValueError(f"{op}: grid: expected H·W = {scores.shape[-1]}, the number of scores, got {height}×{width}")
+    check.packed_size(op, "scores", scores.shape[-1])
+    rows = scores.resolve_neg() if scores.dim() == 2 else scores.resolve_neg()[None]
+    pooled = pool_scores_op(rows, Windows(height, width, min(down, height), min(across, width)), reduction)
+    return pooled if scores.dim() == 2 else pooled[0]

@@ -257,11 +257,12 @@ def patch_positions(
     if not isinstance(images, (list, tuple)):
         raise TypeError(f"{op}: images: expected a list or tuple of images or sizes, got {check.describe(images)}")
     patch = check.integer(op, "patch_size", patch_size, 1)
+    if device is None:
+        device = images[0].device if images and isinstance(images[0], Tensor) else torch.device("cpu")
     positions = []
     for level, image in enumerate(images):
         if isinstance(image, Tensor):
             check.tensor(op, f"images[{level}]", image, "B C H W", dtypes=())
-            device = image.device if device is None else device
         size = check.sequence(op, f"images[{level}]", tuple(image.shape[2:]) if isinstance(image, Tensor) else image)
         if len(size) != 2:
             raise ValueError(f"{op}: images[{level}]: expected (height, width), got {image!r}")

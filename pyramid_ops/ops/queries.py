@@ -33,13 +33,27 @@ def query_positions(op: str, indices: Any, segments: int, packed: bool, device: 
 
 
 def index_list(op: str, indices: Any, longest: int) -> list[int]:
-    values = [check.integer(op, "query_indices", i, -longest) for i in check.sequence(op, "query_indices", indices)]
-    for value in values:
+    values = [
+        check.integer(op, f"query_indices[{k}]", index, -longest)
+        for k, index in enumerate(check.sequence(op, "query_indices", indices))
+    ]
+    for k, value in enumerate(values):
         if value >= longest:
-            raise ValueError(f"{op}: query_indices: expected less than {longest}, got {value}")
+            raise ValueError(f"{op}: query_indices[{k}]: expected less than {longest}, got {value}")
     if not values:
         raise ValueError(f"{op}: query_indices: expected at least one index, got {indices!r}")
     return values
+
+
+def consecutive(indices: list[int], longest: int, causal: bool) -> Optional[slice]:
+    """The slice of consecutive queries that see what they would see alone: nothing has to be gathered."""
+    first, last = indices[0], indices[-1]
+    if indices != list(range(first, last + 1)) or (first < 0 <= last):
+        return None
+    if causal and last != (-1 if last < 0 else longest - 1):
+        return None
+    start = first + longest if first < 0 else first
+    return slice(start, start + len(indices))
 
 
 def chosen_queries(at: Extents, index: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -57,7 +71,7 @@ def scaled_weights(at: Extents, weights: Tensor) -> tuple[Tensor, Tensor]:
     valid = (weights >= 0) & (weights < MAX_WEIGHT)
     weights = torch.where(valid, weights.abs(), 0.0)
     bits = torch.where(inside, torch.where(valid, weights, torch.inf).flatten().view(torch.int32), 0)
-    none = torch.zeros(len(at.start_q), dtype=torch.int32, device=weights.device)
+    none = torch.zeros(at.start_q.shape, dtype=torch.int32, device=weights.device)
     top = none.scatter_reduce(0, segment, bits, "amax")
     exponent = (top >> 23).clamp(max=252)
     unscale = torch.where(top < INFINITY, ((exponent + 1) << 23).view(torch.float32), torch.nan)

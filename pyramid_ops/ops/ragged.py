@@ -120,9 +120,9 @@ def segmented_topk(
     """
     op = "segmented_topk"
     scores = check.tensor(op, "scores", scores, "T", dtypes=check.FLOATS).resolve_neg().contiguous()
-    size = check.packed_size(op, "scores", len(scores))
+    size = check.packed_size(op, "scores", scores.shape[0])
     cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, scores)
-    segments = len(cu_seqlens) - 1
+    segments = cu_seqlens.shape[0] - 1
     max_seqlen = min(check.integer(op, "max_seqlen", max_seqlen, 0), size)
     check.choice(op, "order", order, "value", "index")
     k_tensor = None
@@ -220,15 +220,16 @@ def select_topk_levels_packed(
     """
     op = "select_topk_levels_packed"
     levels = check.level_rows(op, "pyramid_features", pyramid_features, "T D")
-    check.packed_size(op, "pyramid_features", sum(len(level) for level in levels))
+    check.packed_size(op, "pyramid_features", sum(level.shape[0] for level in levels))
     if not isinstance(cu_seqlens, (list, tuple)):
         raise TypeError(f"{op}: cu_seqlens: expected a list of tensors, got {check.describe(cu_seqlens)}")
     if len(cu_seqlens) != len(levels):
         raise ValueError(f"{op}: cu_seqlens: expected one for each of {len(levels)} levels, got {len(cu_seqlens)}")
     first = check.cu_seqlens(op, "cu_seqlens[0]", cu_seqlens[0], levels[0])
-    batch = len(first) - 1
+    batch = first.shape[0] - 1
     bounds = [check.cu_seqlens(op, f"cu_seqlens[{k}]", x, levels[0], batch) for k, x in enumerate(cu_seqlens)]
-    max_seqlen = min(check.integer(op, "max_seqlen", max_seqlen, 0), max(len(level) for level in levels))
+    largest = max(level.shape[0] for level in levels)
+    max_seqlen = min(check.integer(op, "max_seqlen", max_seqlen, 0), largest)
     check.choice(op, "order", order, "saliency", "index")
     scores: list[Tensor] = []
     if isinstance(saliency, str):

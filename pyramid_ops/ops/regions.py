@@ -38,25 +38,26 @@ def region_variance(
     Parameters
     ----------
     features : Tensor
-        ``[B, N, D]``; uint8, float16, bfloat16 or float32; D from 1 to 16384. Token n stands at row ``n // W``, column
-        ``n % W`` of the grid.
+        ``[B, N, D]`` or ``[N, D]``; uint8, float16, bfloat16 or float32; D from 1 to 16384. Token n stands at row
+        ``n // W``, column ``n % W`` of the grid.
     grid : (int, int)
         Height H and width W of the token grid, H · W = N.
     regions : (int, int)
         Rows R_h and columns R_w of regions. Region row i covers the token rows from ``i * H // R_h`` to
         ``(i + 1) * H // R_h - 1``, region columns likewise.
     lengths : Tensor, optional
-        int32, int64 or bool ``[B]``: only the first ``lengths[b]`` tokens of a sample count (text of several lengths
-        is ``grid=(1, N), regions=(1, 1)``).
+        int32, int64 or bool ``[B]``, ``[1]`` for one sample: only the first ``lengths[b]`` tokens of a sample count
+        (text of several lengths is ``grid=(1, N), regions=(1, 1)``).
 
     Returns
     -------
     Tensor
-        float32 ``[B, R_h * R_w]``, regions row by row. For regions of at most 2¹⁶ tokens within 8 ulp of the exact
-        unbiased variance, whatever the mean, for finite features whose squares neither overflow nor vanish; above,
-        rounding grows with the tokens of a lane (see the notes). NaN for a region of fewer than two features, where a
-        feature is NaN or infinite, and where a sum of unequal features of a token, or of unequal token means, overflows
-        float32. Otherwise exactly 0 where all features of a region are the same finite number.
+        float32 ``[B, R_h * R_w]`` or ``[R_h * R_w]``, regions row by row. For regions of at most 2¹⁶ tokens
+        within 8 ulp of the exact unbiased variance, whatever the mean, for finite features whose squares neither
+        overflow nor vanish; above, rounding grows with the tokens of a lane (see the notes). NaN for a region of fewer
+        than two features, where a feature is NaN or infinite, and where a sum of unequal features of a token, or of
+        unequal token means, overflows float32. Otherwise exactly 0 where all features of a region are the same finite
+        number.
 
     Raises
     ------
@@ -79,13 +80,13 @@ def region_variance(
     tensor([[5.6667, 5.6667, 5.6667, 5.6667]])
     """
     op = "region_variance"
-    check.tensor(op, "features", features, "B N D")
     x = check.feature_rows(op, "features", features)
     of = _regions(op, grid, regions)
     if of.height * of.width != x.shape[1]:
         raise ValueError(f"{op}: grid: expected H·W = {x.shape[1]}, the number of tokens, got {of.height}×{of.width}")
     counts = None if lengths is None else check.int_vector(op, "lengths", lengths, x)
-    return region_variance_op(x, counts, of)
+    variance = region_variance_op(x, counts, of)
+    return variance if features.dim() == 3 else variance[0]
 
 
 def _regions(op: str, grid: Any, regions: Any) -> Grid:
@@ -102,14 +103,14 @@ def broadcast_regions(scores: Tensor, grid: tuple[int, int], regions: tuple[int,
     Parameters
     ----------
     scores : Tensor
-        ``[B, R_h * R_w]``, any dtype of at most 8 bytes.
+        ``[B, R_h * R_w]`` or ``[R_h * R_w]``, any dtype of at most 8 bytes.
     grid, regions : (int, int)
         Token grid (H, W) and regions (R_h, R_w), as in :func:`region_variance`.
 
     Returns
     -------
     Tensor
-        ``[B, H * W]`` in the dtype of `scores`, bits unchanged.
+        ``[B, H * W]`` or ``[H * W]`` in the dtype of `scores`, bits unchanged.
 
     Raises
     ------
@@ -123,11 +124,12 @@ def broadcast_regions(scores: Tensor, grid: tuple[int, int], regions: tuple[int,
     tensor([[1, 2, 2, 1, 2, 2]])
     """
     op = "broadcast_regions"
-    check.tensor(op, "scores", scores, "B R", dtypes=())
+    check.tensor(op, "scores", scores, "B R", "R", dtypes=())
     if scores.element_size() > 8:
         raise TypeError(f"{op}: scores: expected a dtype of at most 8 bytes, got {check.describe(scores)}")
     of = _regions(op, grid, regions)
-    if scores.shape[1] != of.rows * of.columns:
-        raise ValueError(f"{op}: scores: expected [B, {of.rows * of.columns}], got {check.describe(scores)}")
+    if scores.shape[-1] != of.rows * of.columns:
+        raise ValueError(f"{op}: scores: expected {of.rows * of.columns} a sample, got {check.describe(scores)}")
     words = scores.resolve_neg().resolve_conj().view(check.bits(scores.dtype))
-    return broadcast_regions_op(words, of).view(scores.dtype)
+    tokens = broadcast_regions_op(words if scores.dim() == 2 else words[None], of).view(scores.dtype)
+    return tokens if scores.dim() == 2 else tokens[0]

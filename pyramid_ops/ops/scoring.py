@@ -117,8 +117,8 @@ def combine_scores(
     Parameters
     ----------
     scores : sequence of Tensor
-        1 to 64 tensors ``[B, N]``, or with `cu_seqlens` packed ``[T]``, of one shape; float16, bfloat16 or float32,
-        which may differ; at most 2³⁰ scores for each sample.
+        1 to 64 tensors ``[B, N]``, or ``[T]``, one sample or with `cu_seqlens` packed segments, of one shape; float16,
+        bfloat16 or float32, which may differ; at most 2³⁰ scores for each sample.
     weights : sequence of float
         One number for each tensor, finite in float32, of any sign and sum.
     normalize : None or "minmax"
@@ -167,7 +167,7 @@ def combine_scores(
     if not 1 <= len(scores) <= _MOST_SCORES:
         raise ValueError(f"{op}: scores: expected 1 to {_MOST_SCORES} tensors, got {len(scores)}")
     for k, x in enumerate(scores):
-        check.tensor(op, f"scores[{k}]", x, "B N" if cu_seqlens is None else "T", dtypes=check.FLOATS)
+        check.tensor(op, f"scores[{k}]", x, *(("B N", "T") if cu_seqlens is None else ("T",)), dtypes=check.FLOATS)
         if x.shape != scores[0].shape or x.device != scores[0].device:
             raise ValueError(
                 f"{op}: scores[{k}]: expected {list(scores[0].shape)} on {scores[0].device}, got {check.describe(x)}"
@@ -181,9 +181,9 @@ def combine_scores(
             raise ValueError(f"{op}: weights[{k}]: expected a number that is finite in float32, got {weight}")
     if normalize not in (None, "minmax"):
         raise ValueError(f"{op}: normalize: expected None or 'minmax', got {check.describe(normalize)}")
-    rows = [x.resolve_neg() if cu_seqlens is None else x.resolve_neg()[None] for x in scores]
-    if cu_seqlens is None:
-        return combine_scores_op(rows, numbers, normalize is not None, None)
-    bounds = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows[0])
-    check.packed_size(op, "cu_seqlens", len(bounds))
-    return combine_scores_op(rows, numbers, normalize is not None, bounds)[0]
+    rows = [x.resolve_neg() if x.dim() == 2 else x.resolve_neg()[None] for x in scores]
+    if cu_seqlens is not None:
+        cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows[0])
+        check.packed_size(op, "cu_seqlens", cu_seqlens.shape[0])
+    combined = combine_scores_op(rows, numbers, normalize is not None, cu_seqlens)
+    return combined if scores[0].dim() == 2 else combined[0]

@@ -46,25 +46,40 @@ def merge_indices(plan: MergePlan, *, order: str = "tome") -> Tensor:
 
 
 def _assignment(op: str, plan: MergePlan, order: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(row of each token, the token that owns each row, sources), each with a batch dimension."""
+    """(row of each token, the token that owns each row, sources), each with a batch dimension; −1 for none."""
     if not isinstance(plan, MergePlan):
         raise TypeError(f"{op}: plan: expected a MergePlan, got {check.describe(plan)}")
     check.choice(op, "order", order, "tome", "original")
+    check.tensor(op, "plan.rows", plan.rows, "B N", "T", dtypes=(torch.int64,))
+    check.tensor(op, "plan.sources", plan.sources, "B r" if plan.rows.dim() == 2 else "T", dtypes=(torch.int64,))
+    if plan.sources.shape[:-1] != plan.rows.shape[:-1] or plan.sources.device != plan.rows.device:
+        raise ValueError(
+            f"{op}: plan.sources: expected the batch size and device of plan.rows ({check.describe(plan.rows)}), got "
+            f"{check.describe(plan.sources)}"
+        )
+    num_rows = check.integer(op, "plan.num_rows", plan.num_rows, 0)
     rows, sources = (x if x.dim() == 2 else x[None] for x in (plan.rows, plan.sources))
     batch, count = rows.shape
+    # A plan may come from anywhere: what is outside is no row and no token.
+    rows = torch.where((rows >= 0) & (rows < num_rows), rows, -1)
+    sources = torch.where((sources >= 0) & (sources < count), sources, -1)
     token = torch.arange(count, device=rows.device).expand(batch, count)
     spare = torch.where(sources < 0, count, sources)
     is_source = torch.zeros(batch, count + 1, dtype=torch.bool, device=rows.device).scatter_(1, spare, True)[:, :count]
     owns = ~is_source & (rows >= 0)
-    owner = torch.full((batch, plan.num_rows + 1), -1, dtype=torch.int64, device=rows.device)
-    owner = owner.scatter_(1, torch.where(owns, rows, plan.num_rows), token)[:, : plan.num_rows]
+    owner = _owners(torch.where(owns, rows, num_rows), token, num_rows)
     if order == "original" and count:
-        place = torch.where(owns, owns.to(torch.int64).cumsum(1) - 1, plan.num_rows)
-        row_owner = owner.gather(1, rows.clamp(min=0)) if plan.num_rows else rows
+        place = torch.where(owns, owns.to(torch.int64).cumsum(1) - 1, num_rows).clamp(max=num_rows)
+        row_owner = owner.gather(1, rows.clamp(min=0)) if num_rows else rows
         rows = torch.where(rows < 0, -1, place.gather(1, row_owner.clamp(min=0)))
-        owner = torch.full((batch, plan.num_rows + 1), -1, dtype=torch.int64, device=rows.device)
-        owner = owner.scatter_(1, place, token)[:, : plan.num_rows]
+        owner = _owners(place, token, num_rows)
     return rows, owner, sources
+
+
+def _owners(place: Tensor, token: Tensor, count: int) -> Tensor:
+    """The token at each of `count` places, the last of several; −1 where there is none."""
+    owner = torch.full((place.shape[0], count + 1), -1, dtype=torch.int64, device=place.device)
+    return owner.scatter_reduce_(1, place, token, "amax")[:, :count]
 
 
 def merge_tokens(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
+from .._packed import ascending
 from ..ops.matching import best_match_op, limbs_of
-from ..reference.arithmetic import ordered_key
+from ..reference.arithmetic import NO_KEY, ordered_key
 from ..reference.groups import Segments
 from ..results import MergePlan
 
@@ -41,7 +42,8 @@ def tome_matching(
         As in :func:`best_match`.
     cu_seqlens, max_seqlen : optional
         Segments of packed tokens, int32 or int64 ``[S + 1]``, and the length of the longest; matching, `r` and
-        protected tokens apply to each segment.
+        protected tokens apply to each segment. An offset outside the tensor is clamped, one below an earlier one counts
+        as that one.
 
     Returns
     -------
@@ -56,9 +58,10 @@ def tome_matching(
     Notes
     -----
     Total order: greater similarity first, then the lower index. All-zero tokens have similarity 0. Tokens with NaN or
-    infinities merge with nothing; if `r` is so large that one has to go, it is dropped (destination −1). The same bits
-    on every device; no host synchronisation. Source: Bolya et al., "Token Merging: Your ViT But Faster",
-    arXiv 2210.09461.
+    infinities merge with nothing; if `r` is so large that a token has to go that no other can take, it is dropped
+    (destination −1). Where the distillation token is the only odd one, the first even token merges into it all the
+    same, as in ToMe, with similarity −inf. The same bits on every device; no host synchronisation. Source: Bolya et
+    al., "Token Merging: Your ViT But Faster", arXiv 2210.09461.
 
     Repeated merging as in AIM: ``tome_matching(x, x.shape[1] // 2)``, :func:`merge_tokens` without sizes, then again
     with ``x.shape[1] // 2`` of what is left. Proportional attention: add ``sizes.log()`` to the logits of the keys.
@@ -76,10 +79,7 @@ def tome_matching(
     op = "tome_matching"
     rows = check.feature_rows(op, "metric", metric)
     r = check.integer(op, "r", r, 0)
-    for name, value in (("class_token", class_token), ("distill_token", distill_token)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{op}: {name}: expected a bool, got {check.describe(value)}")
-    protected = int(class_token) + int(distill_token)
+    protected = check.flag(op, "class_token", class_token) + check.flag(op, "distill_token", distill_token)
     limbs = limbs_of(op, precision, rows)
     if cu_seqlens is None:
         if metric.dim() == 2 or max_seqlen is not None:
@@ -93,16 +93,17 @@ def tome_matching(
     if metric.dim() != 2:
         raise ValueError(f"{op}: cu_seqlens: expected only with packed [T, D] tokens, got {check.describe(metric)}")
     cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows)
-    longest = (
-        rows.shape[1] if max_seqlen is None else min(check.integer(op, "max_seqlen", max_seqlen, 0), rows.shape[1])
-    )
+    longest = check.longest(op, "max_seqlen", max_seqlen, rows.shape[1])
     return _packed_plan(rows, cu_seqlens, longest, r, limbs, class_token, distill_token)
 
 
-def _descending(similarity: Tensor) -> Tensor:
-    """Indices of `[B, N]` by descending similarity, then ascending index."""
+def _descending(similarity: Tensor, protected: Optional[Tensor]) -> Tensor:
+    """Indices of `[B, N]` by descending similarity, then ascending index; those that are `protected` are last."""
     last = similarity.shape[1] - 1
-    keys = (ordered_key(similarity).to(torch.int64) << 32) + (last - torch.arange(last + 1, device=similarity.device))
+    keys = ordered_key(similarity).to(torch.int64)
+    if protected is not None:
+        keys = torch.where(protected, NO_KEY, keys)
+    keys = (keys << 32) + (last - torch.arange(last + 1, device=similarity.device))
     return last - (keys.sort(1, descending=True).values & 0xFFFFFFFF)
 
 
@@ -127,23 +128,27 @@ def bipartite_plan(
     distill_token: bool = False,
 ) -> MergePlan:
     """The plan that merges r of the tokens `a` `[nA]`, with rows `queries`, into the tokens `b` `[nB]`, rows `keys`."""
-    batch, count = queries.shape[0], len(a) + len(b)
-    device = queries.device
-    mask = None
+    batch, device = queries.shape[0], queries.device
+    sources, targets = a.shape[0], b.shape[0]
+    mask = protected = None
     if distill_token:
-        mask = (torch.arange(len(b), device=device) > 0).expand(batch, -1)
-    partner, similarity = best_match_op(queries, keys, mask, Segments(None, None, len(a), len(b)), limbs)
+        # The first one only where there is no other.
+        mask = (torch.arange(targets, device=device) >= min(1, targets - 1)).expand(batch, -1)
+    partner, similarity = best_match_op(queries, keys, mask, Segments(None, None, sources, targets), limbs)
+    if distill_token:
+        similarity = torch.where(partner > 0, similarity, -torch.inf)
     if class_token:
-        similarity = torch.where(torch.arange(len(a), device=device) > 0, similarity, -torch.inf)
-    order = _descending(similarity)
+        protected = torch.arange(sources, device=device) == 0
+    order = _descending(similarity, protected)
     merged, kept = order[:, :r], order[:, r:]
     if class_token:
         kept = kept.sort(1).values
     target = partner.gather(1, merged)
+    left = sources - r
     place, target_place = _output_rows(
-        torch.arange(kept.shape[1], device=device), torch.arange(len(b), device=device), kept.shape[1], distill_token
+        torch.arange(left, device=device), torch.arange(targets, device=device), left, distill_token
     )
-    rows = torch.zeros(batch, count, dtype=torch.int64, device=device)
+    rows = torch.zeros(batch, sources + targets, dtype=torch.int64, device=device)
     rows.scatter_(1, a[kept], place.expand_as(kept))
     rows.scatter_(1, b.expand(batch, -1), target_place.expand(batch, -1))
     found, safe = target >= 0, target.clamp(min=0)
@@ -154,87 +159,81 @@ def bipartite_plan(
         unmerged=a[kept],
         similarities=similarity.gather(1, merged),
         rows=rows,
-        num_rows=count - r,
+        num_rows=left + targets,
     )
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+
+
+def _slots(index: Tensor, keep: Tensor, values: Tensor, empty: float = -1) -> Tensor:
+    """`out[index] = values` where `keep`, in as many slots; the others are `empty`."""
+    count = index.shape[0]
+    out = torch.full((count + 1,), empty, dtype=values.dtype, device=values.device)
+    return out.scatter_(0, torch.where(keep, index, count), values)[:count]
 
 
 def _packed_plan(
     rows: Tensor, cu_seqlens: Tensor, longest: int, r: int, limbs: int, class_token: bool, distill_token: bool
 ) -> MergePlan:
-    tokens = rows.shape[1]
-    device = rows.device
-    offsets = cu_seqlens.to(torch.int64).clamp(0, tokens)
-    lengths = (offsets[1:] - offsets[:-1]).clamp(0, longest)
-    token = torch.arange(tokens, device=device)
-    segments = len(lengths)
+    tokens, segments, device = rows.shape[1], cu_seqlens.shape[0] - 1, rows.device
     if not segments:
         empty = torch.full((tokens,), -1, dtype=torch.int64, device=device)
         return MergePlan(
             empty, empty, empty, torch.full_like(empty, -torch.inf, dtype=torch.float32), empty, tokens, cu_seqlens
         )
-
-    def starts(counts: Tensor) -> Tensor:
-        return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-
-    def scatter(index: Tensor, keep: Tensor, values: Tensor, empty: float = -1) -> Tensor:
-        """`out[index] = values` where `keep`, in `tokens` slots."""
-        out = torch.full((tokens + 1,), empty, dtype=values.dtype, device=device)
-        return out.scatter_(0, torch.where(keep, index, tokens), values)[:tokens]
-
+    offsets = ascending(cu_seqlens).to(torch.int64).clamp(0, tokens)
+    lengths = (offsets[1:] - offsets[:-1]).clamp(max=longest)
+    token = torch.arange(tokens, device=device)
     segment = (torch.searchsorted(offsets, token, right=True) - 1).clamp(0, segments - 1)
     position = token - offsets[segment]
     inside = (position >= 0) & (position < lengths[segment])
     even_counts, odd_counts = (lengths + 1) // 2, lengths // 2
-    even_starts, odd_starts = starts(even_counts), starts(odd_counts)
+    even_starts, odd_starts = _starts(even_counts), _starts(odd_counts)
     is_even = inside & (position % 2 == 0)
     is_odd = inside & (position % 2 == 1)
-    a = scatter(even_starts[segment] + position // 2, is_even, token)
-    b = scatter(odd_starts[segment] + position // 2, is_odd, token)
+    a = _slots(even_starts[segment] + position // 2, is_even, token)
+    b = _slots(odd_starts[segment] + position // 2, is_odd, token)
     mask = None
     if distill_token:
-        mask = (b >= 0) & (position[b.clamp(min=0)] > 1)
-    partner, similarity = best_match_op(
-        rows[:, a.clamp(min=0)], rows[:, b.clamp(min=0)], None if mask is None else mask[None],
-        Segments(even_starts.to(torch.int32), odd_starts.to(torch.int32), (longest + 1) // 2, longest // 2), limbs,
-    )  # fmt: skip
-    partner, similarity = partner[0], similarity[0]
+        # The first one only where there is no other.
+        odd = b.clamp(min=0)
+        mask = ((b >= 0) & ((position[odd] > 1) | (odd_counts[segment[odd]] == 1)))[None]
+    of = Segments(even_starts.to(torch.int32), odd_starts.to(torch.int32), (longest + 1) // 2, longest // 2)
+    match = best_match_op(rows[:, a.clamp(min=0)], rows[:, b.clamp(min=0)], mask, of, limbs)
+    partner, similarity = (x[0] for x in match)
+    if distill_token:
+        similarity = torch.where(partner > 0, similarity, -torch.inf)
 
     # From here on, slots of even tokens: [T], of which the first even_starts[-1] are used.
-    used = a >= 0
-    segment_a = torch.where(used, segment[a.clamp(min=0)], segments)
-    position_a = position[a.clamp(min=0)]
-    if class_token:
-        similarity = torch.where(position_a > 0, similarity, -torch.inf)
-    order = _descending(similarity[None])[0]
-    order = order[segment_a[order].argsort(stable=True)]
-    segment_a = segment_a.clamp(max=segments - 1)
+    used, even = a >= 0, a.clamp(min=0)
+    order = _descending(similarity[None], position[even] == 0 if class_token else None)[0]
+    order = order[torch.where(used, segment[even], segments)[order].argsort(stable=True)]
+    segment_a = torch.where(used, segment[even], segments - 1)
     rank = torch.empty_like(order).scatter_(0, order, token) - even_starts[segment_a]
-    protected = int(class_token) + int(distill_token)
-    many = ((lengths - protected) // 2).clamp(0, r)
-    new_starts = starts(lengths - many)
+    many = ((lengths - int(class_token) - int(distill_token)) // 2).clamp(0, min(r, tokens))
+    left, new_starts = even_counts - many, _starts(lengths - many)
     merged = used & (rank < many[segment_a])
     kept = used & ~merged
-    base, kept_count = new_starts[segment_a], (even_counts - many)[segment_a]
     place = rank - many[segment_a]
+    kept_slot = _starts(left)[segment_a] + place
     if class_token:
-        before = kept.to(torch.int64).cumsum(0) - kept.to(torch.int64)
-        place = before - before[even_starts[segment_a].clamp(max=tokens - 1)]
-    place, target_place = _output_rows(place, partner, kept_count, distill_token)
-    target_row = torch.where(partner >= 0, base + target_place, -1)
-    _, place_b = _output_rows(position, position // 2, (even_counts - many)[segment], distill_token)
+        kept_slot = kept.to(torch.int64).cumsum(0) - kept.to(torch.int64)
+        place = kept_slot - _starts(left)[segment_a]
+    place, target_place = _output_rows(place, partner, left[segment_a], distill_token)
+    target_row = torch.where(partner >= 0, new_starts[segment_a] + target_place, -1)
+    _, place_b = _output_rows(position, position // 2, left[segment], distill_token)
     out = torch.where(is_odd, new_starts[segment] + place_b, -1)
-    out = torch.where(is_even, scatter(a, used, torch.where(merged, target_row, base + place)), out)
-    slot = starts(many)[segment_a] + rank
+    row_a = torch.where(merged, target_row, new_starts[segment_a] + place)
     partner_token = b[(odd_starts[segment_a] + partner).clamp(0, tokens - 1)]
-    kept_slot = starts(even_counts - many)[segment_a] + (rank - many[segment_a])
-    if class_token:
-        kept_slot = before
+    slot = _starts(many)[segment_a] + rank
     return MergePlan(
-        sources=scatter(slot, merged, a),
-        destinations=scatter(slot, merged, torch.where(partner >= 0, partner_token, -1)),
-        unmerged=scatter(kept_slot, kept, a),
-        similarities=scatter(slot, merged, similarity, -torch.inf),
-        rows=out,
+        sources=_slots(slot, merged, a),
+        destinations=_slots(slot, merged, torch.where(partner >= 0, partner_token, -1)),
+        unmerged=_slots(kept_slot, kept, a),
+        similarities=_slots(slot, merged, similarity, -torch.inf),
+        rows=torch.where(is_even, _slots(a, used, row_a), out),
         num_rows=tokens,
         cu_seqlens=new_starts.to(torch.int32),
     )

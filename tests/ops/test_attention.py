@@ -354,7 +354,10 @@ BAD = {
     "heads": (lambda q, k: attention_importance(q, k, head_reduction="min"), "head_reduction: expected one of"),
     "queries": (lambda q, k: attention_importance(q, k, query_reduction="rms"), "query_reduction"),
     "first": (lambda q, k: attention_importance(q, k, reduce_first="head"), "reduce_first"),
-    "index": (lambda q, k: attention_importance(q, k, query_indices=[5]), "query_indices: expected less than 5, got 5"),
+    "index": (
+        lambda q, k: attention_importance(q, k, query_indices=[5]),
+        r"query_indices\[0\]: expected less than 5, got 5",
+    ),
     "negative index": (lambda q, k: attention_importance(q, k, query_indices=[-6]), "at least -5, got -6"),
     "no index": (lambda q, k: attention_importance(q, k, query_indices=[]), "at least one index"),
     "float index": (lambda q, k: attention_importance(q, k, query_indices=torch.zeros(1)), "query_indices: .* int"),

@@ -253,7 +253,7 @@ IMAGE = torch.zeros(1, 3, 8, 8)
     ("message", "call"),
     [
         ("features: expected a tensor", lambda: region_variance(None, (3, 4))),
-        (r"features: expected shape \[B, N, D\]", lambda: region_variance(X[0], (3, 4))),
+        (r"features: expected shape \[B, N, D\]", lambda: region_variance(X[0, 0], (3, 4))),
         ("features: expected dtype", lambda: region_variance(X.double(), (3, 4))),
         ("features: expected 1 to 16384 features", lambda: region_variance(X[..., :0], (3, 4))),
         ("features: expected no gradient", lambda: region_variance(X.clone().requires_grad_(), (3, 4))),
@@ -277,7 +277,7 @@ def test_bad_region_variance(message, call):
     ("message", "call"),
     [
         ("scores: expected a tensor", lambda: broadcast_regions([1], (2, 2), (2, 2))),
-        (r"scores: expected shape \[B, R\]", lambda: broadcast_regions(S[0], (2, 2), (2, 2))),
+        (r"scores: expected shape \[B, R\]", lambda: broadcast_regions(S[0, 0], (2, 2), (2, 2))),
         (r"scores: expected \[B, 6\]", lambda: broadcast_regions(S, (4, 4), (2, 3))),
         ("scores: expected a dtype of at most 8", lambda: broadcast_regions(S.to(torch.complex128), (2, 2), (2, 2))),
         ("grid: expected at least the 2×2 regions, got 1×4", lambda: broadcast_regions(S, (1, 4), (2, 2))),

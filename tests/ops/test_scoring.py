@@ -425,7 +425,7 @@ S = torch.zeros(2, 12)
     ("message", "call"),
     [
         ("scores: expected a tensor", lambda: pool_scores([1], (3, 4))),
-        (r"scores: expected shape \[B, N\], got float32 \[12\]", lambda: pool_scores(S[0], (3, 4))),
+        (r"scores: expected shape \[B, N\] or \[N\], got float32 \[\]", lambda: pool_scores(S[0, 0], (3, 4))),
         ("scores: expected dtype float32, float16, bfloat16, got int64", lambda: pool_scores(S.long(), (3, 4))),
         ("scores: expected no gradient", lambda: pool_scores(S.clone().requires_grad_(), (3, 4))),
         ("grid: expected H·W = 12, the number of scores, got 3×5", lambda: pool_scores(S, (3, 5))),
@@ -448,7 +448,7 @@ def test_bad_pooling(message, call):
         ("scores: expected 1 to 64 tensors, got 0", lambda: combine_scores([], [])),
         ("scores: expected 1 to 64 tensors, got 65", lambda: combine_scores([S] * 65, [1.0] * 65)),
         (r"scores\[1\]: expected a tensor", lambda: combine_scores([S, None], [1.0, 1.0])),
-        (r"scores\[0\]: expected shape \[B, N\]", lambda: combine_scores([S[0]], [1.0])),
+        (r"scores\[0\]: expected shape \[B, N\]", lambda: combine_scores([S[0, 0]], [1.0])),
         (r"scores\[0\]: expected shape \[T\]", lambda: combine_scores([S], [1.0], cu_seqlens=int32(0, 2))),
         (r"scores\[1\]: expected \[2, 12\] on cpu, got", lambda: combine_scores([S, S[:1]], [1.0, 1.0])),
         (r"scores\[0\]: expected dtype", lambda: combine_scores([S.double()], [1.0])),
