@@ -16,7 +16,7 @@ def python(code: str, **environment: str) -> tuple[list[str], dict[str, str]]:
 
 def test_shards_run_every_test_once():
     def collected(shard: str) -> list[str]:
-        command = [*gpu.PYTEST, "--collect-only", "tests/test_bits_helpers.py"]
+        command = [*gpu.PYTEST, "--collect-only", "tests/house/test_bits_helpers.py"]
         environment = {**os.environ, "PYRAMID_OPS_TEST_SHARD": shard}
         out = subprocess.run(command, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, check=True).stdout
         return [line for line in out.splitlines() if "::" in line]

@@ -181,7 +181,11 @@ ATTENTION = [
     ({"query_indices": [0, -5]}, ValueError, "query_indices[1]: expected at least -4, got -5"),
     ({"query_indices": torch.Size(())}, ValueError, "query_indices: expected at least one index"),
     ({"query_indices": 3}, TypeError, "query_indices: expected a list or tuple of numbers, got 3 (int)"),
-    ({"query_indices": np.zeros((1, 1), dtype=int)}, TypeError, "query_indices: expected a list or tuple of numbers"),
+    (
+        {"query_indices": np.zeros((1, 1), dtype=int)},
+        TypeError,
+        "query_indices[0]: expected an integer, got [0] (list)",
+    ),
     ({"query_indices": torch.tensor([0.0])}, TypeError, "query_indices: expected dtype int32, int64, got float32 [1]"),
     ({"key_range": (0, 2.0)}, TypeError, "key_range[1]: expected an integer, got 2.0 (float)"),
     ({"key_range": 3}, TypeError, "key_range: expected a list or tuple of numbers, got 3 (int)"),

@@ -1,156 +1,13 @@
-"""What matching and merging mean: against the published rules in float64, tomesd's code and integers."""
+"""What merging means: against the published rules in float64."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import pyramid_ops
 from pyramid_ops import MergePlan, compat
-from pyramid_ops.reference.dots import grid_products, grid_rows
-from pyramid_ops.reference.units import unit_rows
 from tests.bits import assert_same_bits
 
-NAN, INF = torch.nan, torch.inf
-
-
-def rand(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def cosine(a, b):
-    return F.normalize(a.double(), dim=-1) @ F.normalize(b.double(), dim=-1).mT
-
-
-def clusters(batch, tokens, features, dtype, seed=0):
-    centres = rand(batch, max(2, tokens // 12), features, seed=seed)
-    chosen = torch.randint(0, centres.shape[1], (batch, tokens), generator=torch.Generator().manual_seed(seed))
-    x = centres.gather(1, chosen[..., None].expand(-1, -1, features)) + 0.5 * rand(
-        batch, tokens, features, seed=seed + 1
-    )
-    return x.to(dtype)
-
-
-# Exactness
-
-
-def adversarial_rows(features):
-    """Rows whose unit vectors make the largest, the most cancelling and the most uneven sums."""
-    signs = torch.where(torch.arange(features) % 2 == 0, 1.0, -1.0)
-    spike = torch.full((features,), 1e-3)
-    spike[0] = 1.0
-    return torch.stack([torch.ones(features), signs, spike, -spike, rand(features), rand(features, seed=1) ** 5])
-
-
-@pytest.mark.parametrize("limbs", [1, 2])
-@pytest.mark.parametrize("features", [1, 3, 64, 100, 1024, 4096, 16384])
-def test_similarity_equals_integer_arithmetic(features, limbs):
-    rows = adversarial_rows(features)
-    units, _ = unit_rows(rows[None], limbs, 10)
-    high = (units[0, :, 0].double() * 2048).to(torch.int64)
-    low = (units[0, :, 1].double() * 1024).to(torch.int64) if limbs == 2 else torch.zeros_like(high)
-    integers = (high << 10) + low
-    exact = (integers[:, None] * integers[None]).sum(-1)  # in units of 2^-42
-    (operand,), _ = grid_rows(rows[None], limbs, 10)
-    products = grid_products(operand, operand).double() * 4096
-    assert torch.equal(products.to(torch.int64), exact)
-
-
-def test_similarity_is_exact_whatever_the_ambient_precision():
-    q, k = rand(1, 40, 64), rand(1, 60, 64, seed=1)
-    expected = pyramid_ops.best_match(q, k, precision="grid")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same_bits(pyramid_ops.best_match(q, k, precision="grid"), expected)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert_same_bits(pyramid_ops.best_match(q, k, precision="grid"), expected)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize(("precision", "gap"), [("grid", 2.0**-9), ("high", 2.0**-20)])
-@pytest.mark.parametrize("features", [8, 64, 1024])
-@pytest.mark.parametrize("kind", ["clusters", "mean", "frames"])
-def test_partners_equal_float64_where_similarities_differ(kind, features, precision, gap):
-    if kind == "frames":
-        frame = rand(1, 1, features).expand(2, 300, features)
-        x = frame + 0.05 * rand(2, 300, features, seed=1)
-    else:
-        x = clusters(2, 300, features, torch.float32) + (3 * rand(1, 1, features, seed=9) if kind == "mean" else 0)
-    q, k = x[:, ::2], x[:, 1::2]
-    similarity = cosine(q, k)
-    (best, second), index = similarity.topk(2).values.unbind(-1), similarity.argmax(-1)
-    match = pyramid_ops.best_match(q, k, precision=precision)
-    clear = best - second > gap
-    assert clear.any() or precision == "grid"
-    assert torch.equal(match.indices[clear], index[clear])
-    assert (match.similarity.double() - best).abs().max() < gap
-
-
-# Matching
-
-
-def test_ties_go_to_the_lower_key():
-    k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
-    match = pyramid_ops.best_match(torch.tensor([[5.0, 0.0], [0.0, 0.1], [0.0, 0.0]]), k)
-    assert match.indices.tolist() == [0, 1, 0]
-    assert match.similarity.tolist() == [1.0, 1.0, 0.0]
-
-
-def test_rows_without_a_finite_norm_match_nothing():
-    x = torch.tensor([[1.0, 0.0], [NAN, 0.0], [INF, 1.0], [0.0, 0.0], [3e38, 3e38]])
-    match = pyramid_ops.best_match(x, x)
-    assert match.indices.tolist() == [0, -1, -1, 0, -1]
-    assert match.similarity.tolist() == [1.0, -INF, -INF, 0.0, -INF]
-    assert pyramid_ops.best_match(x[:1], x[1:3]).indices.tolist() == [-1]
-
-
-def test_segments_match_inside_themselves():
-    q, k = rand(50, 16), rand(70, 16, seed=1)
-    cu_q, cu_k = torch.tensor([0, 20, 20, 50], dtype=torch.int32), torch.tensor([0, 30, 60, 70], dtype=torch.int32)
-    match = pyramid_ops.best_match(q, k, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=30, max_seqlen_k=30)
-    for s in (0, 2):
-        rows = slice(int(cu_q[s]), int(cu_q[s + 1]))
-        alone = pyramid_ops.best_match(q[rows], k[int(cu_k[s]) : int(cu_k[s + 1])])
-        assert_same_bits([x[rows] for x in match], list(alone))
-
-
-def test_masked_keys_are_not_matched():
-    q, k = rand(2, 9, 16), rand(2, 30, 16, seed=1)
-    mask = torch.arange(30).expand(2, 30) >= 20
-    match = pyramid_ops.best_match(q, k, key_mask=mask)
-    assert_same_bits(match.indices, pyramid_ops.best_match(q, k[:, 20:]).indices + 20)
-
-
-# ToMe, by its published rules in float64
-
-
-def tome(metric, r, class_token=False, distill_token=False):
-    """(even tokens merged, the odd tokens they merge into, even tokens left, similarities), all original indices."""
-    scores = cosine(metric[:, ::2], metric[:, 1::2])
-    if class_token:
-        scores[:, 0] = -INF
-    if distill_token:
-        scores[:, :, 0] = -INF
-    best, partner = scores.max(-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    left = order[:, r:].sort(-1).values if class_token else order[:, r:]
-    merged = order[:, :r]
-    return 2 * merged, 2 * partner.gather(1, merged) + 1, 2 * left, best.gather(1, merged)
-
-
-def tome_merge(x, plan, reduce, distill_token=False):
-    merged, into, left, _ = plan
-    width = x.shape[2]
-
-    def rows(index):
-        return x.gather(1, index[..., None].expand(-1, -1, width))
-
-    target = x[:, 1::2].scatter_reduce(1, (into // 2)[..., None].expand(-1, -1, width), rows(merged), reduce)
-    left = rows(left)
-    if distill_token:
-        return torch.cat((left[:, :1], target[:, :1], left[:, 1:], target[:, 1:]), 1)
-    return torch.cat((left, target), 1)
+from .merging_inputs import INF, NAN, clusters, cosine, rand, tome, tome_merge
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 7, 64, 197])
@@ -278,9 +135,6 @@ def test_packed_tokens_equal_their_segments_alone(order, class_token, distill_to
     assert (plan.sources[used["sources"] :] == -1).all()
 
 
-# Means
-
-
 def test_weighted_mean_against_float64():
     x, sizes = rand(2, 300, 16), torch.rand(2, 300, generator=torch.Generator().manual_seed(1)) + 0.5
     plan = pyramid_ops.tome_matching(x, 140)
@@ -362,9 +216,6 @@ def test_vscan_merging_is_a_mean_over_kept_and_dropped():
         assert totals[0, i] == 1 + len(joined)
 
 
-# Recipes
-
-
 def test_aim_merges_twice_without_sizes():
     x = clusters(1, 64, 16, torch.float32)
     once = x
@@ -387,99 +238,6 @@ def test_proportional_attention_adds_log_sizes():
     after = (query @ merged.mT / 4 + sizes.log()[:, None]).softmax(-1) @ merged
     assert sizes.max() == 2
     assert torch.allclose(before, after, atol=1e-6)
-
-
-# The names of ToMe and tomesd
-
-
-@pytest.mark.parametrize(("w", "h", "sx", "sy"), [(8, 6, 2, 2), (9, 7, 2, 3), (5, 5, 1, 2)])
-@pytest.mark.parametrize("no_rand", [True, False])
-def test_random2d_equals_tomesd(w, h, sx, sy, no_rand):
-    tomesd = pytest.importorskip("tomesd.merge")
-    metric, x = rand(2, w * h, 24), rand(2, w * h, 7, seed=1)
-    cells = (h // sy) * (w // sx)
-    for r in (3, w * h - cells, 10**6):
-        random = [torch.Generator().manual_seed(5) for _ in range(2)]
-        theirs = tomesd.bipartite_soft_matching_random2d(metric, w, h, sx, sy, r, no_rand, random[0])
-        ours = compat.bipartite_soft_matching_random2d(metric, w, h, sx, sy, r, no_rand, random[1])
-        for mode in ("mean", "sum", "amax"):
-            # Token by token: tomesd's order of destinations comes from an unstable sort.
-            expected, actual = (unmerge(merge(x, mode=mode)) for merge, unmerge in (theirs, ours))
-            assert torch.allclose(actual, expected, atol=1e-5), (r, mode)
-            assert ours[0](x, mode=mode).shape == theirs[0](x, mode=mode).shape
-
-
-def test_random2d_hash_needs_no_generator():
-    metric = rand(1, 400, 8)
-    first, again, other = (
-        compat.bipartite_soft_matching_random2d(metric, 20, 20, 2, 2, 100, seed=seed)[0].plan for seed in (1, 1, 2)
-    )
-    assert_same_bits(list(first[:5]), list(again[:5]))
-    assert not torch.equal(first.rows, other.rows)
-    places = compat._hash(3, 40_000, torch.device("cpu")) % 4
-    assert (places.bincount(minlength=4) - 10_000).abs().max() < 400
-    chosen = torch.full((10, 10), 3)
-    plan = compat.bipartite_soft_matching_random2d(metric, 20, 20, 2, 2, 300, choices=chosen)[0].plan
-    assert plan.destinations.remainder(40).min() > 20
-    assert (plan.destinations % 2 == 1).all()
-
-
-def test_kth_matching_follows_tome():
-    metric, x = rand(2, 23, 8), rand(2, 23, 5, seed=1)
-    for k in (2, 3, 5):
-        count = 23 // k * k
-        merge, unmerge = compat.kth_bipartite_soft_matching(metric, k)
-        groups = metric[:, :count].unflatten(1, (-1, k))
-        partner = cosine(groups[:, :, : k - 1].flatten(1, 2), groups[:, :, k - 1]).argmax(-1)
-        tokens = x[:, :count].unflatten(1, (-1, k))
-        source, target = tokens[:, :, : k - 1].flatten(1, 2), tokens[:, :, k - 1]
-        index = partner[..., None].expand(-1, -1, 5)
-        for mode in ("mean", "sum", "amax"):
-            expected = target.scatter_reduce(1, index, source, mode)
-            assert torch.allclose(merge(x, mode=mode), expected, atol=1e-6)
-        back = torch.cat((target.gather(1, index).unflatten(1, (-1, k - 1)), target[:, :, None]), 2).flatten(1, 2)
-        assert_same_bits(unmerge(target), back)
-        x2, size = compat.merge_wavg(merge, x)
-        assert size.sum() == 2 * count
-        assert x2.shape == target.shape
-
-
-def test_wavg_and_source_follow_tome():
-    metric, x = rand(2, 17, 8), rand(2, 17, 5, seed=1)
-    size = torch.randint(1, 5, (2, 17, 1), generator=torch.Generator().manual_seed(0)).float()
-    merge, unmerge = compat.bipartite_soft_matching(metric, 6, class_token=True)
-    plan = tome(metric, 6, class_token=True)
-    sizes = tome_merge(size, plan, "sum")
-    expected = tome_merge(x * size, plan, "sum") / sizes
-    merged, new_size = compat.merge_wavg(merge, x, size)
-    assert torch.equal(new_size, sizes)
-    assert torch.allclose(merged, expected, atol=1e-6)
-    source = compat.merge_source(merge, x)
-    assert torch.equal(source, tome_merge(torch.eye(17).expand(2, 17, 17).contiguous(), plan, "amax"))
-    assert torch.equal(source.argmax(1), pyramid_ops.merge_indices(merge.plan))
-    again = compat.merge_source(compat.bipartite_soft_matching(merged, 3)[0], merged, source)
-    assert torch.equal(again.sum(1), torch.ones(2, 17))
-    assert unmerge(merged).shape == x.shape
-    nothing, _ = compat.bipartite_soft_matching(metric, 0)
-    assert nothing(x, mode="sum") is x
-    assert compat.merge_wavg(nothing, x)[1].shape == (2, 17, 1)
-
-
-# Memory, gradients, errors
-
-
-@pytest.mark.slow
-def test_memory_grows_with_tokens_not_their_square():
-    x = rand(1, 16384, 64, dtype=torch.bfloat16)
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        plan = pyramid_ops.tome_matching(x, 4096)
-        pyramid_ops.merge_tokens(x, plan)
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    assert peak < 32 << 20  # the similarity matrix alone would be 256 MB
 
 
 BAD = [
