@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .arithmetic import bounds, exp2
 
-# The largest slope and norm that count, so that logits are finite; the logit of no key.
+# The largest norm, times scale too, that counts, so that logits are finite; the logit of no key.
 LARGEST = tl.constexpr(2.0**60)
 MASKED = tl.constexpr(-(2.0**121))
 

@@ -6,15 +6,11 @@ import torch
 from torch import Tensor
 
 from .arithmetic import EXP2_DEGREE, exp2, fixed, sqrt
-from .blocks import Work
+from .blocks import HEAD_FEATURES, LOGITS, Work
 from .groups import Queries, Reduction, Segments, Softmax, Span
 from .logits import MASKED, ONE, Rows, head_rows, logits, row_sums
 from .segments import Home, homes, segment_runs
 
-# Logits of a block: a few such buffers stay in cache.
-BLOCK = 1 << 18
-# Features of keys that are unit rows at a time, or those of one head.
-ROWS = 1 << 20
 LOG2_E = 1.4426950408889634
 
 
@@ -111,12 +107,12 @@ def attention_importance(
         if softmax.causal:
             seen = position if first is None else first + position
             last = seen if last is None else torch.where(seen < last, seen, last)
-        step = max(1, BLOCK // max(length, heads))
+        step = max(1, LOGITS // max(length, heads))
         blocks = [slice(start, start + step) for start in range(0, count, step)]
         size = columns.stop - columns.start
         totals = torch.zeros(1 if by_tile else heads, size, dtype=torch.int64, device=query.device)
         work = Work(min(step, count) * length, query.device)
-        together = key_heads if by_tile else max(1, ROWS // (length * features))
+        together = key_heads if by_tile else max(1, HEAD_FEATURES // (length * features))
         for head in range(0, key_heads, together):
             part_of = slice(head * shared, (head + together) * shared)
             segment = Attention(
@@ -189,7 +185,7 @@ def accumulate(total: Tensor, p: Tensor, reduction: str, work: Work) -> None:
     if reduction == "max":
         top = p.amax(0).to(torch.int64)
         total.copy_(torch.where(top > total, top, total))
-    else:  # of integers, at most BLOCK times 2³⁰: below 2⁵³, exact in any order
+    else:  # of integers, at most LOGITS times 2³⁰: below 2⁵³, exact in any order
         total += work.double(*p.shape).copy_(p).sum(0, dtype=torch.float64).to(torch.int64)
 
 

@@ -5,8 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Float32 elements that a loop over blocks works on at a time, so that a few such buffers stay in cache.
-CACHE_ELEMENTS = 1 << 19
+# Float32 elements that a loop over blocks works on at a time, so that a few such buffers stay in cache; so many logits.
+CACHE_ELEMENTS, LOGITS = 1 << 19, 1 << 18
+# Features of keys that are unit rows at a time in attention, or those of one head.
+HEAD_FEATURES = 1 << 20
+# Blocks of a walk that are kept from step to step.
+KEPT = 64
+# Bytes of products that exist at a time in a search, and at most half as many of query rows; keys searched at a time.
+PRODUCT_BYTES, SEARCHED = 1 << 22, 64
+# Products of short segments that are computed together, those across segments in vain: the calls would cost more.
+TOGETHER = 1 << 15
 
 
 def work_rows(x: Tensor, count: int, elements: int) -> Tensor:

@@ -10,7 +10,7 @@ from .dots import LOW_BITS, grid_products, grid_rows
 
 # Integers that float64 adds up at a time.
 SUMMED = 1 << 22
-# A probability of 1; the largest slope and norm that count, so that logits are finite; the logit of no key.
+# A probability of 1; the largest norm, times scale too, that counts, so that logits are finite; the logit of no key.
 ONE = 2.0**30
 LARGEST = 2.0**60
 MASKED = -(2.0**121)

@@ -5,17 +5,13 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .blocks import CACHE_ELEMENTS, work_rows
+from .blocks import CACHE_ELEMENTS, PRODUCT_BYTES, SEARCHED, work_rows
 from .dots import LOW_BITS, grid_products, grid_rows
 from .groups import Segments
 from .segments import Home, homes, segment_runs
 
 # The greatest index, and what is below every pair of a similarity and an index.
 LAST, NONE = (1 << 32) - 1, -1 << 63
-# Keys that are searched at a time.
-PART = 64
-# Bytes of products that exist at a time, and at most half as many of query rows.
-BUFFER = 1 << 22
 
 
 def best_match(
@@ -50,15 +46,15 @@ def _search(
 ) -> None:
     longest = keys if len(keys) > len(queries) else queries
     buffers = work_rows(longest, 2, CACHE_ELEMENTS)
-    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, PART, buffers)
+    (key_rows,), (norms,) = grid_rows(keys[None], limbs, LOW_BITS, SEARCHED, buffers)
     unusable = ~(norms.abs() < torch.inf)
     if key_mask is not None:
         unusable[: len(keys)] |= ~key_mask
     unusable = unusable.nonzero()[:, 0]
     size = key_rows.element_size()
-    step = max(1, BUFFER // (size * len(key_rows)))
+    step = max(1, PRODUCT_BYTES // (size * len(key_rows)))
     buffer = key_rows.new_empty(min(step, len(queries)), len(key_rows))
-    block = max(1, BUFFER // (2 * size * keys.shape[1]))
+    block = max(1, PRODUCT_BYTES // (2 * size * keys.shape[1]))
     for first in range(0, len(queries), block):
         (query_rows,), (norms,) = grid_rows(queries[None, first : first + block], limbs, LOW_BITS, 1, buffers)
         for row in range(0, len(query_rows), step):
@@ -81,14 +77,14 @@ def _search(
 
 def _first_largest(products: Tensor) -> tuple[Tensor, Tensor]:
     """The largest of each row, halves rounded up to an integer, and the first index that rounds to the same."""
-    parts = products.unflatten(1, (-1, PART))
+    parts = products.unflatten(1, (-1, SEARCHED))
     tops = parts.amax(-1)
     best = least = tops.amax(-1) + 0.0  # a zero is +0
     if products.dtype == torch.float64:
         best = (best + 0.5).floor_()
         least = best - 0.5
     part = _first(tops >= least[:, None])
-    first = part * PART
+    first = part * SEARCHED
     first += _first(parts[torch.arange(len(part), device=part.device), part] >= least[:, None])
     return best, first
 

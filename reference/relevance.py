@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .arithmetic import below_one, fixed
-from .attention import BLOCK
+from .blocks import LOGITS
 from .logits import ONE, Rows, exact_cosines, head_rows, row_sums
 
 
@@ -16,7 +16,7 @@ def text_relevance(tokens: Tensor, text: Tensor, reduction: str, scale: float, l
     """
     batch, count, _ = tokens.shape
     out = torch.empty(batch, count, dtype=torch.float32, device=tokens.device)
-    step = max(1, BLOCK // max(1, text.shape[1], tokens.shape[2]))
+    step = max(1, LOGITS // max(1, text.shape[1], tokens.shape[2]))
     for b in range(batch):
         (words,) = head_rows(text[b : b + 1], 1.0, limbs)
         words = Rows(*[x[words.usable] for x in words])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import TOGETHER
 from .groups import Segments
 
 
@@ -12,10 +13,6 @@ def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Te
     """(starts, lengths) int64 `[S]` of segments inside `[0, size]`, none negative or longer than `max_seqlen`."""
     bounds = cu_seqlens.to(torch.int64).clamp(0, size)
     return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)
-
-
-# Products of short segments that are computed together, those across segments in vain: the calls would cost more.
-TOGETHER = 1 << 15
 
 
 class Run(NamedTuple):

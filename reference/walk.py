@@ -4,13 +4,10 @@ import torch
 from torch import Tensor
 
 from .arithmetic import below_one
-from .attention import BLOCK, Attention, accumulate, over_heads
-from .blocks import Work
+from .attention import Attention, accumulate, over_heads
+from .blocks import KEPT, LOGITS, Work
 from .groups import Softmax
 from .logits import head_rows
-
-# Blocks of a walk that are kept from step to step.
-KEPT = 64
 
 
 def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, head_reduction: str) -> Tensor:
@@ -21,7 +18,7 @@ def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, hea
     """
     batch, heads, count, _ = query.shape
     out = torch.empty(batch, count, dtype=torch.float32, device=query.device)
-    rows = max(1, BLOCK // max(1, count))
+    rows = max(1, LOGITS // max(1, count))
     blocks = [slice(start, start + rows) for start in range(0, count, rows)]
     work = Work(min(rows, count) * count, query.device)
     for b in range(batch if count else 0):

@@ -140,7 +140,7 @@ def attention_importance(
     check.choice(op, "reduce_first", reduce_first, "heads", "queries")
     check.flag(op, "causal", causal)
     check.flag(op, "center_keys", center_keys)
-    slope, cap = logit_slope(op, q.shape[3] ** -0.5 if scale is None else scale, softcap, temperature)
+    base2, cap = base2_scale(op, q.shape[3] ** -0.5 if scale is None else scale, softcap, temperature)
     limbs = limbs_of(op, precision, q, k)
     segments = Segments(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)  # type: ignore[arg-type]
     segments, parts = _checked_segments(op, q, k, packed, segments)
@@ -171,7 +171,7 @@ def attention_importance(
     if center_keys:
         k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1)
         if log_sum_exp is not None:
-            bias = mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], slope / LOG2_E)
+            bias = mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], base2 / LOG2_E)
             of = of._replace(log_sum_exp=log_sum_exp - bias)
     if query_indices is not None:
         positions = query_positions(op, query_indices, parts, packed, q.device)
@@ -185,7 +185,7 @@ def attention_importance(
     if query_reduction == "mean" and seen is not None:
         of = of._replace(counts=query_counts(at, *seen, of.weights, size_k).view(k.shape[0], k.shape[2]))
     reduction = Reduction(head_reduction, query_reduction, reduce_first == "heads")
-    scores = attention_importance_op(q, k, of, segments, span, Softmax(causal, slope, cap, limbs), reduction)
+    scores = attention_importance_op(q, k, of, segments, span, Softmax(causal, base2, cap, limbs), reduction)
     if unscale is not None:
         scores = scores * unscale[at.of(keys=True, size=size_k)[0]].view_as(scores)
     if packed:
@@ -300,16 +300,16 @@ def _positive(op: str, name: str, value: Any) -> float:
     return number
 
 
-def logit_slope(op: str, scale: float, softcap: Optional[float], temperature: float) -> tuple[float, float]:
+def base2_scale(op: str, scale: float, softcap: Optional[float], temperature: float) -> tuple[float, float]:
     """(what a product of norms is multiplied by, cap): see the reference."""
     scale, temperature = _positive(op, "scale", scale), _positive(op, "temperature", temperature)
-    slope, cap = scale * LOG2_E / temperature, 0.0
+    base2, cap = scale * LOG2_E / temperature, 0.0
     if softcap is not None:
         softcap = _positive(op, "softcap", softcap)
-        slope, cap = scale * 2 * LOG2_E / softcap, softcap * LOG2_E / temperature
-    if not (slope < 2.0**120 and cap < 2.0**100):
+        base2, cap = scale * 2 * LOG2_E / softcap, softcap * LOG2_E / temperature
+    if not (base2 < 2.0**120 and cap < 2.0**100):
         raise ValueError(
             f"{op}: scale: expected logits that float32 can hold, got scale {scale}, temperature {temperature}, "
             f"softcap {softcap}"
         )
-    return slope, cap
+    return base2, cap

@@ -9,7 +9,7 @@ from .. import _checks as check
 from .._op import Op
 from ..reference import relevance as reference
 from ..reference.groups import Queries, Reduction, Segments, Softmax, Span
-from .attention import attention_importance_op, logit_slope
+from .attention import attention_importance_op, base2_scale
 from .matching import limbs_of
 
 __all__ = ["text_relevance"]
@@ -99,7 +99,7 @@ def text_relevance(
     softmax = check.choice(op, "reduction", reduction, "max", "mean", "softmax") == "softmax"
     if scale is None:
         scale = 1.0 if softmax else features**-0.5
-    slope, _ = logit_slope(op, scale, None, 1.0)
+    base2, _ = base2_scale(op, scale, None, 1.0)
     limbs = limbs_of(op, precision, tokens, text)
     if text_mask is not None:
         check.tensor(op, "text_mask", text_mask, "B T", dtypes=(torch.bool,))
@@ -115,6 +115,6 @@ def text_relevance(
         Queries(None, None, None, None),
         Segments(None, None, count, length),
         Span(0, length),
-        Softmax(False, slope, 0.0, limbs),
+        Softmax(False, base2, 0.0, limbs),
         Reduction("sum", "mean", True),
     )

@@ -9,7 +9,7 @@ from .. import _checks as check
 from .._op import Op
 from ..reference import walk as reference
 from ..reference.groups import Softmax
-from .attention import checked_heads, logit_slope
+from .attention import base2_scale, checked_heads
 from .matching import limbs_of
 
 __all__ = ["attention_walk"]
@@ -90,6 +90,6 @@ def attention_walk(
     if k.shape[2] != q.shape[2]:
         raise ValueError(f"{op}: key: expected {q.shape[2]} tokens as query, got {check.describe(key)}")
     steps = check.integer(op, "steps", steps, 0)
-    slope, _ = logit_slope(op, q.shape[3] ** -0.5 if scale is None else scale, None, temperature)
+    base2, _ = base2_scale(op, q.shape[3] ** -0.5 if scale is None else scale, None, temperature)
     check.choice(op, "head_reduction", head_reduction, "rms", "mean", "sum", "max")
-    return attention_walk_op(q, k, Softmax(False, slope, 0.0, limbs_of(op, precision, q, k)), steps, head_reduction)
+    return attention_walk_op(q, k, Softmax(False, base2, 0.0, limbs_of(op, precision, q, k)), steps, head_reduction)

@@ -413,6 +413,6 @@ def test_sums_in_parts_have_the_same_bits(monkeypatch):
     )
     expected = [call() for call in calls]
     monkeypatch.setattr(logits, "SUMMED", 7)
-    monkeypatch.setattr(attention, "BLOCK", 100)
+    monkeypatch.setattr(attention, "LOGITS", 100)
     for call, value in zip(calls, expected, strict=True):
         assert_same_bits(call(), value)

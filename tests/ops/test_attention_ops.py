@@ -148,7 +148,7 @@ def test_walk_recomputes_blocks_that_are_not_kept(monkeypatch):
 
     query, key = made(1, 2, 90, 16), made(1, 1, 90, 16, seed=1)
     expected = pyramid_ops.attention_walk(query, key)
-    monkeypatch.setattr(walking, "BLOCK", 1000)
+    monkeypatch.setattr(walking, "LOGITS", 1000)
     monkeypatch.setattr(walking, "KEPT", 3)
     assert_same_bits(pyramid_ops.attention_walk(query, key), expected)
 

@@ -52,7 +52,7 @@ def attention_walk_bits() -> Cases:
     for limbs, batch, heads in ((1, 1, 2), (2, 1, 2), (1, 2, 4), (2, 2, 4)):
         q, key = (torch.randn(batch, n, 70, 40, generator=generator) for n in (heads, heads // 2))
         unusable = torch.full_like(key, torch.nan)
-        for case, tensors, steps, slope in (
+        for case, tensors, steps, scale in (
             ("sharp", (q, key), 5, 20.0),
             ("flat", (q, key), 3, 1e-6),
             ("no-steps", (q, key), 0, 1.0),
@@ -62,7 +62,7 @@ def attention_walk_bits() -> Cases:
             ("no-tokens", (q[:, :, :0], key[:, :, :0]), 2, 1.0),
             ("no-samples", (q[:0], key[:0]), 2, 1.0),
         ):
-            args = (*tensors, Softmax(False, slope, 0.0, limbs), steps, reductions[steps % 4])
+            args = (*tensors, Softmax(False, scale, 0.0, limbs), steps, reductions[steps % 4])
             slow = batch > 1
             yield Case(f"{case}-{batch}x{heads}-limbs{limbs}", args, slow)
 
