@@ -104,15 +104,15 @@ def _locate_rows_kernel(
     if tl.program_id(0) % programs == 0:
         tl.store(offsets_ptr + segment, start)
         tl.store(offsets_ptr + segments, total)
-    index = tl.load(indices_ptr + segment.to(tl.int64) * capacity + slot, mask=slot < used, other=-1)
-    if cu_ptr is None:  # dense samples, whose rows stay at their slots
-        first = 0
-        length = size
-        row = segment.to(tl.int64) * capacity + slot
-    else:
+    first = 0
+    length = size
+    if cu_ptr is not None:
         first, length = bounds(cu_ptr, segment, size)
-        row = packed_row(slot, slot, used, start, total, segment, capacity)
+    index = tl.load(indices_ptr + segment.to(tl.int64) * capacity + slot, mask=slot < used, other=-1)
     inside = (index >= 0) & (index < length)
+    row = segment.to(tl.int64) * capacity + slot  # dense samples stay at their slots
+    if cu_ptr is not None:
+        row = packed_row(slot, slot, used, start, total, segment, capacity)
     tl.store(source_ptr + row, tl.where(inside, first + index, -1).to(tl.int32), mask=slot < capacity)
     tl.store(positions_ptr + row, tl.where(slot < used, slot, 0).to(tl.int64), mask=slot < capacity)
 
