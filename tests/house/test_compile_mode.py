@@ -98,6 +98,7 @@ def test_fullgraph_compilation_gives_the_same_bits(backend, dtype):
         assert_same_bits(torch.compile(function, fullgraph=True, backend=backend)(image), function(image))
 
 
+@pytest.mark.slow  # op by op, tests/ops/test_tracing.py exports with dynamic sizes
 @pytest.mark.parametrize("function", [selecting, scoring, merging])
 def test_dynamic_shapes_give_the_same_bits(function):
     torch._dynamo.reset()

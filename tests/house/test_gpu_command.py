@@ -14,6 +14,7 @@ def python(code: str, **environment: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-c", code], environment
 
 
+@pytest.mark.slow
 def test_shards_run_every_test_once():
     def collected(shard: str) -> list[str]:
         command = [*gpu.PYTEST, "--collect-only", "tests/house/test_bits_helpers.py"]
