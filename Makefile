@@ -25,6 +25,7 @@ quick: $(READY)
 
 # One op: bits, tiles and digests in the interpreter, then compiled code, digests, meaning and doctests.
 op: $(READY)
+	@test -n "$(OP)" || { echo "which op? make op OP=token_norm"; exit 2; }
 	TRITON_INTERPRET=1 $(PYTEST) --op $(OP) -m "kernel and not slow"
 	$(PYTEST) --op $(OP) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
 

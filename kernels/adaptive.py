@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Difficulty
+from ..reference.arguments import Difficulty
 from .arithmetic import cdiv, next_power_of_2
 from .launch import launch
 from .tiles import budget_tiles
@@ -48,11 +48,11 @@ def adaptive_weights(
     batch, levels = variance.shape[0], len(rows) // (len(thresholds) + 1)
     out = torch.empty(batch, levels, dtype=torch.float32, device=variance.device)
     if batch:
-        config = budget_tiles(levels)
+        tiles = budget_tiles(levels)
         launch(
-            _adaptive_weights_kernel, cdiv(batch, config["SAMPLES"]),
+            _adaptive_weights_kernel, cdiv(batch, tiles["SAMPLES"]),
             variance.contiguous(), out if lengths is None else lengths, length, length_scale, variance_scale,
             tuple(thresholds), tuple(rows), out, batch, HAS_LENGTHS=lengths is not None, L=levels,
-            LEVELS=next_power_of_2(levels), **config,
+            LEVELS=next_power_of_2(levels), **tiles,
         )  # fmt: skip
     return out

@@ -47,24 +47,6 @@ def key_value(key):
 
 
 @triton.jit
-def bounds(cu_ptr, segment, size):
-    """(start, length) of a packed segment, clamped to [0, size]."""
-    first = tl.minimum(tl.maximum(tl.load(cu_ptr + segment), 0), size)
-    last = tl.minimum(tl.maximum(tl.load(cu_ptr + segment + 1), 0), size)
-    return first, tl.maximum(last - first, 0)
-
-
-def cdiv(a: int, b: int) -> int:
-    """Quotient rounded up. Triton's own of this name costs microseconds a call on the host."""
-    return -(-a // b)
-
-
-def next_power_of_2(n: int) -> int:
-    """The least power of two that is not below n ≥ 1."""
-    return 1 << (n - 1).bit_length()
-
-
-@triton.jit
 def exp2(t, DEGREE: tl.constexpr, EXPONENT: tl.constexpr):
     """2^(t + EXPONENT) by a polynomial, exactly a power of two where t is an integer."""
     shifted = t + (12582912.0 + EXPONENT)
@@ -87,3 +69,21 @@ def below_one(largest):
     """Powers of two (s, 1/s) that bring numbers below 1, from the bits of the largest, which is at most 2⁶⁰."""
     exponent = largest >> 23
     return ((253 - exponent) << 23).to(tl.float32, bitcast=True), ((exponent + 1) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def bounds(cu_ptr, segment, size):
+    """(start, length) of a packed segment, clamped to [0, size]."""
+    first = tl.minimum(tl.maximum(tl.load(cu_ptr + segment), 0), size)
+    last = tl.minimum(tl.maximum(tl.load(cu_ptr + segment + 1), 0), size)
+    return first, tl.maximum(last - first, 0)
+
+
+def cdiv(a: int, b: int) -> int:
+    """Quotient rounded up. Triton's own of this name costs microseconds a call on the host."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is not below n ≥ 1."""
+    return 1 << (n - 1).bit_length()

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Queries, Reduction, Segments, Softmax, Span
+from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
 from .arithmetic import cdiv, exp2
 from .dots import exact_dots
 from .launch import launch
@@ -255,7 +255,7 @@ def attention_importance(
     if problem.columns <= 0 or not problem.parts * heads * longest:
         return out
     group, features = heads // problem.kv_heads, query.shape[3]
-    same = reduction.heads != "rms" and (reduction.heads == "max") == (reduction.queries == "max")
+    same = reduction.commutes
     by_tile = reduction.heads_first and not same
     # Heads that share a key head are one row of queries, but where many queries see the later keys only.
     joined = group if same and (not softmax.causal or longest <= 64) else 1

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Amount, Bounds
+from ..reference.arguments import Amount, Bounds
 from .arithmetic import cdiv, next_power_of_2
 from .launch import launch
 from .tiles import budget_tiles
@@ -96,13 +96,13 @@ def allocate_budgets_batch(
     batch, levels = weights.shape
     out = torch.empty(batch, levels, dtype=torch.int32, device=weights.device)
     if batch:
-        config = budget_tiles(levels)
+        tiles = budget_tiles(levels)
         launch(
-            _allocate_budgets_kernel, cdiv(batch, config["SAMPLES"]),
+            _allocate_budgets_kernel, cdiv(batch, tiles["SAMPLES"]),
             weights.contiguous(), out if totals is None else totals, total,
             out if sizes.tensor is None else sizes.tensor, tuple(sizes.numbers), tuple(bounds.minimum),
             tuple(bounds.maximum), out, batch,
             HAS_TOTALS=totals is not None, HAS_SIZES=sizes.tensor is not None, L=levels,
-            LEVELS=next_power_of_2(levels), **config,
+            LEVELS=next_power_of_2(levels), **tiles,
         )  # fmt: skip
     return out

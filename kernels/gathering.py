@@ -55,11 +55,11 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     if not out.numel():
         return out
     indices = indices.contiguous()
-    config = gather_tiles(levels)
+    tiles = gather_tiles(levels)
     launch(
-        _gather_levels_kernel, batch * cdiv(total, config["ROWS"]),
+        _gather_levels_kernel, batch * cdiv(total, tiles["ROWS"]),
         out, indices, tuple(levels), tuple(x.stride(0) if x.shape[0] > 1 else 0 for x in levels),
-        tuple(x.stride(1) for x in levels), tuple(x.shape[1] for x in levels), total, width, **config,
+        tuple(x.stride(1) for x in levels), tuple(x.shape[1] for x in levels), total, width, **tiles,
     )  # fmt: skip
     return out
 
@@ -161,10 +161,10 @@ def compact(
     )  # fmt: skip
     for x, out in zip(tensors, moved, strict=True):
         if out.numel():
-            config = move_tiles(x)
+            tiles = move_tiles(x)
             launch(
-                _move_rows_kernel, out.numel() // (rows * x.shape[-1]) * cdiv(rows, config["ROWS"]),
+                _move_rows_kernel, out.numel() // (rows * x.shape[-1]) * cdiv(rows, tiles["ROWS"]),
                 x, out, source, x.stride(0) if dense else None, x.stride(-3), x.stride(-2), x.shape[-3], rows, size,
-                x.shape[-1], **config,
+                x.shape[-1], **tiles,
             )  # fmt: skip
     return moved, offsets, positions

@@ -1,4 +1,4 @@
-"""Attention logits from dot products of unit rows: what the kernels of `attention.py` share."""
+"""Attention logits from dot products of unit rows: what the kernels of attention and relevance share."""
 
 import triton
 import triton.language as tl

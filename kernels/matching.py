@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Segments
+from ..reference.arguments import Segments
 from .arithmetic import bounds, cdiv
 from .dots import LOW_BITS, exact_dots
 from .launch import launch, target_arch

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Groups
+from ..reference.arguments import Groups
 from .arithmetic import bounds, cdiv, narrow, ordered_key, widen
 from .launch import launch
 from .tiles import fold_tiles
@@ -159,14 +159,14 @@ def fold_groups(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str)
     totals = torch.empty(batch, number, dtype=torch.float32, device=x.device)
     if not totals.numel():
         return out, totals
-    config = fold_tiles(x)
-    columns = max(1, cdiv(width, config["BLOCK"]))
+    tiles = fold_tiles(x)
+    columns = max(1, cdiv(width, tiles["BLOCK"]))
     windows = cdiv(many, CHUNK) if many > CHUNK else 0
     sums = torch.empty(batch, windows, 2, width, dtype=torch.float32, device=x.device)
     weight_sums = torch.empty(batch, windows, 2, dtype=torch.float32, device=x.device)
     strides = (x.stride(0), x.stride(1), 0 if weights is None else weights.stride(0))
     sizes = (count, many, number, width)
-    constants = {"MODE": mode, "CHUNK": CHUNK, **config}
+    constants = {"MODE": mode, "CHUNK": CHUNK, **tiles}
     if windows:
         position = torch.arange(many, device=x.device).expand(batch, many).contiguous()
         group_of = torch.searchsorted(offsets[:, 1:].contiguous(), position, right=True)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Windows
+from ..reference.arguments import Windows
 from .arithmetic import NO_KEY, cdiv, ordered_key, widen
 from .launch import launch
 from .tiles import pool_tiles
@@ -52,10 +52,10 @@ def pool_scores(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
     count = cdiv(height, down) * cdiv(width, across)
     out = torch.empty(scores.shape[0], count, dtype=torch.float32, device=scores.device)
     if out.numel():
-        config = pool_tiles(count)
+        tiles = pool_tiles(count)
         launch(
-            _pool_scores_kernel, scores.shape[0] * cdiv(count, config["BLOCK"]),
+            _pool_scores_kernel, scores.shape[0] * cdiv(count, tiles["BLOCK"]),
             scores, out, scores.stride(0), scores.stride(1), height, width, down, across,
-            REDUCTION=reduction, **config,
+            REDUCTION=reduction, **tiles,
         )  # fmt: skip
     return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Filter
+from ..reference.arguments import Filter
 from .arithmetic import cdiv, narrow, widen
 from .launch import launch
 from .tiles import blur_tiles, warp_lanes
@@ -141,9 +141,9 @@ def _blur_downsample_kernel(
         window = window[TAPS - KEPT :]
 
 
-def blur_downsample(images: Tensor, kernel: Filter, height: int, width: int) -> Tensor:
+def blur_downsample(images: Tensor, blur: Filter, height: int, width: int) -> Tensor:
     batch, channels = images.shape[:2]
-    taps, offset, padding = kernel
+    taps, offset, padding = blur
     out = torch.empty(batch, channels, height, width, dtype=images.dtype, device=images.device)
     tiles = blur_tiles(width, images.element_size(), len(taps))
     programs = batch * channels * cdiv(height, tiles["ROWS"]) * cdiv(width, tiles["BLOCK"])

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Amount, Slots
+from ..reference.arguments import Amount, Slots
 from .arithmetic import bounds, cdiv, next_power_of_2
 from .gathering import copy_rows, packed_row, packed_start
 from .launch import launch
@@ -250,22 +250,22 @@ def _select_segments(
     numbers = _opaque([min(k, capacity) for k in budgets.numbers])
     arguments = (tuple(cu_seqlens), _opaque(sizes), budgets.tensor, numbers, max_seqlen, capacity)
     if max_seqlen <= one_program() or segments > many_segments():
-        config = select_tiles(2048)  # the smaller tiles spill with several levels
-        launch(_select_segment_kernel, segments, keys, chosen, chosen_keys, counts, *arguments, **config)
+        tiles = select_tiles(2048)  # the smaller tiles spill with several levels
+        launch(_select_segment_kernel, segments, keys, chosen, chosen_keys, counts, *arguments, **tiles)
         return chosen, chosen_keys, counts
-    config = chunk_tiles()
-    chunks = cdiv(max_seqlen, config["CHUNK"])
+    tiles = chunk_tiles()
+    chunks = cdiv(max_seqlen, tiles["CHUNK"])
     histograms = torch.zeros(3, segments, 2048, dtype=torch.int32, device=keys.device)
     tallies = torch.empty(segments, chunks, 2, dtype=torch.int32, device=keys.device)
     programs = segments * chunks
     for digit in range(4):
         launch(
             _count_kernel, programs,
-            keys, histograms, tallies, *arguments, segments, chunks, DIGIT=digit, **config
+            keys, histograms, tallies, *arguments, segments, chunks, DIGIT=digit, **tiles
         )  # fmt: skip
     launch(
         _take_chunk_kernel, programs,
-        keys, histograms, tallies, chosen, chosen_keys, counts, *arguments, segments, chunks, **config,
+        keys, histograms, tallies, chosen, chosen_keys, counts, *arguments, segments, chunks, **tiles,
     )  # fmt: skip
     return chosen, chosen_keys, counts
 
@@ -291,11 +291,11 @@ def segmented_topk(
         chosen = chosen.gather(1, slot.clamp(0, capacity - 1))
         by_index = True
     if capacity:
-        config = order_tiles(capacity, by_index)
+        tiles = order_tiles(capacity, by_index)
         launch(
-            _order_kernel, segments * cdiv(capacity, config["ROWS"]),
+            _order_kernel, segments * cdiv(capacity, tiles["ROWS"]),
             chosen, keys, counts, scores, cu_seqlens, values, indices, scores.shape[0], capacity,
-            BY_INDEX=by_index, **config,
+            BY_INDEX=by_index, **tiles,
         )  # fmt: skip
     return values, indices, counts[:, 0]
 
@@ -320,12 +320,12 @@ def select_topk_levels_packed(
     keys = torch.empty(1, sum(sizes), dtype=torch.int32, device=device)
     score_levels([x[None] for x in scores or levels], saliency, 1, keys)
     chosen, chosen_keys, counts = _select_segments(keys, cu_seqlens, sizes, budgets, slots)
-    config = gather_tiles([level[None] for level in levels])
+    tiles = gather_tiles([level[None] for level in levels])
     rank_block = min(1024, max(32, next_power_of_2(capacity)))
     launch(
-        _gather_packed_kernel, batch * cdiv(capacity, config["ROWS"]),
+        _gather_packed_kernel, batch * cdiv(capacity, tiles["ROWS"]),
         chosen, chosen_keys, counts, tuple(cu_seqlens), tuple(levels), tuple(x.stride(0) for x in levels),
         _opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
-        BY_INDEX=by_index, RANK_BLOCK=rank_block, **config,
+        BY_INDEX=by_index, RANK_BLOCK=rank_block, **tiles,
     )  # fmt: skip
     return tokens, indices, rows, offsets, counts

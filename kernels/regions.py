@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Grid
+from ..reference.arguments import Grid
 from .arithmetic import cdiv, widen
 from .launch import launch, target_arch
 from .rows import expand, load_rows, row_reduce, store_rows
@@ -168,9 +168,9 @@ def broadcast_regions(scores: Tensor, grid: Grid) -> Tensor:
     batch, tokens = scores.shape[0], grid.height * grid.width
     out = torch.empty(batch, tokens, dtype=scores.dtype, device=scores.device)
     if out.numel():
-        config = broadcast_tiles(tokens)
+        tiles = broadcast_tiles(tokens)
         launch(
-            _broadcast_regions_kernel, batch * cdiv(tokens, config["BLOCK"]),
-            scores, out, scores.stride(0), scores.stride(1), tokens, *grid, **config,
+            _broadcast_regions_kernel, batch * cdiv(tokens, tiles["BLOCK"]),
+            scores, out, scores.stride(0), scores.stride(1), tokens, *grid, **tiles,
         )  # fmt: skip
     return out

@@ -8,6 +8,24 @@ import triton.language as tl
 from .arithmetic import widen
 
 
+class Row(NamedTuple):
+    """How a row of D features lies in tiles of a warp: what all row functions are compiled for.
+
+    It is split into BLOCKS blocks, each held as a tile row, in CHUNKS chunks of WIDTH features, VECTOR to a thread, of
+    which PARTS make the lanes of a block: tile row r · BLOCKS + b of chunk c holds the WIDTH features of row r from
+    (b · CHUNKS + c) · WIDTH on. The sum of a row, and whatever is computed from it, is kept *spread*:
+    [TILES, WIDTH // VECTOR], the same value in every element of a row.
+    """
+
+    D: int
+    TILES: int
+    BLOCKS: int
+    PARTS: int
+    CHUNKS: int
+    WIDTH: int
+    VECTOR: int
+
+
 @triton.jit
 def load_rows(x_ptr, stride, token, mask, ROW: tl.constexpr):
     """Rows `token` [TILES], a multiple of VECTOR elements apart, as CHUNKS float32 tiles [TILES, WIDTH]; +0 past D."""
@@ -104,18 +122,6 @@ def scaled_norm(chunks, ROW: tl.constexpr):
         y = chunks[c] * factor
         squares = squares + (y * y,)
     return scale, tl.sqrt_rn(row_sum(squares, ROW)), unscale
-
-
-class Row(NamedTuple):
-    """How a row of D features lies in tiles of a warp: what all row functions are compiled for."""
-
-    D: int
-    TILES: int
-    BLOCKS: int
-    PARTS: int
-    CHUNKS: int
-    WIDTH: int
-    VECTOR: int
 
 
 @triton.jit

@@ -237,15 +237,15 @@ def combine_scores(
     segments = batch if cu_seqlens is None else len(cu_seqlens) - 1
     # The largest power of two that an index from −1 to `segments` can rise by.
     top_bit = 1 << ((segments + 1).bit_length() - 1)
-    config = combine_tiles(tokens)
-    programs = batch * cdiv(tokens, config["ROWS"] * config["COLUMNS"])
+    tiles = combine_tiles(tokens)
+    programs = batch * cdiv(tokens, tiles["ROWS"] * tiles["COLUMNS"])
     tensors = tuple(scores), tuple(x.stride(0) for x in scores), tuple(x.stride(1) for x in scores)
     limits = None
     if normalize:
         limits = torch.full((segments, len(scores), 2), NO_KEY.value, dtype=torch.int32, device=device)
-        launch(_limits_kernel, programs, *tensors, cu_seqlens, limits, tokens, segments, top_bit, **config)
+        launch(_limits_kernel, programs, *tensors, cu_seqlens, limits, tokens, segments, top_bit, **tiles)
     launch(
         _combine_scores_kernel, programs,
-        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top_bit, **config,
+        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top_bit, **tiles,
     )  # fmt: skip
     return out

@@ -115,12 +115,12 @@ def select_topk_levels(
         _select_kernel, batch * len(segments),
         keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_tiles(max(segments)),
     )  # fmt: skip
-    config = gather_tiles(levels)
+    tiles = gather_tiles(levels)
     rank_block = min(1024, max(32, next_power_of_2(max(budgets))))
     strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
     launch(
-        _gather_selected_kernel, batch * cdiv(total, config["ROWS"]),
+        _gather_selected_kernel, batch * cdiv(total, tiles["ROWS"]),
         chosen, chosen_keys, tokens, indices, tuple(levels), strides_b, strides_n, sizes, tuple(budgets), total, width,
-        BY_INDEX=by_index, RANK_BLOCK=rank_block, **config,
+        BY_INDEX=by_index, RANK_BLOCK=rank_block, **tiles,
     )  # fmt: skip
     return tokens, indices

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Queries, Segments, Softmax, Span
+from ..reference.arguments import Queries, Segments, Softmax, Span
 from .arithmetic import cdiv, exp2, key_value, ordered_key
 from .dots import LOW_BITS, exact_dots, fixed_point, load_units, low_dots, to_limbs
 from .launch import launch

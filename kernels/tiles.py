@@ -24,6 +24,8 @@ _OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 # The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
 FEW = 16
 
+#: Every chooser by name.
+CHOOSERS: dict[str, Callable] = {}
 _forced: dict[str, Callable] = {}
 Choose = TypeVar("Choose", bound=Callable)
 
@@ -38,10 +40,6 @@ def chooser(choose: Choose) -> Choose:
 
     CHOOSERS[choose.__name__] = choose
     return chosen  # type: ignore[return-value]
-
-
-#: Every chooser by name.
-CHOOSERS: dict[str, Callable] = {}
 
 
 @contextlib.contextmanager
@@ -100,6 +98,11 @@ def row_tiles(rows: Sequence[Tensor], warps: int = 0, load_bytes: int = 16) -> d
     return {"ROW": row, "num_warps": warps}
 
 
+def warp_lanes() -> int:
+    """Threads of a warp."""
+    return 64 if isinstance(target_arch(), str) else 32
+
+
 @chooser
 def blur_tiles(width: int, itemsize: int, taps: int) -> dict:
     """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice.
@@ -109,11 +112,6 @@ def blur_tiles(width: int, itemsize: int, taps: int) -> dict:
     outputs = min(4, 8 // itemsize) if taps <= 8 else 1
     block = min(128 * outputs, max(warp_lanes() * outputs, next_power_of_2(width)))
     return {"ROWS": 16, "BLOCK": block, "num_warps": block // (warp_lanes() * outputs)}
-
-
-def warp_lanes() -> int:
-    """Threads of a warp."""
-    return 64 if isinstance(target_arch(), str) else 32
 
 
 @chooser
@@ -243,6 +241,10 @@ def fold_tiles(x: Tensor) -> dict:
     return {"BLOCK": block, "num_warps": max(1, block // (32 * vector))}
 
 
+def _registers(long_rows: bool) -> dict:
+    return {"maxnreg": 255} if (_OLD or long_rows) and isinstance(target_arch(), int) else {}
+
+
 @chooser
 def attention_tiles(features: int, limbs: int, rows: int, by_tile: bool) -> tuple[dict, dict]:
     """Tiles of queries by keys for the rows, and of keys by queries for the columns, whose logits stay in registers."""
@@ -265,10 +267,6 @@ def relevance_tiles(features: int, limbs: int, rows: int, mean: bool) -> dict:
     """Those of columns; the mean holds wider numbers. Long rows need no more registers here."""
     _, tiles = attention_tiles(min(features, 128), limbs, rows, mean)
     return put(tiles, {"D": features})
-
-
-def _registers(long_rows: bool) -> dict:
-    return {"maxnreg": 255} if (_OLD or long_rows) and isinstance(target_arch(), int) else {}
 
 
 @chooser

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.groups import Queries, Segments, Softmax, Span
+from ..reference.arguments import Queries, Segments, Softmax, Span
 from .arithmetic import below_one
 from .attention import add_columns, finish
 from .launch import launch
@@ -39,7 +39,7 @@ def _step_kernel(totals_ptr, unscales_ptr, shares_ptr, weighted_ptr, tokens, ste
 
 def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, head_reduction: str) -> Tensor:
     batch, heads, tokens, features = query.shape
-    whole = Queries(None, None, None, None), Segments(None, None, tokens, tokens), Span(0, tokens)
+    whole = Queries(), Segments(None, None, tokens, tokens), Span(0, tokens)
     problem = problem_of(query, key, *whole, softmax)
     out = torch.empty(batch, tokens, dtype=torch.float32, device=query.device)
     if not out.numel():

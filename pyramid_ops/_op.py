@@ -79,7 +79,7 @@ class Flat:
                 flat.append(arg)
         return flat
 
-    def group(self, flat: Sequence[Any]) -> list[Any]:
+    def unflatten(self, flat: Sequence[Any]) -> list[Any]:
         args, start = [], 0
         for group, count in self.groups:
             args.append(group(*flat[start : start + count]) if group else flat[start])
@@ -100,11 +100,11 @@ class Op:
         self.flat = Flat(reference)
         self.custom = torch.library.custom_op(
             f"pyramid_ops::{self.name}",
-            lambda *args: self._run(*self.flat.group(args)),
+            lambda *args: self._run(*self.flat.unflatten(args)),
             mutates_args=(),
             schema=self.flat.schema,
         )
-        self.custom.register_fake(lambda *args: fake(*self.flat.group(args)))
+        self.custom.register_fake(lambda *args: fake(*self.flat.unflatten(args)))
         OPS[self.name] = self
 
     @functools.cached_property

@@ -5,8 +5,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .arguments import Difficulty
 from .arithmetic import widen
-from .groups import Difficulty
 
 
 def adaptive_weights(

@@ -6,6 +6,9 @@
 import torch
 from torch import Tensor
 
+# Below the ordered key of every float, and below its complement.
+NO_KEY = -1 << 31
+
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
@@ -82,7 +85,3 @@ def below_one(largest: Tensor) -> tuple[Tensor, Tensor]:
     """Powers of two (s, 1/s) that bring numbers, of which the largest is at most 2⁶⁰, below 1."""
     exponent = largest.view(torch.int32) >> 23
     return ((253 - exponent) << 23).view(torch.float32), ((exponent + 1) << 23).view(torch.float32)
-
-
-# Below the ordered key of every float, and below its complement.
-NO_KEY = -1 << 31

@@ -5,9 +5,9 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .arguments import Queries, Reduction, Segments, Softmax, Span
 from .arithmetic import EXP2_DEGREE, exp2, fixed, sqrt
 from .blocks import HEAD_FEATURES, LOGITS, Work
-from .groups import Queries, Reduction, Segments, Softmax, Span
 from .logits import MASKED, ONE, Rows, head_rows, logits, row_sums
 from .segments import Home, homes, segment_runs
 
@@ -55,7 +55,7 @@ class Attention(NamedTuple):
             share = torch.full_like(log_sum_exp, 1.0)
         return e[:, self.columns], torch.where(usable, share, 0.0)
 
-    def attention(self, head: int, part: slice, work: Work, weighted: bool) -> Tensor:
+    def probabilities(self, head: int, part: slice, work: Work, weighted: bool) -> Tensor:
         """Attention `[R, N]` of some queries, times their weights, to the keys of `columns`: integers, times 2⁻³⁰.
 
         0 for a query that sees no key. In a buffer of `work` if `weighted`.
@@ -84,8 +84,7 @@ def attention_importance(
     key_heads, keys = key.shape[1:3]
     shared = heads // key_heads
     out = torch.zeros(query.shape[0], keys, dtype=torch.float32, device=query.device)
-    same = reduction.heads != "rms" and (reduction.heads == "max") == (reduction.queries == "max")
-    by_tile = reduction.heads_first and not same
+    heads_first = reduction.heads_first and not reduction.commutes
     positions, weights, log_sum_exp, counts = queries
     for run in segment_runs(query.shape[0], query.shape[2], keys, segments):
         b, qs, ks = run[:3]
@@ -110,12 +109,12 @@ def attention_importance(
         step = max(1, LOGITS // max(length, heads))
         blocks = [slice(start, start + step) for start in range(0, count, step)]
         size = columns.stop - columns.start
-        totals = torch.zeros(1 if by_tile else heads, size, dtype=torch.int64, device=query.device)
+        totals = torch.zeros(1 if heads_first else heads, size, dtype=torch.int64, device=query.device)
         work = Work(min(step, count) * length, query.device)
-        together = key_heads if by_tile else max(1, HEAD_FEATURES // (length * features))
+        together = key_heads if heads_first else max(1, HEAD_FEATURES // (length * features))
         for head in range(0, key_heads, together):
             part_of = slice(head * shared, (head + together) * shared)
-            segment = Attention(
+            attention = Attention(
                 head_rows(query[b, part_of, qs], softmax.scale, softmax.limbs),
                 head_rows(key[b, head : head + together, ks], 1.0, softmax.limbs),
                 position,
@@ -126,24 +125,24 @@ def attention_importance(
                 columns,
                 softmax,
             )
-            if by_tile:
+            if heads_first:
                 for part in blocks:
-                    each_head = [segment.attention(h, part, work, False) for h in range(heads)]
+                    each_head = [attention.probabilities(h, part, work, False) for h in range(heads)]
                     reduced = _reduce_heads(each_head, reduction.heads)
                     if weights is not None:
-                        reduced = fixed(reduced.to(torch.float32) * segment.weight[part, None])
+                        reduced = fixed(reduced.to(torch.float32) * attention.weight[part, None])
                     accumulate(totals[0], reduced, reduction.queries, work)
             else:
                 for h, total in enumerate(totals[part_of]):
                     for part in blocks:
-                        accumulate(total, segment.attention(h, part, work, True), reduction.queries, work)
+                        accumulate(total, attention.probabilities(h, part, work, True), reduction.queries, work)
         divisor = None
         if reduction.queries == "mean":
             seen = _counts(count, length, softmax.causal, of_key, out.device) if counts is None else counts[b, ks]
             divisor = seen[columns].to(torch.float32)
             if weights is not None:
                 divisor = divisor * 2.0**-30
-        scores = _finish(totals, divisor, heads, reduction, by_tile)
+        scores = _finish(totals, divisor, heads, reduction, heads_first)
         if of_key is not None:
             place = torch.arange(length, device=out.device) - of_key.key_start
             scores = torch.where((place >= span.start) & (place < span.stop), scores, 0.0)
@@ -189,16 +188,15 @@ def accumulate(total: Tensor, p: Tensor, reduction: str, work: Work) -> None:
         total += work.double(*p.shape).copy_(p).sum(0, dtype=torch.float64).to(torch.int64)
 
 
-def _finish(totals: Tensor, divisor: Optional[Tensor], heads: int, reduction: Reduction, by_tile: bool) -> Tensor:
+def _finish(totals: Tensor, divisor: Optional[Tensor], heads: int, reduction: Reduction, heads_first: bool) -> Tensor:
     """Float32 scores from integers of one or of all heads `[H, N]`."""
-    if reduction.heads != "rms" and (reduction.heads == "max") == (reduction.queries == "max"):
+    if reduction.commutes:
         # Of int64: exact in any order.
         totals = totals.amax(0)[None] if reduction.heads == "max" else totals.sum(0)[None]
-        by_tile = True
     scores = totals.to(torch.float32) * 2.0**-30
     if divisor is not None:
         scores = torch.where(divisor > 0, scores / divisor, 0.0)
-    if by_tile:
+    if heads_first or reduction.commutes:
         return scores[0] / torch.full_like(scores[0], heads) if reduction.heads == "mean" else scores[0]
     return over_heads(scores, reduction.heads)
 

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .groups import Amount, Bounds
+from .arguments import Amount, Bounds
 
 MOST = (1 << 31) - 1
 

@@ -5,9 +5,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .arguments import Segments
 from .blocks import CACHE_ELEMENTS, PRODUCT_BYTES, SEARCHED, work_rows
 from .dots import LOW_BITS, grid_products, grid_rows
-from .groups import Segments
 from .segments import Home, homes, segment_runs
 
 # The greatest index, and what is below every pair of a similarity and an index.

@@ -5,9 +5,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .arguments import Groups
 from .arithmetic import narrow, ordered_key, widen
 from .blocks import CACHE_ELEMENTS
-from .groups import Groups
 from .segments import segments
 
 # Members of a group that one partial sum holds.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from .arguments import Windows
 from .arithmetic import NO_KEY, ordered_key, widen
-from .groups import Windows
 
 
 def pool_scores(scores: Tensor, windows: Windows, reduction: str) -> Tensor:

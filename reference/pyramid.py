@@ -5,18 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import Filter
 from .arithmetic import narrow
 from .blocks import CACHE_ELEMENTS
-from .groups import Filter
 
 
-def blur_downsample(images: Tensor, kernel: Filter, height: int, width: int) -> Tensor:
+def blur_downsample(images: Tensor, blur: Filter, height: int, width: int) -> Tensor:
     """out[y, x] = Σ_i taps[i] · (Σ_j taps[j] · images[2y + offset + i, 2x + offset + j]).
 
     Both sums in ascending order from the first product on; products and sums rounded to float32 one by one; the
     result is rounded to the dtype of `images` once.
     """
-    taps, offset, padding = kernel
+    taps, offset, padding = blur
     out = images.new_empty(*images.shape[:2], height, width)
     planes, outs = (images.flatten(0, 1)[None], out.flatten(0, 1)[None]) if images.is_contiguous() else (images, out)
     rows = min(height, max(1, CACHE_ELEMENTS // (2 * images.shape[3])))

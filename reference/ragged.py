@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import Amount, Slots
 from .arithmetic import next_power_of_2, ordered_key, widen
-from .groups import Amount, Slots
 from .scoring import level_norms, level_variances
 from .segments import segments
 

@@ -5,9 +5,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .arguments import Grid
 from .arithmetic import widen
 from .blocks import CACHE_ELEMENTS, each_block
-from .groups import Grid
 from .rows import LANES, tree_sum
 from .scoring import moments
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from .arguments import Softmax
 from .arithmetic import below_one
 from .attention import Attention, accumulate, over_heads
 from .blocks import KEPT, LOGITS, Work
-from .groups import Softmax
 from .logits import head_rows
 
 
@@ -23,7 +23,7 @@ def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, hea
     work = Work(min(rows, count) * count, query.device)
     for b in range(batch if count else 0):
         p = torch.full((heads, count), 1 / count, dtype=torch.float32, device=query.device)
-        segment = Attention(
+        attention = Attention(
             head_rows(query[b], softmax.scale, softmax.limbs) if steps else [],
             head_rows(key[b], 1.0, softmax.limbs) if steps else [],
             torch.zeros(count, dtype=torch.int64, device=query.device),
@@ -35,13 +35,13 @@ def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, hea
             softmax,
         )
         for h in range(heads if steps else 0):
-            kept = [segment.exponentials(h, part, work, keep=True) for part in blocks[:KEPT]]
+            kept = [attention.exponentials(h, part, work, keep=True) for part in blocks[:KEPT]]
             for _ in range(steps):
                 down, up = below_one(p[h].amax())
                 weight = p[h] * down
                 total = torch.zeros(count, dtype=torch.int64, device=query.device)
                 for k, part in enumerate(blocks):
-                    e, share = kept[k] if k < len(kept) else segment.exponentials(h, part, work)
+                    e, share = kept[k] if k < len(kept) else attention.exponentials(h, part, work)
                     x = torch.mul(e, (share * weight[part])[:, None], out=work.take(*e.shape)[1])
                     x += 0.5
                     accumulate(total, x.floor_(), "sum", work)

@@ -28,19 +28,20 @@ def pytest_addoption(parser):
 def of_op(item, op) -> bool:
     """Whether a test has the op as its parameter or mark, or is of the op's family."""
     given = getattr(item, "callspec", None) and item.callspec.params.get("op")
-    marks = [mark.args[0] for mark in item.iter_markers("op")]
+    named = {getattr(given, "name", None), getattr(given, "__name__", None), given if isinstance(given, str) else None}
+    named |= {mark.args[0] for mark in item.iter_markers("op")}
     module = OPS[op].module
-    of_family = item.nodeid.startswith((f"tests/ops/test_{module}.py", f"pyramid_ops/ops/{module}.py"))
-    return op in (given, getattr(given, "name", None), *marks) or (of_family and not marks and not given)
+    family = (f"tests/ops/test_{module}.py", f"tests/ops/test_{module}_", f"pyramid_ops/ops/{module}.py")
+    return op in named or (named == {None} and item.nodeid.startswith(family))
 
 
 def pytest_collection_modifyitems(config, items):
     if op := config.getoption("--op"):
         if op not in OPS:
             raise pytest.UsageError(f"--op: expected one of {', '.join(sorted(OPS))}, got {op}")
-        kept = [item for item in items if of_op(item, op)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+        others = [item for item in items if not of_op(item, op)]
+        items[:] = [item for item in items if of_op(item, op)]
+        config.hook.pytest_deselected(items=others)
     if SHARD:
         first, step = map(int, SHARD.split("/"))
         kept = items[first::step]

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import adaptive as reference
-from ..reference.groups import Difficulty
+from ..reference.arguments import Difficulty
 from .budgets import MAX_LEVELS, allocate_batch
 from .regions import region_variance
 

@@ -10,7 +10,7 @@ from .. import _checks as check
 from .._op import Op
 from .._packed import Extents, ascending, extents
 from ..reference import attention as reference
-from ..reference.groups import Queries, Reduction, Segments, Softmax, Span
+from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
 from .matching import limbs_of
 from .queries import (
     INT32_MAX,
@@ -162,7 +162,7 @@ def attention_importance(
             q, segments = q[:, :, view], segments._replace(max_seqlen_q=len(query_indices))
             query_indices, log_sum_exp = None, None if log_sum_exp is None else log_sum_exp[:, :, view]
     unscale = seen = None
-    of = Queries(None, None, log_sum_exp, None)
+    of = Queries(log_sum_exp=log_sum_exp)
     if center_keys or query_indices is not None or query_weights is not None:
         at = Extents(
             *extents(q, segments.cu_seqlens_q, segments.max_seqlen_q),

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import budgets as reference
-from ..reference.groups import Amount, Bounds
+from ..reference.arguments import Amount, Bounds
 
 __all__ = ["allocate_budgets", "allocate_budgets_batch"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import matching as reference
-from ..reference.groups import Segments
+from ..reference.arguments import Segments
 from ..results import BestMatch
 
 __all__ = ["best_match"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import merging as reference
-from ..reference.groups import Groups
+from ..reference.arguments import Groups
 from ..results import MergedTokens
 
 __all__ = ["assign_mean"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import pooling as reference
-from ..reference.groups import Windows
+from ..reference.arguments import Windows
 
 __all__ = ["pool_scores"]
 

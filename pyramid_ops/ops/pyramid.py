@@ -10,14 +10,14 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import pyramid as reference
-from ..reference.groups import Filter
+from ..reference.arguments import Filter
 
 __all__ = ["blur_downsample", "gaussian_pyramid", "patch_positions", "patchify"]
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
-def _blur_downsample_fake(images: Tensor, kernel: Filter, height: int, width: int) -> Tensor:
+def _blur_downsample_fake(images: Tensor, blur: Filter, height: int, width: int) -> Tensor:
     return images.new_empty(*images.shape[:2], height, width)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._packed import Extents
-from ..reference.groups import Groups
+from ..reference.arguments import Groups
 from .merging import assign_mean, fold_groups_op
 
 INT32_MAX = (1 << 31) - 1

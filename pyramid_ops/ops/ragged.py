@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import ragged as reference
-from ..reference.groups import Amount, Slots
+from ..reference.arguments import Amount, Slots
 from ..results import PackedLevelSelection, SegmentedTopK
 from .attention import received
 from .selection import level_scores

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import regions as reference
-from ..reference.groups import Grid
+from ..reference.arguments import Grid
 
 __all__ = ["broadcast_regions", "region_variance"]
 

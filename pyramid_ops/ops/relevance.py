@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import relevance as reference
-from ..reference.groups import Queries, Reduction, Segments, Softmax, Span
+from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
 from .attention import attention_importance_op, base2_scale
 from .matching import limbs_of
 
@@ -112,7 +112,7 @@ def text_relevance(
     return attention_importance_op(
         tokens[:, None],
         text[:, None],
-        Queries(None, None, None, None),
+        Queries(),
         Segments(None, None, count, length),
         Span(0, length),
         Softmax(False, base2, 0.0, limbs),

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import walk as reference
-from ..reference.groups import Softmax
+from ..reference.arguments import Softmax
 from .attention import base2_scale, checked_heads
 from .matching import limbs_of
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from ..ops.gathering import gather_levels
 from ..ops.merging import fold_groups_op, group_tokens, token_rows, token_weights
-from ..reference.groups import Groups
+from ..reference.arguments import Groups
 from ..results import MergedTokens, MergePlan
 
 __all__ = ["merge_indices", "merge_tokens", "unmerge_tokens"]

@@ -8,8 +8,8 @@ from torch import Tensor
 from .. import _checks as check
 from .._packed import ascending
 from ..ops.matching import best_match_op, limbs_of
+from ..reference.arguments import Segments
 from ..reference.arithmetic import NO_KEY, ordered_key
-from ..reference.groups import Segments
 from ..results import MergePlan
 
 __all__ = ["tome_matching"]

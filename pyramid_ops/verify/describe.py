@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from .._op import Op
+from .inputs import FEATURES
 
 
 class Case(NamedTuple):
@@ -33,7 +34,8 @@ class Description(NamedTuple):
     `golden`: cases that depend on no version, for digests. `bits`: cases for kernel against reference. `ones`: calls
     whose sizes, strides and counts are 1, which Triton makes constants. `compiled`: calls of all shipped
     configurations, kept in the table of compiled code; `sizes`: others that must not spill. `compose`: a step in random
-    compositions. `benchmark`: the function under `bench/` that times it.
+    compositions. `benchmark`: the function under `bench/` that times it. `dtypes` are those that golden cases have;
+    `scattered` kernels read single values that lie apart, so that their loads are narrow; `dots` run on tensor cores.
     """
 
     op: Op
@@ -44,3 +46,6 @@ class Description(NamedTuple):
     compose: Callable[[Any], None]
     benchmark: str
     sizes: Optional[Callable[[], Iterator[Call]]] = None
+    dtypes: tuple[torch.dtype, ...] = FEATURES
+    scattered: tuple[str, ...] = ()
+    dots: tuple[str, ...] = ()

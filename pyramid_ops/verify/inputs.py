@@ -11,6 +11,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FEATURES = (*FLOATS, torch.uint8)
+# What ops that only move bits see: an integer of each size.
+BITS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 # Of each dtype: an integer dtype of its size, bits of the mantissa, exponent bias, the one pattern for all NaNs.
 FORMATS = {
     torch.float32: (torch.int32, 23, 127, 0x7FC00000),
@@ -202,15 +204,15 @@ def offsets_to(*ends: int) -> Tensor:
     return torch.tensor([0, *ends], dtype=torch.int32)
 
 
-def offsets(case: Any, tokens: Any) -> Any:
+def offsets(so_far: Any, tokens: Any) -> Any:
     """int32 offsets of up to four segments, now and then out of range or descending."""
-    ends = [case.integer(0, tokens) for _ in range(case.integer(0, 4))]
-    if case.choice(*[True] * 5, False):
+    ends = [so_far.integer(0, tokens) for _ in range(so_far.integer(0, 4))]
+    if so_far.choice(*[True] * 5, False):
         ends = sorted(ends)
-        return torch.tensor([case.choice(0, 0, -3), *ends, case.choice(tokens, tokens + 9)], dtype=torch.int32)
+        return torch.tensor([so_far.choice(0, 0, -3), *ends, so_far.choice(tokens, tokens + 9)], dtype=torch.int32)
     return torch.tensor([*ends, 0], dtype=torch.int32)
 
 
-def few_features(case: Any, level: Any) -> Any:
+def few_features(so_far: Any, level: Any) -> Any:
     """At most 70 mostly, for the time that interpreted tiles of 16 features take."""
-    return level.shape[2] if case.choice(*[False] * 7, True) else min(level.shape[2], 70)
+    return level.shape[2] if so_far.choice(*[False] * 7, True) else min(level.shape[2], 70)

@@ -24,24 +24,8 @@ from pyramid_ops.verify.cases import DESCRIPTIONS
 from pyramid_ops.verify.inputs import name
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel
 
-# These read single values that lie apart, a few numbers for each sample, or segments that start anywhere.
-SCATTERED = (
-    "_select_segment_kernel",
-    "_count_kernel",
-    "_take_chunk_kernel",
-    "_order_kernel",
-    "_locate_rows_kernel",
-    "_region_variance_kernel",
-    "_broadcast_regions_kernel",
-    "_pool_scores_kernel",
-    "_patch_entropy_kernel",
-    "_allocate_budgets_kernel",
-    "_adaptive_weights_kernel",
-    "_finish_kernel",
-    "_share_kernel",
-    "_step_kernel",
-)
-DOTS = ("_best_match_kernel", "_column_kernel", "_logits_kernel", "_relevance_kernel", "_row_kernel")
+SCATTERED = {kernel for description in DESCRIPTIONS.values() for kernel in description.scattered}
+DOTS = {kernel for description in DESCRIPTIONS.values() for kernel in description.dots}
 # Where logits are kept, these read them.
 READ_LOGITS = ("_column_kernel", "_row_kernel")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyramid_ops._op import OPS
-from pyramid_ops.reference.groups import Amount, Grid, Segments, Slots, Windows
+from pyramid_ops.reference.arguments import Amount, Grid, Segments, Slots, Windows
 from pyramid_ops.verify import inputs
 from pyramid_ops.verify.cases import DESCRIPTIONS, entropy, pyramid, scoring, selection
 from tests.bits import assert_same_bits, poisoned, to

@@ -18,7 +18,7 @@ BASE = {"_checks", "_op", "_packed", "results"}
 #: What each room or layer may import, beside itself and the standard library. Later layers import downwards only.
 MAY_IMPORT = {
     "reference": {"torch"},
-    "kernels": {"torch", "triton", "reference.groups"},
+    "kernels": {"torch", "triton", "reference.arguments"},
     **{name: {"torch", "numpy", *BASE} for name in BASE},
     "ops": {"torch", "numpy", "reference", *BASE},
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
@@ -37,8 +37,9 @@ def modules() -> Iterator[tuple[str, pathlib.Path]]:
         if parts[0] not in ("kernels", "reference"):
             yield ".".join(part for part in parts if part != "__init__"), path
     for room in ("kernels", "reference"):
-        for path in sorted((ROOT / room).glob("*.py")):
-            yield room if path.stem == "__init__" else f"{room}.{path.stem}", path
+        for path in sorted((ROOT / room).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
 
 
 MODULES = dict(modules())
@@ -73,23 +74,37 @@ def test_layers_import_downwards_only(module):
     own = module.split(".")[0]
     for target, name in imports(module):
         first = target.split(".")[0]
-        allowed = MAY_IMPORT[own]
-        free = (first == own and (own or not target)) or first in sys.stdlib_module_names
+        allowed = MAY_IMPORT.get(own)
+        assert allowed is not None, f"MAY_IMPORT does not say what {own} may import"
+        standard = first in sys.stdlib_module_names and first not in {name.split(".")[0] for name in MODULES}
+        free = (first == own and (own or not target)) or standard
         assert free or first in allowed or target in allowed, f"{module} imports {target} {name}"
 
 
-def test_only_the_command_line_imports_demo_and_verify():
+def test_modules_are_imported_by_name_in_the_open():
+    """Not by a string, but where an op looks for its kernel, and not as attributes of the package."""
     for module in MODULES:
-        if module.split(".")[0] not in ("demo", "verify", "__main__"):
-            assert not [target for target, _ in imports(module) if target.split(".")[0] in ("demo", "verify")], module
+        packages = {
+            alias.asname or alias.name
+            for node in ast.walk(tree(MODULES[module]))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+            if alias.name == "pyramid_ops"
+        }
+        for node in ast.walk(tree(MODULES[module])):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("importlib.import_module", "import_module", "__import__"):
+                assert module in ("_op", "__main__", "verify.page"), f"{module}:{node.lineno}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in packages:
+                assert node.attr not in MODULES, f"{module}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_imports_have_no_cycle():
-    # A package's own file only collects; what is imported from it is one of its modules.
+    # The top package only collects; what is imported from it stands below.
     graph = {
         module: {target for target, _ in imports(module) if target in MODULES and target}
         for module, path in MODULES.items()
-        if path.stem != "__init__"
+        if module
     }
     list(graphlib.TopologicalSorter(graph).static_order())
 
@@ -145,3 +160,21 @@ def test_every_family_has_its_file_in_every_room():
     families = {entry.module for entry in OPS.values()}
     for room in ("kernels", "reference", "pyramid_ops/ops", "pyramid_ops/verify/cases"):
         assert families <= {path.stem for path in (ROOT / room).glob("*.py")}, room
+    assert families <= {path.stem.removeprefix("test_") for path in (ROOT / "tests/ops").glob("*.py")}
+
+
+def test_every_file_of_ops_is_public_and_described():
+    starred = {target.split(".")[1] for target, name in imports("") if name == "*" and target.startswith("ops.")}
+    public = {module.split(".")[1] for module in MODULES if module.startswith("ops.") and exported(module)}
+    assert starred == public
+    cases = {module.split(".")[2] for module in MODULES if module.startswith("verify.cases.")}
+    assert cases == {
+        target.split(".")[2] for target, _ in imports("verify.cases") if target.startswith("verify.cases.")
+    }
+
+
+def exported(module: str) -> bool:
+    return any(
+        isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        for node in tree(MODULES[module]).body
+    )

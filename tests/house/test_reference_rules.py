@@ -70,7 +70,7 @@ ALLOWED_CALLS = {
     ),
     "mm",  # see test_reference_multiplies_matrices_of_grid_values_only
     *("floor", "full_like", "is_autocast_enabled", "ones", "pairwise", "tolist", "zeros"),
-    *("attention", "exponentials", "of", "take"),  # methods of the reference's own classes
+    *("exponentials", "of", "probabilities", "take"),  # methods of the reference's own classes
 }
 ALLOWED_BUILTINS = {
     "abs",
@@ -96,7 +96,10 @@ ALLOWED_BUILTINS = {
 def reference_calls():
     for path in REFERENCE:
         tree = ast.parse(path.read_text())
-        local = {node.name for p in REFERENCE for node in ast.walk(ast.parse(p.read_text())) if hasattr(node, "name")}
+        definitions = (ast.FunctionDef, ast.ClassDef)
+        local = {
+            node.name for p in REFERENCE for node in ast.walk(ast.parse(p.read_text())) if isinstance(node, definitions)
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 yield path.name, node, local
@@ -117,14 +120,18 @@ def test_reference_calls_only_what_is_allowed():
         elif isinstance(call.func, ast.Name):
             allowed = ALLOWED_BUILTINS | local | {"function"}
             assert call.func.id in allowed, f"{where}: {call.func.id} is not on the allow-list"
+        else:
+            raise AssertionError(f"{where}: a call of what has no name")
     assert seen > 50
 
 
 def test_reference_never_divides_tensors_by_python_scalars():
     for path in REFERENCE:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-                assert not isinstance(node.right, ast.Constant), f"reference/{path.name}:{node.lineno}"
+            if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.Div):
+                divisor = node.right if isinstance(node, ast.BinOp) else node.value
+                named = any(isinstance(part, (ast.Name, ast.Call)) for part in ast.walk(divisor))
+                assert named, f"reference/{path.name}:{node.lineno}"
 
 
 def test_reference_multiplies_matrices_of_grid_values_only():
@@ -132,7 +139,7 @@ def test_reference_multiplies_matrices_of_grid_values_only():
     for path in REFERENCE:
         for function in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]:
             for node in ast.walk(function):
-                called = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
+                called = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
                 operator = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
                 if operator or called in ("mm", "bmm", "matmul", "einsum"):
                     assert (path.name, function.name) == ("dots.py", "grid_products")
@@ -173,7 +180,8 @@ def test_reference_rounds_one_operation_at_a_time(op):
     with FloatArithmetic() as recorded:
         for args in arguments:
             OPS[op].reference(*args)
-    assert recorded.ops or op in ("broadcast_regions", "compact", "gather_levels")
+    moves_bits = torch.int64 in DESCRIPTIONS[op].dtypes
+    assert recorded.ops or moves_bits
     for name, dtypes in recorded.ops.items():
         assert ONE_ROUNDING.fullmatch(name), f"{op}: {name} on {dtypes}"
         assert "sqrt" not in name or dtypes == {torch.float64}

@@ -1,4 +1,4 @@
-"""Ragged batches: top-k of packed segments, packed pyramids, compaction. Meaning, tiles, bad input."""
+"""Ragged batches: top-k of packed segments and packed pyramids."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyramid_ops
-from pyramid_ops import compact, segmented_topk, select_topk_levels, select_topk_levels_packed
+from pyramid_ops import segmented_topk, select_topk_levels, select_topk_levels_packed
 from pyramid_ops.verify.inputs import FEATURES, FLOATS, int32, special_scores
 from tests.bits import assert_same_bits
 from tests.ops.test_selection import FLOAT32, brute_force
@@ -151,56 +151,12 @@ def test_coarse_levels_get_what_capacity_leaves():
     assert short.indices[:, 1].max() < 50
 
 
-def layouts(tokens: int):
-    """Tensors of a decoder layer, the dimension that counts tokens, and one that is not contiguous."""
-    generator = torch.Generator().manual_seed(0)
-    random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
-    return [
-        (random(tokens, 24), 0),
-        (random(tokens) > 0, 0),
-        (torch.arange(tokens), -1),
-        (torch.arange(3 * tokens).view(3, tokens), 1),
-        (random(2, tokens, 8).bfloat16(), 1),
-        (random(tokens, 2, 8).half(), 0),
-        (random(tokens, 2, 8).transpose(0, 1), -2),
-        (torch.complex(random(5, tokens, 3), random(5, tokens, 3)).conj(), 1),
-        (random(2, 2, tokens, 3).double()[..., 1:], 2),
-        (random(2, 3, tokens, 4).transpose(0, 1), 2),
-    ]
-
-
-def test_compaction_equals_indexing():
-    bounds, lengths = packed([50, 0, 7, 30]), [50, 0, 7, 30]
-    scores = torch.randn(87)
-    top = segmented_topk(scores, bounds, int32(10, 3, 9, 5), max_seqlen=50, capacity=12, order="index")
-    tensors, dims = zip(*layouts(87), strict=True)
-    kept = compact(tensors, top.indices, top.counts, cu_seqlens=bounds, token_dims=dims)
-    counts = [min(k, n) for k, n in zip((10, 3, 9, 5), lengths, strict=True)]
-    assert kept.cu_seqlens.tolist() == packed(counts).tolist()
-    assert kept.cu_seqlens.dtype == torch.int32
-    assert kept.positions.tolist() == [i for n in counts for i in range(n)] + [0] * (48 - sum(counts))
-    source = torch.cat([bounds[s] + top.indices[s, :n] for s, n in enumerate(counts)])
-    for x, dim, moved in zip(tensors, dims, kept.tensors, strict=True):
-        expected = x.index_select(dim, source)
-        padding = list(x.shape)
-        padding[dim] = 48 - sum(counts)
-        assert moved.dtype == x.dtype
-        assert torch.equal(moved, torch.cat((expected, x.new_zeros(padding)), dim))
-
-
-def test_compaction_moves_bits_and_outside_rows_are_zero():
-    x = torch.tensor([0x7F800001, -1, -(1 << 31), 5], dtype=torch.int32).view(torch.float32)[:, None]
-    indices = torch.tensor([[1, 0, 2, -1], [0, 1, 1, 9]])
-    kept = compact([x], indices, cu_seqlens=int32(0, 3, 4))
-    assert kept.tensors[0].view(torch.int32)[:, 0].tolist() == [-1, 0x7F800001, -(1 << 31), 0, 5, 0, 0, 0]
-    assert kept.cu_seqlens.tolist() == [0, 4, 8]
-    clamped = compact([x], indices, int32(-3, 99), cu_seqlens=int32(0, 3, 4))
-    assert clamped.cu_seqlens.tolist() == [0, 0, 4]
-    assert clamped.tensors[0].view(torch.int32)[:, 0].tolist() == [5] + [0] * 7
-
-
 S = torch.zeros(9)
+
+
 C = int32(0, 4, 9)
+
+
 TOPK = [
     (TypeError, "scores: expected a tensor, got None", lambda op: op(None, C, 1, max_seqlen=9)),
     (ValueError, r"scores: expected shape \[T\]", lambda op: op(S[None], C, 1, max_seqlen=9)),
@@ -234,6 +190,8 @@ def test_bad_topk(error, message, call):
 
 
 F, B, _ = ragged_pyramid()
+
+
 LEVELS = [
     (TypeError, "pyramid_features: expected a list or tuple", lambda op: op(F[0], B, [1] * 3, max_seqlen=9)),
     (ValueError, r"pyramid_features\[0\]: expected shape \[T, D\]", lambda op: op([F[0][None]], B, [1], max_seqlen=9)),
@@ -268,29 +226,3 @@ def test_bad_packed_levels(error, message, call):
 
 
 X, I = torch.zeros(9, 4), torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
-COMPACT = [
-    (TypeError, "tensors: expected a list or tuple", lambda op: op(X, I, cu_seqlens=C)),
-    (ValueError, "tensors: expected at least one tensor", lambda op: op([], I, cu_seqlens=C)),
-    (TypeError, r"tensors\[0\]: expected a tensor, got None", lambda op: op([None], I, cu_seqlens=C)),
-    (ValueError, r"tensors\[0\]: expected shape \[T\] or", lambda op: op([X[0, 0]], I, cu_seqlens=C)),
-    (TypeError, r"tensors\[0\]: expected a dtype of at most 8 bytes",
-     lambda op: op([X.to(torch.complex128)], I, cu_seqlens=C)),
-    (ValueError, r"tensors\[1\]: expected 9 tokens on cpu", lambda op: op([X, X[1:]], I, cu_seqlens=C)),
-    (ValueError, r"tensors\[0\]: expected no gradient", lambda op: op([X.clone().requires_grad_()], I, cu_seqlens=C)),
-    (TypeError, "indices: expected dtype int64", lambda op: op([X], I.int(), cu_seqlens=C)),
-    (ValueError, r"indices: expected shape \[S, K\]", lambda op: op([X], I[0], cu_seqlens=C)),
-    (ValueError, r"cu_seqlens: expected shape \[3\] on cpu", lambda op: op([X], I, cu_seqlens=C[1:])),
-    (ValueError, r"counts: expected shape \[2\] on cpu", lambda op: op([X], I, C, cu_seqlens=C)),
-    (TypeError, "counts: expected dtype int32", lambda op: op([X], I, X[:2, 0], cu_seqlens=C)),
-    (ValueError, "token_dims: expected one for each of 1 tensors, got 2",
-     lambda op: op([X], I, cu_seqlens=C, token_dims=(0, 1))),
-    (ValueError, r"token_dims\[0\]: expected less than 2, got 2", lambda op: op([X], I, cu_seqlens=C, token_dims=2)),
-    (ValueError, r"token_dims\[0\]: expected at least -2, got -3", lambda op: op([X], I, cu_seqlens=C, token_dims=-3)),
-    (TypeError, r"token_dims\[0\]: expected an integer", lambda op: op([X], I, cu_seqlens=C, token_dims=0.0)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("error", "message", "call"), COMPACT)
-def test_bad_compaction(error, message, call):
-    with pytest.raises(error, match=f"^compact: {message}"):
-        call(compact)

@@ -1,4 +1,4 @@
-"""What the scores mean: float64, torch, stated bounds, bad input."""
+"""Scores of tokens and their combination: meaning, accuracy, bad input."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import pyramid_ops
 from pyramid_ops import combine_scores, pool_scores, token_norm, token_variance, unit_rows
-from pyramid_ops.verify.inputs import FEATURES, FLOATS, int32, special_scores
+from pyramid_ops.verify.inputs import FEATURES, FLOATS, int32
 from tests.bits import assert_same_bits
 
 
@@ -133,54 +133,6 @@ def test_inputs_are_not_modified():
     assert_same_bits(x, before)
 
 
-@pytest.mark.parametrize("features", [1, 2, 64, 1000, 1024, 16384])
-def test_dot_products_of_unit_rows_are_exact(features):
-    """Any float32 accumulation order equals integer arithmetic, adversarial rows included."""
-    generator = torch.Generator().manual_seed(features)
-    x = torch.randn(48, features, generator=generator)
-    x[0], x[1], x[2] = 1.0, -1.0, 0.0
-    x[3] = torch.where(torch.arange(features) % 2 == 0, 1.0, -1.0)
-    x[4, 0] = 1e20
-    x[5] = x[4]
-    x[6:12] = x[12:18] + 1e-3 * x[18:24]
-    units, _ = unit_rows(x, limbs=2)
-    bits = min(11, 13 - ((features - 1).bit_length() + 1) // 2)
-    scaled = [(units[:, 0].double() * 2**11, 11), (units[:, 1].double() * 2.0**bits, bits)]
-    for a, a_bits in scaled:
-        assert_same_bits(a, a.round())
-        for b, b_bits in scaled:
-            exact = a.long() @ b.long().T
-            assert exact.abs().max() <= 2**24
-            left, right = (a / 2.0**a_bits).float(), (b / 2.0**b_bits).float()
-            for product in (left @ right.T, left.flip(1) @ right.flip(1).T):
-                assert torch.equal((product.double() * 2.0 ** (a_bits + b_bits)).long(), exact)
-            bound = (left.abs().double() @ right.abs().double().T).max() * 2.0 ** (a_bits + b_bits)
-            assert bound <= 2**24
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_unit_rows_approximate_the_row(dtype):
-    x = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    exact = x.double() / x.double().norm(dim=-1, keepdim=True)
-    units, norms = unit_rows(x, limbs=2)
-    # Half a grid step of the last limb (9 fraction bits at D = 100), and the rounding of u, |u| < 1/2, in float32.
-    assert (units[:, 0].double() - exact).abs().max() <= 2**-12 + 2**-24
-    assert (units[:, 0].double() + units[:, 1].double() * 2**-11 - exact).abs().max() <= 2**-21 + 2**-24
-    torch.testing.assert_close(norms.double(), x.double().norm(dim=-1), rtol=1e-6, atol=0)
-
-
-def test_unusable_rows_are_zero_rows_with_a_flag():
-    x = torch.ones(6, 8)
-    x[0], x[1, 2], x[2, 3], x[3] = 0.0, torch.nan, -torch.inf, torch.finfo(torch.float32).max
-    x[4] = 1e-45
-    units, norms = unit_rows(x, limbs=2)
-    usable = (norms > 0) & (norms < torch.inf)
-    assert usable.tolist() == [False, False, False, False, True, True]
-    assert_same_bits(units[:4], torch.zeros(4, 2, 8, dtype=torch.float16))
-    assert (units[4:, 0].float() - 8**-0.5).abs().max() < 2**-11
-    assert_same_bits(norms[:4], torch.tensor([0.0, torch.nan, torch.inf, torch.inf]))
-
-
 BAD = [
     (TypeError, "features: expected a tensor, got \\[1, 2\\]", lambda op: op([1, 2])),
     (ValueError, r"features: expected shape \[B, N, D\] or \[T, D\], got float32 \[3\]", lambda op: op(torch.ones(3))),
@@ -206,12 +158,6 @@ def test_bad_correction(correction):
         token_variance(torch.ones(2, 3), correction=correction)
 
 
-@pytest.mark.parametrize("limbs", [0, 3, 1.0])
-def test_bad_limbs(limbs):
-    with pytest.raises((TypeError, ValueError), match="^unit_rows: limbs: expected"):
-        unit_rows(torch.ones(2, 3), limbs=limbs)
-
-
 def test_gradients_are_allowed_where_grad_mode_is_off():
     with torch.no_grad():
         assert token_norm(torch.ones(2, 4, requires_grad=True)).tolist() == [2, 2]
@@ -226,56 +172,6 @@ def test_ambient_state_does_not_matter():
     torch.set_num_threads(1)
     assert_same_bits(pyramid_ops.token_variance(x), expected)
     torch.set_num_threads(threads)
-
-
-POOLS = [((8, 8), (2, 2)), ((7, 9), (2, 2)), ((7, 9), (3, 4)), ((1, 5), (1, 2)), ((6, 1), (4, 3)), ((5, 5), (9, 9))]
-
-
-def pooled_by_torch(scores, grid, window, reduction):
-    x = scores.double().view(-1, 1, *grid)
-    if reduction == "max":
-        x = torch.nn.functional.max_pool2d(x, window, ceil_mode=True)
-    else:
-        (height, width), (down, across) = grid, window
-        missing = (0, -width % across, 0, -height % down)
-        total = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, missing), window, divisor_override=1)
-        mean = torch.nn.functional.avg_pool2d(x, window, ceil_mode=True, count_include_pad=False)
-        x = total if reduction == "sum" else mean
-    return x.flatten(1)
-
-
-@pytest.mark.parametrize(("grid", "window"), POOLS)
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_pooling_is_that_of_torch(grid, window, dtype):
-    scores = torch.rand(3, grid[0] * grid[1], generator=torch.Generator().manual_seed(0)).to(dtype)
-    for reduction in ("mean", "sum", "max"):
-        if reduction == "max" and window == (9, 9):
-            window = grid  # torch wants at most half of a window outside
-        expected = pooled_by_torch(scores, grid, window, reduction)
-        actual = pool_scores(scores, grid, window=window, reduction=reduction)
-        assert actual.dtype == torch.float32
-        torch.testing.assert_close(actual.double(), expected, rtol=0 if reduction == "max" else 1e-6, atol=0)
-
-
-def test_a_sum_is_added_row_by_row():
-    scores = torch.tensor([[1e8, 3.0, 5.0, -1e8]])
-    total = np.float32(np.float32(np.float32(1e8) + np.float32(3)) + np.float32(5)) + np.float32(-1e8)
-    assert pool_scores(scores, (2, 2), reduction="sum").item() == total
-    assert pool_scores(scores, (2, 2)).item() == total / np.float32(4)
-    assert_same_bits(pool_scores(torch.full((1, 4), -0.0), (2, 2), reduction="sum"), torch.zeros(1, 1))
-
-
-def test_a_maximum_is_the_first_of_the_largest():
-    nan = torch.nan
-    scores = torch.tensor([[-0.0, 0.0, 0.0, -0.0, 1.0, nan, -torch.inf, -torch.inf, torch.inf, 5.0]])
-    expected = torch.tensor([[-0.0, 0.0, nan, -torch.inf, torch.inf]])
-    assert_same_bits(pool_scores(scores, (1, 10), window=(1, 2), reduction="max"), expected)
-
-
-def test_pooling_a_window_of_one_changes_nothing():
-    scores = special_scores(2, 12, torch.float32, 4)
-    assert_same_bits(pool_scores(scores, (3, 4), window=(1, 1), reduction="max"), scores)
-    assert_same_bits(pool_scores(scores, (3, 4), window=(1, 1)), scores + 0.0)
 
 
 def min_max(x: torch.Tensor) -> torch.Tensor:
@@ -419,26 +315,6 @@ def test_strided_and_negated_scores():
 
 
 S = torch.zeros(2, 12)
-
-
-@pytest.mark.parametrize(
-    ("message", "call"),
-    [
-        ("scores: expected a tensor", lambda: pool_scores([1], (3, 4))),
-        (r"scores: expected shape \[B, N\] or \[N\], got float32 \[\]", lambda: pool_scores(S[0, 0], (3, 4))),
-        ("scores: expected dtype float32, float16, bfloat16, got int64", lambda: pool_scores(S.long(), (3, 4))),
-        ("scores: expected no gradient", lambda: pool_scores(S.clone().requires_grad_(), (3, 4))),
-        ("grid: expected H·W = 12, the number of scores, got 3×5", lambda: pool_scores(S, (3, 5))),
-        ("grid: expected a list or tuple", lambda: pool_scores(S, 12)),
-        (r"grid: expected \(rows, columns\), got \[12\]", lambda: pool_scores(S, (12,))),
-        (r"window\[1\]: expected at least 1, got 0", lambda: pool_scores(S, (3, 4), window=(2, 0))),
-        (r"window\[0\]: expected an integer, got 2.0", lambda: pool_scores(S, (3, 4), window=(2.0, 2))),
-        ("reduction: expected one of 'mean', 'sum', 'max', got 'min'", lambda: pool_scores(S, (3, 4), reduction="min")),
-    ],
-)
-def test_bad_pooling(message, call):
-    with pytest.raises((TypeError, ValueError), match=f"^pool_scores: {message}"):
-        call()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What selection means: torch, brute force in Python, budgets, bad input."""
+"""Selection over levels: against brute force and eager code."""
 
 import functools
 import math
@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid_ops import allocate_budgets, gather_levels, select_topk_levels, token_norm, token_variance
+from pyramid_ops import allocate_budgets, select_topk_levels, token_norm, token_variance
 from pyramid_ops.verify.inputs import FEATURES, special_scores
 from tests.bits import assert_same_bits
 
 SIZES = (4096, 1024, 256, 64)
+
+
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
 
@@ -177,42 +179,9 @@ def test_surplus_goes_to_the_finest_level_with_room():
     assert counts == [18, 9, 2, 1]
 
 
-def test_gather_levels_of_masks_positions_and_tokens():
-    levels = features((6, 3), 5)
-    indices = torch.tensor([[[1, 2], [0, 0], [-1, -1]], [[0, 5], [1, 3], [2, 0]]])
-    out = gather_levels(levels, indices)
-    assert_same_bits(out[0, :2], torch.stack((levels[1][0, 2], levels[0][0, 0])))
-    assert_same_bits(out[1, :1], levels[0][1, 5:])
-    assert_same_bits(torch.cat((out[0, 2:], out[1, 1:])), torch.zeros(3, 5))
-    for dtype in (torch.bool, torch.int64, torch.float64, torch.complex64, torch.int16):
-        typed = [level.to(dtype) for level in levels]
-        gathered = gather_levels(typed, indices)
-        assert gathered.dtype == dtype
-        assert torch.equal(gathered[0, 0], typed[1][0, 2])
-    flat = [level[..., 0] for level in levels]
-    assert gather_levels(flat, indices).shape == (2, 3)
-    deep = [level.view(2, -1, 5, 1, 1).expand(-1, -1, 5, 2, 3) for level in levels]
-    assert torch.equal(gather_levels(deep, indices)[..., 1, 2], out)
-    shared = [level[:1] for level in levels]
-    assert torch.equal(gather_levels(shared, indices)[1, 0], levels[0][0, 5])
-
-
-def test_pending_negation_and_conjugation_are_resolved():
-    scores = torch.complex(torch.zeros(1, 6), torch.arange(6.0)[None]).conj().imag
-    assert scores.is_neg()
-    level = torch.rand(1, 6, 8)
-    assert select_topk_levels([level], saliency=[scores], budgets=[3]).indices[0, :, 1].tolist() == [0, 1, 2]
-    negated = torch._neg_view(level)
-    assert_same_bits(token_norm(negated), token_norm(level))
-    assert_same_bits(
-        select_topk_levels([negated], budgets=[2]).tokens, -select_topk_levels([level], budgets=[2]).tokens
-    )
-    indices = torch.tensor([[[0, 4]]])
-    conjugated = torch.complex(level, level).conj()
-    assert torch.equal(gather_levels([conjugated], indices)[0, 0], conjugated[0, 4])
-
-
 L = features()
+
+
 BAD = [
     (TypeError, "pyramid_features: expected a list or tuple", lambda op: op(L[0])),
     (ValueError, "pyramid_features: expected at least one tensor, got an empty list", lambda op: op([])),
@@ -265,27 +234,6 @@ def test_budgets_of_one_call_are_not_those_of_equal_numbers_that_are_wrong():
 def test_bad_input(error, message, call):
     with pytest.raises(error, match=f"^select_topk_levels: {message}"):
         call(select_topk_levels)
-
-
-I = torch.zeros(2, 3, 2, dtype=torch.int64)  # noqa: E741
-
-
-@pytest.mark.parametrize(
-    ("message", "levels", "indices"),
-    [
-        ("indices: expected dtype int64", L, I.int()),
-        (r"indices: expected shape \[B, K, 2\]", L, I[..., :1]),
-        (r"indices: expected shape \[B, K, 2\]", L, I[0]),
-        ("levels: expected a non-empty list", [], I),
-        ("levels: expected a non-empty list", L[0], I),
-        (r"levels\[0\]: expected a batch size of 1 or 3", L, I[:1].expand(3, 3, 2)),
-        (r"levels\[1\]: expected the device, dtype", [L[0], L[1].half()], I),
-        ("levels: expected a dtype of at most 8 bytes", [x.to(torch.complex128) for x in L], I),
-    ],
-)
-def test_bad_gather(message, levels, indices):
-    with pytest.raises((TypeError, ValueError), match=f"^gather_levels: {message}"):
-        gather_levels(levels, indices)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/adaptive.py`."""
+"""Descriptions of the ops in `ops/adaptive.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.adaptive import adaptive_weights_op
-from ...reference.groups import Difficulty
+from ...reference.arguments import Difficulty
 from ..describe import Call, Case, Cases, Description
 from ..inputs import Source
 
@@ -48,12 +48,12 @@ def adaptive_weights_compiled() -> Iterator[Call]:
     yield Call("adaptive_budgets, 4 levels", adapt)
 
 
-def adapt(case: Any) -> None:
+def adapt(so_far: Any) -> None:
     """Budgets by the difficulty of an instruction."""
-    level = case.levels[0]
+    level = so_far.levels[0]
     if level.shape[1]:
-        options = {"length_scale": case.choice(0.1, -0.4), "variance_scale": case.choice(10.0, 1e-4)}
-        case.same(pyramid_ops.adaptive_budgets, case.integer(0, 80), level, (64, 16, 4, 1), **options)
+        options = {"length_scale": so_far.choice(0.1, -0.4), "variance_scale": so_far.choice(10.0, 1e-4)}
+        so_far.same(pyramid_ops.adaptive_budgets, so_far.integer(0, 80), level, (64, 16, 4, 1), **options)
 
 
 DESCRIPTIONS = [
@@ -65,5 +65,7 @@ DESCRIPTIONS = [
         adaptive_weights_compiled,
         adapt,
         "test_adaptive",
+        dtypes=(torch.float32,),
+        scattered=("_adaptive_weights_kernel",),
     ),
 ]

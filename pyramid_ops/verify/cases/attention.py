@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/attention.py`."""
+"""Descriptions of the ops in `ops/attention.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 import pyramid_ops
 
 from ...ops.attention import attention_importance_op
-from ...reference.groups import Queries, Reduction, Segments, Softmax, Span
+from ...reference.arguments import Queries, Reduction, Segments, Softmax, Span
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FLOATS, Source, few_features, name, offsets_to, special_rows
 
@@ -42,7 +42,7 @@ def attention_importance_golden() -> Cases:
                 q = torch.stack([source.rows(24, dtype) for _ in range(4)], 1)
                 k = torch.cat([source.rows(24, dtype) for _ in range(4)], 1)[:, None]
                 softmax = Softmax((i + limbs) % 2 == 0, 0.25, (0.0, 20.0)[i % 4 == 3], limbs)
-                sizes = Queries(None, None, None, None), Segments(None, None, 9, 36), Span(2, 36)
+                sizes = Queries(), Segments(None, None, 9, 36), Span(2, 36)
                 yield Case(case, (q, k, *sizes, softmax, Reduction(heads, queries, heads_first)))
     source = Source("packed")
     q, k = source.floats(1, 2, 60, 40, low=-1, high=2), source.floats(1, 1, 70, 40, low=-1, high=2)
@@ -219,44 +219,44 @@ def attention_importance_sizes() -> Iterator[Call]:
         yield Call(f"attention_importance-{features}-max-first", first, torch.bfloat16)
 
 
-def attend(case: Any) -> None:
-    level = case.choice(*case.levels)
-    features = few_features(case, level)
-    heads, shared = case.choice((1, 1), (2, 1), (4, 2), (2, 2))
-    queries, keys = case.integer(0, 20), case.integer(0, 40)
-    dtype = case.choice(*FLOATS)
+def attend(so_far: Any) -> None:
+    level = so_far.choice(*so_far.levels)
+    features = few_features(so_far, level)
+    heads, shared = so_far.choice((1, 1), (2, 1), (4, 2), (2, 2))
+    queries, keys = so_far.integer(0, 20), so_far.integer(0, 40)
+    dtype = so_far.choice(*FLOATS)
     options = {
-        "causal": case.choice(True, False),
-        "softcap": case.choice(None, None, 20.0),
-        "temperature": case.choice(1.0, 0.1),
-        "head_reduction": case.choice("mean", "sum", "max", "rms"),
-        "query_reduction": case.choice("mean", "sum", "max"),
-        "reduce_first": case.choice("heads", "queries"),
-        "precision": case.choice("grid", "high"),
+        "causal": so_far.choice(True, False),
+        "softcap": so_far.choice(None, None, 20.0),
+        "temperature": so_far.choice(1.0, 0.1),
+        "head_reduction": so_far.choice("mean", "sum", "max", "rms"),
+        "query_reduction": so_far.choice("mean", "sum", "max"),
+        "reduce_first": so_far.choice("heads", "queries"),
+        "precision": so_far.choice("grid", "high"),
         "center_keys": False,
     }
     if options["softcap"] is None:
-        options["center_keys"] = case.choice(True, False, False, False)
-    if case.choice(True, False):
-        q, k = case.tensor(queries, heads, features, dtype=dtype), case.tensor(keys, shared, features, dtype=dtype)
+        options["center_keys"] = so_far.choice(True, False, False, False)
+    if so_far.choice(True, False):
+        q, k = so_far.tensor(queries, heads, features, dtype=dtype), so_far.tensor(keys, shared, features, dtype=dtype)
         rows = (queries,)
-        segments = case.integer(1, 3)
+        segments = so_far.integer(1, 3)
         for name, size in (("cu_seqlens_q", queries), ("cu_seqlens_k", keys)):
-            ends = sorted(case.integer(0, size) for _ in range(segments + 1))
+            ends = sorted(so_far.integer(0, size) for _ in range(segments + 1))
             options[name] = torch.tensor(ends, dtype=torch.int32)
     else:
         batch = level.shape[0]
-        q, k = (case.tensor(batch, h, n, features, dtype=dtype) for h, n in ((heads, queries), (shared, keys)))
+        q, k = (so_far.tensor(batch, h, n, features, dtype=dtype) for h, n in ((heads, queries), (shared, keys)))
         rows = (batch, queries)
-    which = case.choice("all", "indices", "weights")
+    which = so_far.choice("all", "indices", "weights")
     if which == "indices":
-        options["query_indices"] = torch.tensor([case.integer(-2, 22) for _ in range(case.integer(0, 4))]).long()
+        options["query_indices"] = torch.tensor([so_far.integer(-2, 22) for _ in range(so_far.integer(0, 4))]).long()
     if which == "weights":
-        options["query_weights"] = case.tensor(*rows, dtype=torch.float32, kinds=("plain", "ties", "bits"))
-    if case.choice(True, False, False):
+        options["query_weights"] = so_far.tensor(*rows, dtype=torch.float32, kinds=("plain", "ties", "bits"))
+    if so_far.choice(True, False, False):
         shape = (heads, *rows) if len(rows) == 1 else (rows[0], heads, rows[1])
-        options["log_sum_exp"] = case.tensor(*shape, dtype=torch.float32, kinds=("plain", "ties"))
-    case.same(pyramid_ops.attention_importance, q, k, **options)
+        options["log_sum_exp"] = so_far.tensor(*shape, dtype=torch.float32, kinds=("plain", "ties"))
+    so_far.same(pyramid_ops.attention_importance, q, k, **options)
 
 
 DESCRIPTIONS = [
@@ -268,6 +268,16 @@ DESCRIPTIONS = [
         attention_importance_compiled,
         attend,
         "test_column_mean",
-        attention_importance_sizes,
+        sizes=attention_importance_sizes,
+        dtypes=FLOATS,
+        scattered=(
+            "_finish_kernel",
+            "_share_kernel",
+        ),
+        dots=(
+            "_column_kernel",
+            "_logits_kernel",
+            "_row_kernel",
+        ),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/budgets.py`."""
+"""Descriptions of the ops in `ops/budgets.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 import pyramid_ops
 
 from ...ops.budgets import allocate_budgets_batch_op
-from ...reference.groups import Amount, Bounds
+from ...reference.arguments import Amount, Bounds
 from ..describe import Call, Case, Cases, Description
 from ..inputs import Source
 
@@ -86,16 +86,16 @@ def allocate_budgets_batch_compiled() -> Iterator[Call]:
         yield Call(f"allocate_budgets_batch, {levels} levels", allocate)
 
 
-def budget(case: Any) -> None:
+def budget(so_far: Any) -> None:
     """Budgets of each sample, within bounds."""
-    batch, levels = case.integer(0, 5), case.integer(1, 6)
-    weights = case.tensor(batch, levels, dtype=torch.float32, kinds=("plain", "ties", "bits"))
-    sizes = [case.integer(0, 300) for _ in range(levels)]
+    batch, levels = so_far.integer(0, 5), so_far.integer(1, 6)
+    weights = so_far.tensor(batch, levels, dtype=torch.float32, kinds=("plain", "ties", "bits"))
+    sizes = [so_far.integer(0, 300) for _ in range(levels)]
     options = {}
-    if case.choice(True, False):
-        options["maximum"] = [case.integer(0, 300) for _ in range(levels)]
-    total = torch.tensor([case.integer(-5, 900) for _ in range(batch)], dtype=torch.int32)
-    case.same(pyramid_ops.allocate_budgets_batch, total, weights, sizes, **options)
+    if so_far.choice(True, False):
+        options["maximum"] = [so_far.integer(0, 300) for _ in range(levels)]
+    total = torch.tensor([so_far.integer(-5, 900) for _ in range(batch)], dtype=torch.int32)
+    so_far.same(pyramid_ops.allocate_budgets_batch, total, weights, sizes, **options)
 
 
 DESCRIPTIONS = [
@@ -107,5 +107,7 @@ DESCRIPTIONS = [
         allocate_budgets_batch_compiled,
         budget,
         "test_allocate_budgets_batch",
+        dtypes=(torch.float32,),
+        scattered=("_allocate_budgets_kernel",),
     ),
 ]

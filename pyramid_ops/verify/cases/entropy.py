@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/entropy.py`."""
+"""Descriptions of the ops in `ops/entropy.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -71,12 +71,12 @@ def patch_entropy_compiled() -> Iterator[Call]:
             yield Call(f"patch_entropy, {patch}×{patch}, {bins} bins", entropy, dtype)
 
 
-def entropy(case: Any) -> None:
+def entropy(so_far: Any) -> None:
     """Entropy of the patches of an image."""
-    patch = case.integer(1, 5)
-    sides = [patch * case.integer(1, 3) for _ in range(2)]
-    images = case.tensor(case.integer(0, 2), case.integer(1, 2), *sides, dtype=case.choice(*FEATURES))
-    case.same(pyramid_ops.patch_entropy, images, patch, bins=case.choice(2, 33, 256))
+    patch = so_far.integer(1, 5)
+    sides = [patch * so_far.integer(1, 3) for _ in range(2)]
+    images = so_far.tensor(so_far.integer(0, 2), so_far.integer(1, 2), *sides, dtype=so_far.choice(*FEATURES))
+    so_far.same(pyramid_ops.patch_entropy, images, patch, bins=so_far.choice(2, 33, 256))
 
 
 DESCRIPTIONS = [
@@ -88,5 +88,6 @@ DESCRIPTIONS = [
         patch_entropy_compiled,
         entropy,
         "test_patch_entropy",
+        scattered=("_patch_entropy_kernel",),
     ),
 ]

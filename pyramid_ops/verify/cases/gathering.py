@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/gathering.py`."""
+"""Descriptions of the ops in `ops/gathering.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pyramid_ops
 
 from ...ops.gathering import compact_op, gather_levels_op
 from ..describe import Call, Case, Cases, Description
-from ..inputs import FEATURES, Source, int32, name, offsets, offsets_to
+from ..inputs import BITS, FEATURES, Source, int32, name, offsets, offsets_to
 
 
 def gather_levels_golden() -> Cases:
@@ -123,24 +123,24 @@ def compact_compiled() -> Iterator[Call]:
         yield Call("compact, dense, D = 1024, 8 heads of 128", move, dtype)
 
 
-def gather(case: Any) -> None:
-    batch = case.levels[0].shape[0]
-    indices = case.indices
+def gather(so_far: Any) -> None:
+    batch = so_far.levels[0].shape[0]
+    indices = so_far.indices
     if indices is None:
-        generator = torch.Generator().manual_seed(case.integer(0, 2**32 - 1))
-        indices = torch.randint(-2, 6, (batch, case.integer(0, 9), 2), generator=generator)
-    case.same(pyramid_ops.gather_levels, case.levels, case.strided(indices))
+        generator = torch.Generator().manual_seed(so_far.integer(0, 2**32 - 1))
+        indices = torch.randint(-2, 6, (batch, so_far.integer(0, 9), 2), generator=generator)
+    so_far.same(pyramid_ops.gather_levels, so_far.levels, so_far.strided(indices))
 
 
-def move(case: Any) -> None:
+def move(so_far: Any) -> None:
     """Rows, of any layout and of two dtypes, moved by indices of any value."""
-    tokens, segments, capacity = case.integer(0, 40), case.integer(0, 3), case.integer(0, 9)
-    bounds = offsets(case, tokens)[: segments + 1]
-    generator = torch.Generator().manual_seed(case.integer(0, 2**32 - 1))
+    tokens, segments, capacity = so_far.integer(0, 40), so_far.integer(0, 3), so_far.integer(0, 9)
+    bounds = offsets(so_far, tokens)[: segments + 1]
+    generator = torch.Generator().manual_seed(so_far.integer(0, 2**32 - 1))
     indices = torch.randint(-2, 20, (len(bounds) - 1, capacity), generator=generator)
-    counts = case.choice(None, torch.tensor([case.integer(-1, 9) for _ in bounds[1:]], dtype=torch.int32))
-    tensors = [case.tensor(tokens, case.choice(1, 3, 33), dtype=case.choice(*FEATURES)) for _ in range(2)]
-    case.same(pyramid_ops.compact, tensors, indices, counts, cu_seqlens=bounds)
+    counts = so_far.choice(None, torch.tensor([so_far.integer(-1, 9) for _ in bounds[1:]], dtype=torch.int32))
+    tensors = [so_far.tensor(tokens, so_far.choice(1, 3, 33), dtype=so_far.choice(*FEATURES)) for _ in range(2)]
+    so_far.same(pyramid_ops.compact, tensors, indices, counts, cu_seqlens=bounds)
 
 
 DESCRIPTIONS = [
@@ -152,6 +152,17 @@ DESCRIPTIONS = [
         gather_levels_compiled,
         gather,
         "test_gather_levels",
+        dtypes=BITS,
     ),
-    Description(compact_op, compact_golden, compact_bits, compact_ones, compact_compiled, move, "test_compact"),
+    Description(
+        compact_op,
+        compact_golden,
+        compact_bits,
+        compact_ones,
+        compact_compiled,
+        move,
+        "test_compact",
+        dtypes=BITS,
+        scattered=("_locate_rows_kernel",),
+    ),
 ]

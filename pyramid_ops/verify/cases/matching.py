@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/matching.py`."""
+"""Descriptions of the ops in `ops/matching.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.matching import best_match_op
-from ...reference.groups import Segments
+from ...reference.arguments import Segments
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FEATURES, Source, name, offsets_to, special_rows
 
@@ -102,14 +102,14 @@ def best_match_sizes() -> Iterator[Call]:
             yield Call(f"best_match-{precision}-{features}-packed", ragged, torch.bfloat16)
 
 
-def match(case: Any) -> None:
-    precision = case.choice("grid", "high")
-    queries, keys = case.choice(*case.levels), case.choice(*case.levels)
-    found = case.same(pyramid_ops.best_match, queries, keys, precision=precision)
+def match(so_far: Any) -> None:
+    precision = so_far.choice("grid", "high")
+    queries, keys = so_far.choice(*so_far.levels), so_far.choice(*so_far.levels)
+    found = so_far.same(pyramid_ops.best_match, queries, keys, precision=precision)
     if keys.shape[1]:
-        sizes = case.tensor(*queries.shape[:2], dtype=torch.float32, kinds=("plain", "ties"))
-        weights = case.choice(None, sizes)
-        case.same(pyramid_ops.assign_mean, queries, found.indices, keys.shape[1], weights=weights)
+        sizes = so_far.tensor(*queries.shape[:2], dtype=torch.float32, kinds=("plain", "ties"))
+        weights = so_far.choice(None, sizes)
+        so_far.same(pyramid_ops.assign_mean, queries, found.indices, keys.shape[1], weights=weights)
 
 
 DESCRIPTIONS = [
@@ -121,6 +121,7 @@ DESCRIPTIONS = [
         best_match_compiled,
         match,
         "test_tome",
-        best_match_sizes,
+        sizes=best_match_sizes,
+        dots=("_best_match_kernel",),
     ),
 ]

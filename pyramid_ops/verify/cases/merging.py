@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/merging.py`."""
+"""Descriptions of the ops in `ops/merging.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.merging import fold_groups_op
-from ...reference.groups import Groups
+from ...reference.arguments import Groups
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FEATURES, Source, name, special_rows
 
@@ -74,19 +74,19 @@ def fold_groups_compiled() -> Iterator[Call]:
         yield Call("assign_mean, D = 1024", functools.partial(pyramid_ops.assign_mean, x, clusters, 2048), dtype)
 
 
-def merge(case: Any) -> None:
-    level = case.choice(*case.levels)
-    flags = case.choice({}, {"class_token": True}, {"class_token": True, "distill_token": True})
-    order = case.choice("tome", "original")
-    if case.choice(True, False) and level.shape[0]:
+def merge(so_far: Any) -> None:
+    level = so_far.choice(*so_far.levels)
+    flags = so_far.choice({}, {"class_token": True}, {"class_token": True, "distill_token": True})
+    order = so_far.choice("tome", "original")
+    if so_far.choice(True, False) and level.shape[0]:
         level = level.flatten(0, 1)
-        starts = torch.tensor(sorted(case.integer(0, len(level)) for _ in range(3)), dtype=torch.int32)
-        plan = case.same(pyramid_ops.tome_matching, level, case.integer(0, 9), cu_seqlens=starts, **flags)
+        starts = torch.tensor(sorted(so_far.integer(0, len(level)) for _ in range(3)), dtype=torch.int32)
+        plan = so_far.same(pyramid_ops.tome_matching, level, so_far.integer(0, 9), cu_seqlens=starts, **flags)
     else:
-        plan = case.same(pyramid_ops.tome_matching, level, case.integer(0, 12), **flags)
-    mode = case.choice("mean", "sum", "amax")
-    merged, _ = case.same(pyramid_ops.merge_tokens, level, plan, mode=mode, order=order)
-    case.same(pyramid_ops.unmerge_tokens, merged, plan, order=order)
+        plan = so_far.same(pyramid_ops.tome_matching, level, so_far.integer(0, 12), **flags)
+    mode = so_far.choice("mean", "sum", "amax")
+    merged, _ = so_far.same(pyramid_ops.merge_tokens, level, plan, mode=mode, order=order)
+    so_far.same(pyramid_ops.unmerge_tokens, merged, plan, order=order)
 
 
 DESCRIPTIONS = [

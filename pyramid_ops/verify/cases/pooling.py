@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/pooling.py`."""
+"""Descriptions of the ops in `ops/pooling.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.pooling import pool_scores_op
-from ...reference.groups import Windows
+from ...reference.arguments import Windows
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FLOATS, Source, name, special_scores
 
@@ -56,13 +56,16 @@ def pool_scores_compiled() -> Iterator[Call]:
         yield Call("pool_scores, 2×2 of 64×64, max", functools.partial(pool, reduction="max"), dtype)
 
 
-def pool(case: Any) -> None:
-    tokens = case.levels[0].shape[1]
+def pool(so_far: Any) -> None:
+    tokens = so_far.levels[0].shape[1]
     if tokens:
-        down = case.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
-        scores = case.tensor(case.levels[0].shape[0], tokens, dtype=case.choice(*FLOATS))
-        options = {"window": (case.integer(1, 4), case.integer(1, 4)), "reduction": case.choice("mean", "sum", "max")}
-        case.same(pyramid_ops.pool_scores, scores, (down, tokens // down), **options)
+        down = so_far.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
+        scores = so_far.tensor(so_far.levels[0].shape[0], tokens, dtype=so_far.choice(*FLOATS))
+        options = {
+            "window": (so_far.integer(1, 4), so_far.integer(1, 4)),
+            "reduction": so_far.choice("mean", "sum", "max"),
+        }
+        so_far.same(pyramid_ops.pool_scores, scores, (down, tokens // down), **options)
 
 
 DESCRIPTIONS = [
@@ -74,5 +77,7 @@ DESCRIPTIONS = [
         pool_scores_compiled,
         pool,
         "test_pool_scores",
+        dtypes=FLOATS,
+        scattered=("_pool_scores_kernel",),
     ),
 ]

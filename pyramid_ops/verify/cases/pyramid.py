@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/pyramid.py`."""
+"""Descriptions of the ops in `ops/pyramid.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 import pyramid_ops
 
 from ...ops.pyramid import blur_downsample_op
-from ...reference.groups import Filter
+from ...reference.arguments import Filter
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FEATURES, Source, name
 
@@ -106,18 +106,18 @@ def blur_downsample_compiled() -> Iterator[Call]:
                 yield Call(f"blur_downsample, 5 taps, {padding}, {downsample}", step, dtype)
 
 
-def from_images(case: Any) -> None:
-    count = case.choice(2, 2, 1, 3)
-    patch = case.integer(1, 2)
-    batch, channels = case.choice(*[(1, 1), (1, 1), (1, 2), (2, 1)] * 4, (0, 1))
-    sides = [case.choice(1, 1, 2, 3) * patch << (count - 1) for _ in range(2)]
-    images = case.tensor(batch, channels, *sides, dtype=case.choice(*FEATURES))
-    taps = case.choice(None, [1.0], [0.25, 0.5, 0.25], [0.0625, 0.25, 0.375, 0.25, 0.0625], [-0.3, 0.7, 1.9])
-    options = {"taps": taps, "padding": case.choice("zeros", "reflect", "replicate")}
-    levels = case.same(
-        pyramid_ops.gaussian_pyramid, images, count, downsample=case.choice("mean", "decimate"), **options
+def from_images(so_far: Any) -> None:
+    count = so_far.choice(2, 2, 1, 3)
+    patch = so_far.integer(1, 2)
+    batch, channels = so_far.choice(*[(1, 1), (1, 1), (1, 2), (2, 1)] * 4, (0, 1))
+    sides = [so_far.choice(1, 1, 2, 3) * patch << (count - 1) for _ in range(2)]
+    images = so_far.tensor(batch, channels, *sides, dtype=so_far.choice(*FEATURES))
+    taps = so_far.choice(None, [1.0], [0.25, 0.5, 0.25], [0.0625, 0.25, 0.375, 0.25, 0.0625], [-0.3, 0.7, 1.9])
+    options = {"taps": taps, "padding": so_far.choice("zeros", "reflect", "replicate")}
+    levels = so_far.same(
+        pyramid_ops.gaussian_pyramid, images, count, downsample=so_far.choice("mean", "decimate"), **options
     )
-    case.levels = [case.same(pyramid_ops.patchify, level, patch) for level in levels]
+    so_far.levels = [so_far.same(pyramid_ops.patchify, level, patch) for level in levels]
 
 
 DESCRIPTIONS = [

@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/ragged.py`."""
+"""Descriptions of the ops in `ops/ragged.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.ragged import segmented_topk_op, select_topk_levels_packed_op
-from ...reference.groups import Amount, Slots
+from ...reference.arguments import Amount, Slots
 from ..describe import Call, Case, Cases, Description
 from ..inputs import BOUNDS, FEATURES, FLOATS, Source, golden_levels, int32, name, offsets, offsets_to, special_scores
 from .selection import levels
@@ -142,41 +142,44 @@ def select_topk_levels_packed_compiled() -> Iterator[Call]:
             yield Call(f"select_topk_levels_packed, 273 of up to {size}", call, dtype)
 
 
-def pack(case: Any) -> None:
+def pack(so_far: Any) -> None:
     """Segments of the scores, the best of each, and what they move."""
-    if not case.scores or not case.levels[0].shape[0]:
+    if not so_far.scores or not so_far.levels[0].shape[0]:
         return
-    scores, rows = case.scores[0].flatten(), case.levels[0].flatten(0, 1)
-    bounds = offsets(case, len(scores))
-    counts = torch.tensor([case.integer(-1, 9) for _ in bounds[1:]], dtype=torch.int32)
-    k = case.choice(case.integer(0, 9), counts.clamp(min=0).tolist(), counts)
-    options = {"max_seqlen": case.choice(len(scores), case.integer(0, 20)), "order": case.choice("value", "index")}
-    if isinstance(k, torch.Tensor) or case.choice(True, False):
-        options["capacity"] = case.integer(0, 8)
+    scores, rows = so_far.scores[0].flatten(), so_far.levels[0].flatten(0, 1)
+    bounds = offsets(so_far, len(scores))
+    counts = torch.tensor([so_far.integer(-1, 9) for _ in bounds[1:]], dtype=torch.int32)
+    k = so_far.choice(so_far.integer(0, 9), counts.clamp(min=0).tolist(), counts)
+    options = {
+        "max_seqlen": so_far.choice(len(scores), so_far.integer(0, 20)),
+        "order": so_far.choice("value", "index"),
+    }
+    if isinstance(k, torch.Tensor) or so_far.choice(True, False):
+        options["capacity"] = so_far.integer(0, 8)
     if not isinstance(k, int) and not len(k):
         return
-    best = case.same(pyramid_ops.segmented_topk, scores, bounds, k, **options)
-    kept = case.choice(best.counts, None)
-    case.same(pyramid_ops.compact, [rows, scores], best.indices, kept, cu_seqlens=bounds)
+    best = so_far.same(pyramid_ops.segmented_topk, scores, bounds, k, **options)
+    kept = so_far.choice(best.counts, None)
+    so_far.same(pyramid_ops.compact, [rows, scores], best.indices, kept, cu_seqlens=bounds)
 
 
-def pack_levels(case: Any) -> None:
+def pack_levels(so_far: Any) -> None:
     """The best of packed levels, budgets on the host or on the device."""
-    if not case.levels[0].shape[0]:
+    if not so_far.levels[0].shape[0]:
         return
-    levels = [level.flatten(0, 1) for level in case.levels]
-    samples = case.integer(0, 3)
+    levels = [level.flatten(0, 1) for level in so_far.levels]
+    samples = so_far.integer(0, 3)
     bounds = []
     for level in levels:
-        ends = sorted(case.integer(0, len(level)) for _ in range(samples))
+        ends = sorted(so_far.integer(0, len(level)) for _ in range(samples))
         bounds.append(torch.tensor([0, *ends], dtype=torch.int32))
-    budgets = [case.integer(0, 6) for _ in levels]
-    options = {"max_seqlen": case.choice(40, 7), "order": case.choice("saliency", "index")}
-    if case.choice(True, False):
-        budgets = torch.tensor([[case.integer(-1, 9) for _ in levels] for _ in range(samples)], dtype=torch.int32)
-        budgets, options["capacity"] = budgets.view(samples, len(levels)), case.integer(0, 12)
-    options["saliency"] = case.choice("variance", "norm")
-    case.same(pyramid_ops.select_topk_levels_packed, levels, bounds, budgets, **options)
+    budgets = [so_far.integer(0, 6) for _ in levels]
+    options = {"max_seqlen": so_far.choice(40, 7), "order": so_far.choice("saliency", "index")}
+    if so_far.choice(True, False):
+        budgets = torch.tensor([[so_far.integer(-1, 9) for _ in levels] for _ in range(samples)], dtype=torch.int32)
+        budgets, options["capacity"] = budgets.view(samples, len(levels)), so_far.integer(0, 12)
+    options["saliency"] = so_far.choice("variance", "norm")
+    so_far.same(pyramid_ops.select_topk_levels_packed, levels, bounds, budgets, **options)
 
 
 DESCRIPTIONS = [
@@ -188,6 +191,13 @@ DESCRIPTIONS = [
         segmented_topk_compiled,
         pack,
         "test_segmented_topk",
+        dtypes=FLOATS,
+        scattered=(
+            "_select_segment_kernel",
+            "_count_kernel",
+            "_take_chunk_kernel",
+            "_order_kernel",
+        ),
     ),
     Description(
         select_topk_levels_packed_op,

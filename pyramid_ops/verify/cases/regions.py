@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/regions.py`."""
+"""Descriptions of the ops in `ops/regions.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import torch
 import pyramid_ops
 
 from ...ops.regions import broadcast_regions_op, region_variance_op
-from ...reference.groups import Grid
+from ...reference.arguments import Grid
 from ..describe import Call, Case, Cases, Description
-from ..inputs import FEATURES, Source, name, special_rows
+from ..inputs import BITS, FEATURES, Source, name, special_rows
 
 
 def region_variance_golden() -> Cases:
@@ -96,15 +96,15 @@ def broadcast_regions_compiled() -> Iterator[Call]:
         yield Call("broadcast_regions, 4×4 to 64×64", spread, dtype)
 
 
-def regions(case: Any) -> None:
-    level = case.levels[0]
+def regions(so_far: Any) -> None:
+    level = so_far.levels[0]
     tokens = level.shape[1]
     if tokens:
-        down = case.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
+        down = so_far.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
         grid = (down, tokens // down)
-        parts = tuple(case.integer(1, min(side, 3)) for side in grid)
-        scores = case.same(pyramid_ops.region_variance, level, grid, parts)
-        case.same(pyramid_ops.broadcast_regions, scores, grid, parts)
+        parts = tuple(so_far.integer(1, min(side, 3)) for side in grid)
+        scores = so_far.same(pyramid_ops.region_variance, level, grid, parts)
+        so_far.same(pyramid_ops.broadcast_regions, scores, grid, parts)
 
 
 DESCRIPTIONS = [
@@ -116,6 +116,7 @@ DESCRIPTIONS = [
         region_variance_compiled,
         regions,
         "test_region_variance",
+        scattered=("_region_variance_kernel",),
     ),
     Description(
         broadcast_regions_op,
@@ -125,5 +126,7 @@ DESCRIPTIONS = [
         broadcast_regions_compiled,
         regions,
         "test_broadcast_regions",
+        dtypes=BITS,
+        scattered=("_broadcast_regions_kernel",),
     ),
 ]

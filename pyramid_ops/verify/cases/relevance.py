@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/relevance.py`."""
+"""Descriptions of the ops in `ops/relevance.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -70,13 +70,13 @@ def text_relevance_compiled() -> Iterator[Call]:
         yield Call(f"text_relevance, {precision}, {reduction}, D = 1024", call, torch.bfloat16)
 
 
-def relate(case: Any) -> None:
-    level = case.choice(*case.levels)
-    batch, features = level.shape[0], few_features(case, level)
-    dtype = case.choice(*FLOATS)
-    tokens, text = (case.tensor(batch, case.integer(0, 25), features, dtype=dtype) for _ in range(2))
-    options = {"reduction": case.choice("max", "mean", "softmax"), "precision": case.choice("grid", "high")}
-    case.same(pyramid_ops.text_relevance, tokens, text, **options)
+def relate(so_far: Any) -> None:
+    level = so_far.choice(*so_far.levels)
+    batch, features = level.shape[0], few_features(so_far, level)
+    dtype = so_far.choice(*FLOATS)
+    tokens, text = (so_far.tensor(batch, so_far.integer(0, 25), features, dtype=dtype) for _ in range(2))
+    options = {"reduction": so_far.choice("max", "mean", "softmax"), "precision": so_far.choice("grid", "high")}
+    so_far.same(pyramid_ops.text_relevance, tokens, text, **options)
 
 
 DESCRIPTIONS = [
@@ -88,5 +88,7 @@ DESCRIPTIONS = [
         text_relevance_compiled,
         relate,
         "test_text_relevance",
+        dtypes=FLOATS,
+        dots=("_relevance_kernel",),
     ),
 ]

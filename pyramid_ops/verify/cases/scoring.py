@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/scoring.py`."""
+"""Descriptions of the ops in `ops/scoring.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -166,25 +166,25 @@ def combine_scores_compiled() -> Iterator[Call]:
             yield Call(f"combine_scores, 2 of 2^20 packed, {mode}", ragged, dtype)
 
 
-def score(case: Any) -> None:
-    if case.choice(True, False, False):
-        op = case.choice(pyramid_ops.token_variance, pyramid_ops.token_norm)
-        case.scores = [case.same(op, level) for level in case.levels]
+def score(so_far: Any) -> None:
+    if so_far.choice(True, False, False):
+        op = so_far.choice(pyramid_ops.token_variance, pyramid_ops.token_norm)
+        so_far.scores = [so_far.same(op, level) for level in so_far.levels]
     else:
-        dtype = case.choice(*FLOATS)
+        dtype = so_far.choice(*FLOATS)
         kinds = ("ties", "ties", "bits", "plain")
-        case.scores = [case.tensor(*level.shape[:2], dtype=dtype, kinds=kinds) for level in case.levels]
+        so_far.scores = [so_far.tensor(*level.shape[:2], dtype=dtype, kinds=kinds) for level in so_far.levels]
 
 
-def combine(case: Any) -> None:
-    shape = case.choice(case.levels[0].shape[:2], (2, case.integer(0, 600)))
-    options = {"normalize": case.choice(None, "minmax")}
-    if case.choice(True, False):
-        shape = (case.integer(0, 600),)
-        options["cu_seqlens"] = offsets(case, *shape)
-    scores = [case.tensor(*shape, dtype=case.choice(*FLOATS)) for _ in range(case.integer(1, 3))]
-    weights = [case.choice(1, -0.5, 0.3, 1e30) for _ in scores]
-    case.same(pyramid_ops.combine_scores, scores, weights, **options)
+def combine(so_far: Any) -> None:
+    shape = so_far.choice(so_far.levels[0].shape[:2], (2, so_far.integer(0, 600)))
+    options = {"normalize": so_far.choice(None, "minmax")}
+    if so_far.choice(True, False):
+        shape = (so_far.integer(0, 600),)
+        options["cu_seqlens"] = offsets(so_far, *shape)
+    scores = [so_far.tensor(*shape, dtype=so_far.choice(*FLOATS)) for _ in range(so_far.integer(1, 3))]
+    weights = [so_far.choice(1, -0.5, 0.3, 1e30) for _ in scores]
+    so_far.same(pyramid_ops.combine_scores, scores, weights, **options)
 
 
 DESCRIPTIONS = [
@@ -214,5 +214,6 @@ DESCRIPTIONS = [
         combine_scores_compiled,
         combine,
         "test_combine_scores",
+        dtypes=FLOATS,
     ),
 ]

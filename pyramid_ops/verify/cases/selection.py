@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/selection.py`."""
+"""Descriptions of the ops in `ops/selection.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -96,15 +96,15 @@ def select_topk_levels_compiled() -> Iterator[Call]:
         yield Call("select_topk_levels, union", functools.partial(select, level_weights=None), dtype)
 
 
-def select(case: Any) -> None:
-    sizes = [level.shape[1] for level in case.levels]
-    saliency = case.scores or case.choice("variance", "norm")
-    options = {"saliency": saliency, "order": case.choice("saliency", "index")}
-    if case.choice(True, False):
-        options["budgets"] = [case.integer(0, size) for size in sizes]
+def select(so_far: Any) -> None:
+    sizes = [level.shape[1] for level in so_far.levels]
+    saliency = so_far.scores or so_far.choice("variance", "norm")
+    options = {"saliency": saliency, "order": so_far.choice("saliency", "index")}
+    if so_far.choice(True, False):
+        options["budgets"] = [so_far.integer(0, size) for size in sizes]
     else:
-        options.update(target_tokens=case.integer(0, sum(sizes)), level_weights=None)
-    case.indices = case.same(pyramid_ops.select_topk_levels, case.levels, **options).indices
+        options.update(target_tokens=so_far.integer(0, sum(sizes)), level_weights=None)
+    so_far.indices = so_far.same(pyramid_ops.select_topk_levels, so_far.levels, **options).indices
 
 
 DESCRIPTIONS = [

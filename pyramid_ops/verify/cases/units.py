@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/units.py`."""
+"""Descriptions of the ops in `ops/units.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -37,12 +37,18 @@ def unit_rows_compiled() -> Iterator[Call]:
             yield Call(f"unit_rows, D = {features}", functools.partial(pyramid_ops.unit_rows, x, limbs=2), dtype)
 
 
-def units(case: Any) -> None:
-    case.same(pyramid_ops.unit_rows, case.choice(*case.levels), limbs=case.integer(1, 2))
+def units(so_far: Any) -> None:
+    so_far.same(pyramid_ops.unit_rows, so_far.choice(*so_far.levels), limbs=so_far.integer(1, 2))
 
 
 DESCRIPTIONS = [
     Description(
-        unit_rows_op, unit_rows_golden, unit_rows_bits, unit_rows_ones, unit_rows_compiled, units, "test_unit_rows"
+        unit_rows_op,
+        unit_rows_golden,
+        unit_rows_bits,
+        unit_rows_ones,
+        unit_rows_compiled,
+        units,
+        "test_unit_rows",
     ),
 ]

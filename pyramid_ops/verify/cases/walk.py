@@ -1,4 +1,4 @@
-"""Inputs of the ops in `ops/walk.py`."""
+"""Descriptions of the ops in `ops/walk.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.walk import attention_walk_op
-from ...reference.groups import Softmax
+from ...reference.arguments import Softmax
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FLOATS, Source, few_features, name, special_rows
 
@@ -78,15 +78,15 @@ def attention_walk_compiled() -> Iterator[Call]:
     yield Call("attention_walk, high, D = 64", walk, torch.bfloat16)
 
 
-def walk(case: Any) -> None:
+def walk(so_far: Any) -> None:
     """Steps along attention of tokens."""
-    level = case.choice(*case.levels)
-    batch, features = level.shape[0], few_features(case, level)
-    dtype, (heads, shared) = case.choice(*FLOATS), case.choice((1, 1), (2, 1), (2, 2))
-    count = case.integer(0, 20)
-    q, k = (case.tensor(batch, h, count, features, dtype=dtype) for h in (heads, shared))
-    options = {"steps": case.integer(0, 3), "head_reduction": case.choice("mean", "sum", "max", "rms")}
-    case.same(pyramid_ops.attention_walk, q, k, precision=case.choice("grid", "high"), **options)
+    level = so_far.choice(*so_far.levels)
+    batch, features = level.shape[0], few_features(so_far, level)
+    dtype, (heads, shared) = so_far.choice(*FLOATS), so_far.choice((1, 1), (2, 1), (2, 2))
+    count = so_far.integer(0, 20)
+    q, k = (so_far.tensor(batch, h, count, features, dtype=dtype) for h in (heads, shared))
+    options = {"steps": so_far.integer(0, 3), "head_reduction": so_far.choice("mean", "sum", "max", "rms")}
+    so_far.same(pyramid_ops.attention_walk, q, k, precision=so_far.choice("grid", "high"), **options)
 
 
 DESCRIPTIONS = [
@@ -98,5 +98,7 @@ DESCRIPTIONS = [
         attention_walk_compiled,
         walk,
         "test_attention_walk",
+        dtypes=FLOATS,
+        scattered=("_step_kernel",),
     ),
 ]

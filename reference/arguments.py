@@ -19,17 +19,17 @@ class Segments(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What is known of each query.
+    """Which queries count, and how much: all alike where nothing is given.
 
-    `positions` int32 `[B, Nq]`: the last key it sees where attention is causal, negative for one that is left out.
-    `weights` `[B, Nq]` within [0, 1]. `log_sum_exp` `[B, H, Nq]` of its logits, to base e. `counts` int64 `[B, Nk]`:
-    how many queries see a key, or the sum of their weights in units of 2⁻³⁰.
+    Of each query: `positions` int32 `[B, Nq]`, the last key it sees where attention is causal, negative for one that is
+    left out; `weights` `[B, Nq]` within [0, 1]; `log_sum_exp` `[B, H, Nq]` of its logits, to base e. Of each key:
+    `counts` int64 `[B, Nk]`, how many queries see it, or the sum of their weights in units of 2⁻³⁰.
     """
 
-    positions: Optional[Tensor]
-    weights: Optional[Tensor]
-    log_sum_exp: Optional[Tensor]
-    counts: Optional[Tensor]
+    positions: Optional[Tensor] = None
+    weights: Optional[Tensor] = None
+    log_sum_exp: Optional[Tensor] = None
+    counts: Optional[Tensor] = None
 
 
 class Span(NamedTuple):
@@ -40,7 +40,10 @@ class Span(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """Logits to base 2 are cosine · (norm · scale) · norm, with a `cap` other than 0 cap · (1 − 2 / (2^x + 1))."""
+    """Logits to base 2 are cosine · (norm · scale) · norm, with a `cap` other than 0 cap · (1 − 2 / (2^x + 1)).
+
+    If `causal`, query i sees the keys j ≤ i + Nk − Nq. Unit rows have so many `limbs`.
+    """
 
     causal: bool
     scale: float
@@ -49,15 +52,20 @@ class Softmax(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """ "mean", "sum", "max" or (heads) "rms", and which of the two comes first."""
+    """Of heads "mean", "sum", "max" or "rms", of queries all but the last, and which of the two comes first."""
 
     heads: str
     queries: str
     heads_first: bool
 
+    @property
+    def commutes(self) -> bool:
+        """Both are sums, or both maxima: which comes first does not matter."""
+        return self.heads != "rms" and (self.heads == "max") == (self.queries == "max")
+
 
 class Amount(NamedTuple):
-    """Integers on the device, or where there are none on the host."""
+    """An integer for each sample, segment or level: `tensor` on the device, else `numbers`."""
 
     tensor: Optional[Tensor]
     numbers: Sequence[int]
