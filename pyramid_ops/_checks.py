@@ -9,7 +9,12 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FEATURES = (*FLOATS, torch.uint8)
-_INTEGERS = (int, np.integer, torch.SymInt)
+# What counts and lengths may be: `mask.sum(1)` is int64, `mask.any(1)` bool.
+INTEGERS = (torch.int32, torch.int64, torch.bool)
+MAX_FEATURES = 16384
+# Sizes of packed tensors: what a kernel counts in int32 stays far from overflow.
+MAX_PACKED = 1 << 30
+_INTEGER_TYPES = (int, np.integer, torch.SymInt)
 
 
 def describe(value: Any) -> str:
@@ -80,7 +85,7 @@ def tensors(
 
 def integer(op: str, name: str, value: Any, minimum: Optional[int] = None) -> int:
     """An integer of 64 bits; a symbolic one, of a dynamic shape, stays symbolic."""
-    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
+    if isinstance(value, bool) or not isinstance(value, _INTEGER_TYPES):
         raise TypeError(f"{op}: {name}: expected an integer, got {describe(value)}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value}")
@@ -152,18 +157,10 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-# Sizes of packed tensors: what a kernel counts in int32 stays far from overflow.
-MAX_PACKED = 1 << 30
-
-
 def packed_size(op: str, name: str, size: int) -> int:
     if size > MAX_PACKED:
         raise ValueError(f"{op}: {name}: expected at most 2^30 rows in all, got {size}")
     return size
-
-
-# What counts and lengths may be: `mask.sum(1)` is int64, `mask.any(1)` bool.
-INTEGERS = (torch.int32, torch.int64, torch.bool)
 
 
 def device_integers(
@@ -192,29 +189,27 @@ def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tens
     return x
 
 
-MAX_FEATURES = 16384
-
-
 def feature_rows(op: str, name: str, x: Tensor) -> Tensor:
     """A checked feature tensor as `[B, N, D]` with contiguous rows; packed `[T, D]` becomes one sample."""
-    _check_features(op, name, tensor(op, name, x, "B N D", "T D"))
+    features(op, name, tensor(op, name, x, "B N D", "T D"))
     return rows(x if x.dim() == 3 else x[None])
 
 
 def level_rows(op: str, name: str, levels: Sequence[Tensor], layout: str) -> list[Tensor]:
     """Checked levels, `[B, N_k, D]` or packed `[T_k, D]` by their layout, with contiguous rows."""
     levels = tensors(op, name, levels, layout, packed=layout == "T D")
-    _check_features(op, f"{name}[0]", levels[0])
+    features(op, f"{name}[0]", levels[0])
     return [rows(level) for level in levels]
 
 
-def _check_features(op: str, name: str, x: Tensor) -> None:
+def features(op: str, name: str, x: Tensor) -> None:
+    """The last dimension is one that rows may have."""
     if not 1 <= x.shape[-1] <= MAX_FEATURES:
         raise ValueError(f"{op}: {name}: expected 1 to {MAX_FEATURES} features, got {describe(x)}")
 
 
 def int_vector(op: str, name: str, values: Tensor, x: Tensor) -> Tensor:
-    """A checked int32 or int64 tensor `[B]` beside `x`, contiguous."""
+    """A checked int32, int64 or bool tensor `[B]` beside `x`: contiguous, bool as int32."""
     tensor(op, name, values, "B", dtypes=INTEGERS)
     if values.shape[0] != x.shape[0] or values.device != x.device:
         raise ValueError(f"{op}: {name}: expected [{x.shape[0]}] on {x.device}, got {describe(values)}")
@@ -226,6 +221,20 @@ def as_integers(x: Tensor) -> Tensor:
     return (x.to(torch.int32) if x.dtype == torch.bool else x.resolve_neg()).contiguous()
 
 
-def same_size(op: str, name: str, x: Tensor, shape: list[int], device: torch.device) -> None:
+def same_size(op: str, name: str, x: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    shape = list(shape)
     if list(x.shape) != shape or x.device != device:
         raise ValueError(f"{op}: {name}: expected {shape} on {device}, got {describe(x)}")
+
+
+def limbs(op: str, precision: Optional[str], *xs: Tensor) -> int:
+    """How many limbs a precision has."""
+    if precision is None:
+        precision = "high" if any(x.dtype == torch.float32 for x in xs) else "grid"
+    return 2 if choice(op, "precision", precision, "grid", "high") == "high" else 1
+
+
+def patch_grid(op: str, name: str, height: int, width: int, patch: int) -> tuple[int, int]:
+    if height % patch or width % patch:
+        raise ValueError(f"{op}: {name}: expected sides that are multiples of {patch}, got {height}×{width}")
+    return height // patch, width // patch

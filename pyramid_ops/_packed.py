@@ -16,10 +16,14 @@ class Extents(NamedTuple):
 
     def of(self, keys: bool, size: int) -> tuple[Tensor, Tensor]:
         """(segment, place in it) of each of `size` rows; a place outside of the segment for a row of none."""
-        start = self.start_k if keys else self.start_q
-        row = torch.arange(size, device=start.device)
-        segment = (torch.searchsorted(start, row, right=True) - 1).clamp(min=0)
-        return segment, row - start[segment]
+        return places(self.start_k if keys else self.start_q, size)
+
+
+def places(start: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(segment, place in it) of each of `size` rows; a place outside of the segment for a row of none."""
+    row = torch.arange(size, device=start.device)
+    segment = (torch.searchsorted(start, row, right=True) - 1).clamp(min=0)
+    return segment, row - start[segment]
 
 
 def ascending(cu_seqlens: Tensor) -> Tensor:
@@ -27,9 +31,11 @@ def ascending(cu_seqlens: Tensor) -> Tensor:
     return cu_seqlens.cummax(0).values
 
 
-def extents(x: Tensor, cu_seqlens: Optional[Tensor], longest: int) -> tuple[Tensor, Tensor]:
+def extents(x: Tensor, dim: int, cu_seqlens: Optional[Tensor], longest: int) -> tuple[Tensor, Tensor]:
+    """(start, count) of each segment, or of each sample, in the dimension `dim` of `x` `[B, …]`."""
+    size = x.shape[dim]
     if cu_seqlens is None:
-        start = torch.arange(x.shape[0], device=x.device) * x.shape[2]
-        return start, torch.full_like(start, x.shape[2])
-    offsets = cu_seqlens.to(torch.int64).clamp(0, x.shape[2])
+        start = torch.arange(x.shape[0], device=x.device) * size
+        return start, torch.full_like(start, size)
+    offsets = cu_seqlens.to(torch.int64).clamp(0, size)
     return offsets[:-1], (offsets[1:] - offsets[:-1]).clamp(0, longest)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
-from .ops.matching import limbs_of
 from .plans.merged import merge_tokens, unmerge_tokens
 from .plans.tome import bipartite_plan, tome_matching
 from .results import MergePlan
@@ -116,7 +115,7 @@ def kth_bipartite_soft_matching(metric: Tensor, k: int) -> tuple[Callable, Calla
     count = rows.shape[1] // k * k
     token = torch.arange(count, device=rows.device).view(-1, k)
     a, b = token[:, : k - 1].flatten(), token[:, k - 1]
-    plan = bipartite_plan(rows[:, a], rows[:, b], a, b, a.shape[0], limbs_of(op, None, rows))
+    plan = bipartite_plan(rows[:, a], rows[:, b], a, b, a.shape[0], check.limbs(op, None, rows))
     merge, unmerge = _callables(plan)
 
     def merge_first(x: Tensor, mode: str = "mean") -> Tensor:
@@ -191,10 +190,7 @@ def bipartite_soft_matching_random2d(
         choices = torch.zeros(down, across, dtype=torch.int64, device=rows.device)
     elif choices is not None:
         check.tensor(op, "choices", choices, "h//sy w//sx", dtypes=(torch.int64,))
-        if choices.shape != (down, across) or choices.device != rows.device:
-            raise ValueError(
-                f"{op}: choices: expected {[down, across]} on {rows.device}, got {check.describe(choices)}"
-            )
+        check.same_size(op, "choices", choices, (down, across), rows.device)
         choices = choices.clamp(0, sx * sy - 1)
     elif generator is not None:
         choices = torch.randint(sx * sy, (down, across), generator=generator, device=generator.device).to(rows.device)
@@ -207,7 +203,7 @@ def bipartite_soft_matching_random2d(
     # Destinations first, each set in ascending order.
     order = is_destination.argsort(descending=True, stable=True)
     a, b = order[down * across :], order[: down * across]
-    return _callables(bipartite_plan(rows[:, a], rows[:, b], a, b, min(r, a.shape[0]), limbs_of(op, None, rows)))
+    return _callables(bipartite_plan(rows[:, a], rows[:, b], a, b, min(r, a.shape[0]), check.limbs(op, None, rows)))
 
 
 def _metric_rows(op: str, metric: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from .._op import Op
 from .._packed import Extents, ascending, extents
 from ..reference import attention as reference
 from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
-from .matching import limbs_of
 from .queries import (
     INT32_MAX,
     centered,
@@ -141,9 +140,9 @@ def attention_importance(
     check.flag(op, "causal", causal)
     check.flag(op, "center_keys", center_keys)
     base2, cap = base2_scale(op, q.shape[3] ** -0.5 if scale is None else scale, softcap, temperature)
-    limbs = limbs_of(op, precision, q, k)
-    segments = Segments(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)  # type: ignore[arg-type]
-    segments, parts = _checked_segments(op, q, k, packed, segments)
+    limbs = check.limbs(op, precision, q, k)
+    offsets, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    segments, parts = _checked_segments(op, q, k, packed, offsets, longest)
     span = _checked_span(op, key_range, segments.max_seqlen_k, packed)
     if center_keys and softcap is not None:
         raise ValueError(f"{op}: center_keys: expected without softcap, got both")
@@ -165,8 +164,8 @@ def attention_importance(
     of = Queries(log_sum_exp=log_sum_exp)
     if center_keys or query_indices is not None or query_weights is not None:
         at = Extents(
-            *extents(q, segments.cu_seqlens_q, segments.max_seqlen_q),
-            *extents(k, segments.cu_seqlens_k, segments.max_seqlen_k),
+            *extents(q, 2, segments.cu_seqlens_q, segments.max_seqlen_q),
+            *extents(k, 2, segments.cu_seqlens_k, segments.max_seqlen_k),
         )
     if center_keys:
         k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1)
@@ -193,9 +192,16 @@ def attention_importance(
     return scores if span.stop - span.start == scores.shape[1] else scores[:, span.start : span.stop].contiguous()
 
 
-def _checked_segments(op: str, q: Tensor, k: Tensor, packed: bool, given: Segments) -> tuple[Segments, int]:
+def _checked_segments(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    packed: bool,
+    offsets: tuple[Optional[Tensor], Optional[Tensor]],
+    longest: tuple[Optional[int], Optional[int]],
+) -> tuple[Segments, int]:
     """Ascending offsets and longest segments, and how many segments or samples there are."""
-    cu_q, cu_k, max_q, max_k = given
+    (cu_q, cu_k), (max_q, max_k) = offsets, longest
     if (cu_q is None) != (not packed) or (cu_k is None) != (not packed):
         expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, H, D] rows"
         raise ValueError(f"{op}: cu_seqlens_q, cu_seqlens_k: expected {expected}, got {check.describe(q)}")
@@ -228,8 +234,8 @@ def _checked_rows(op: str, name: str, x: Optional[Tensor], q: Tensor, packed: bo
     if x is None:
         return None
     check.tensor(op, name, x, layout.replace("N", "T") if packed else f"B {layout}", dtypes=(torch.float32,))
-    sizes = [q.shape[0], *q.shape[1:3][-x.dim() + (not packed) :]]
-    check.same_size(op, name, x, sizes[1:] if packed else sizes, q.device)
+    sizes = q.shape[1:3] if layout == "H Nq" else q.shape[2:3]
+    check.same_size(op, name, x, sizes if packed else (q.shape[0], *sizes), q.device)
     return x[None] if packed else x
 
 
@@ -275,8 +281,7 @@ def checked_heads(op: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, 
     """Checked q and k as `[B, H, N, D]` with contiguous rows, and whether they are packed."""
     for name, x in (("query", query), ("key", key)):
         check.tensor(op, name, x, "B H N D", "T H D", dtypes=check.FLOATS)
-        if not 1 <= x.shape[-1] <= check.MAX_FEATURES:
-            raise ValueError(f"{op}: {name}: expected 1 to {check.MAX_FEATURES} features, got {check.describe(x)}")
+        check.features(op, name, x)
     packed = query.dim() == 3
     heads = 1 if query.dim() == 3 else query.shape[0]
     if key.dim() != query.dim() or key.shape[-1] != query.shape[-1] or key.device != query.device:

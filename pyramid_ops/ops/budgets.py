@@ -310,10 +310,7 @@ def allocate_batch(
             raise ValueError(f"{op}: total: expected at most {_MOST}, got {total}")
     if isinstance(sizes, Tensor):
         check.tensor(op, "sizes", sizes, "B L", dtypes=check.INTEGERS)
-        if sizes.shape != weights.shape or sizes.device != weights.device:
-            raise ValueError(
-                f"{op}: sizes: expected {list(weights.shape)} on {weights.device}, got {check.describe(sizes)}"
-            )
+        check.same_size(op, "sizes", sizes, weights.shape, weights.device)
         size_tensor = check.as_integers(sizes)
     else:
         size = _sizes(op, sizes)

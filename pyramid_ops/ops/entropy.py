@@ -6,7 +6,6 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import entropy as reference
-from .pyramid import patch_grid
 
 __all__ = ["patch_entropy"]
 
@@ -64,7 +63,7 @@ def patch_entropy(images: Tensor, patch_size: int, *, bins: int = 256) -> Tensor
     patch = check.integer(op, "patch_size", patch_size, 1)
     if check.integer(op, "bins", bins, 2) > _MOST_BINS:
         raise ValueError(f"{op}: bins: expected at most {_MOST_BINS}, got {bins}")
-    patch_grid(op, "images", images.shape[2], images.shape[3], patch)
+    check.patch_grid(op, "images", images.shape[2], images.shape[3], patch)
     values = images.shape[1] * patch * patch
     if not 1 <= values <= _LARGEST_PATCH:
         raise ValueError(f"{op}: patch_size: expected 1 to {_LARGEST_PATCH} values in a patch, got {values}")

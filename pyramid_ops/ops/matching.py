@@ -22,13 +22,6 @@ def _best_match_fake(queries: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 best_match_op = Op(reference.best_match, _best_match_fake)
 
 
-def limbs_of(op: str, precision: Optional[str], *xs: Tensor) -> int:
-    """How many limbs a precision has."""
-    if precision is None:
-        precision = "high" if any(x.dtype == torch.float32 for x in xs) else "grid"
-    return 2 if check.choice(op, "precision", precision, "grid", "high") == "high" else 1
-
-
 def best_match(
     queries: Tensor,
     keys: Tensor,
@@ -94,10 +87,7 @@ def best_match(
         )
     if key_mask is not None:
         check.tensor(op, "key_mask", key_mask, "Tk" if packed else "B Nk", dtypes=(torch.bool,))
-        if key_mask.shape != keys.shape[:-1] or key_mask.device != k.device:
-            raise ValueError(
-                f"{op}: key_mask: expected {list(keys.shape[:-1])} on {k.device}, got {check.describe(key_mask)}"
-            )
+        check.same_size(op, "key_mask", key_mask, keys.shape[:-1], k.device)
         key_mask = key_mask[None] if packed else key_mask
     if (cu_seqlens_q is None) != (cu_seqlens_k is None):
         missing = "cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k"
@@ -114,6 +104,6 @@ def best_match(
             )
         cu_seqlens_q = check.cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q)
         cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, cu_seqlens_q.shape[0] - 1)
-    limbs = limbs_of(op, precision, q, k)
+    limbs = check.limbs(op, precision, q, k)
     indices, similarity = best_match_op(q, k, key_mask, Segments(cu_seqlens_q, cu_seqlens_k, *longest), limbs)
     return BestMatch(indices[0], similarity[0]) if packed else BestMatch(indices, similarity)

@@ -34,8 +34,7 @@ def token_weights(op: str, name: str, weights: Optional[Tensor], x: Tensor) -> O
     if weights is None:
         return None
     check.tensor(op, name, weights, "B N" if x.dim() == 3 else "T", dtypes=(torch.float32,))
-    if weights.shape != x.shape[:-1] or weights.device != x.device:
-        raise ValueError(f"{op}: {name}: expected {list(x.shape[:-1])} on {x.device}, got {check.describe(weights)}")
+    check.same_size(op, name, weights, x.shape[:-1], x.device)
     return check.rows(weights if x.dim() == 3 else weights[None]).contiguous()
 
 
@@ -90,10 +89,7 @@ def assign_mean(x: Tensor, assignment: Tensor, num_clusters: int, *, weights: Op
     tokens = token_rows(op, "x", x)
     weights = token_weights(op, "weights", weights, x)
     check.tensor(op, "assignment", assignment, "B N" if x.dim() == 3 else "T", dtypes=(torch.int64,))
-    if assignment.shape != x.shape[:-1] or assignment.device != x.device:
-        raise ValueError(
-            f"{op}: assignment: expected {list(x.shape[:-1])} on {x.device}, got {check.describe(assignment)}"
-        )
+    check.same_size(op, "assignment", assignment, x.shape[:-1], x.device)
     clusters = check.integer(op, "num_clusters", num_clusters, 0)
     group = assignment if x.dim() == 3 else assignment[None]
     members, offsets = group_tokens(torch.arange(group.shape[1], device=x.device).expand_as(group), group, clusters)

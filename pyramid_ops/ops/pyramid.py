@@ -216,7 +216,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     op = "patchify"
     check.tensor(op, "images", images, "B C H W", dtypes=())
     patch = check.integer(op, "patch_size", patch_size, 1)
-    rows, columns = patch_grid(op, "images", images.shape[2], images.shape[3], patch)
+    rows, columns = check.patch_grid(op, "images", images.shape[2], images.shape[3], patch)
     batch, channels = images.shape[:2]
     blocks = images.reshape(batch, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
     patches = torch.empty(blocks.shape, dtype=images.dtype, device=images.device)
@@ -267,14 +267,8 @@ def patch_positions(
         if len(size) != 2:
             raise ValueError(f"{op}: images[{level}]: expected (height, width), got {image!r}")
         height, width = (check.integer(op, f"images[{level}]", side, 0) for side in size)
-        rows, columns = patch_grid(op, f"images[{level}]", height, width, patch)
+        rows, columns = check.patch_grid(op, f"images[{level}]", height, width, patch)
         index = torch.arange(rows * columns, device=device)
         position = torch.stack((torch.full_like(index, level), index // max(columns, 1), index % max(columns, 1)), 1)
         positions.append(position[None])
     return positions
-
-
-def patch_grid(op: str, name: str, height: int, width: int, patch: int) -> tuple[int, int]:
-    if height % patch or width % patch:
-        raise ValueError(f"{op}: {name}: expected sides that are multiples of {patch}, got {height}×{width}")
-    return height // patch, width // patch

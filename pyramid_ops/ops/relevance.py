@@ -10,7 +10,6 @@ from .._op import Op
 from ..reference import relevance as reference
 from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
 from .attention import attention_importance_op, base2_scale
-from .matching import limbs_of
 
 __all__ = ["text_relevance"]
 
@@ -87,8 +86,7 @@ def text_relevance(
     op = "text_relevance"
     for name, x in (("tokens", tokens), ("text", text)):
         check.tensor(op, name, x, "B N D" if name == "tokens" else "B T D", dtypes=check.FLOATS)
-        if not 1 <= x.shape[2] <= check.MAX_FEATURES:
-            raise ValueError(f"{op}: {name}: expected 1 to {check.MAX_FEATURES} features, got {check.describe(x)}")
+        check.features(op, name, x)
     batch, count, features = tokens.shape
     length = text.shape[1]
     if text.shape[0] != batch or text.shape[2] != features or text.device != tokens.device:
@@ -100,7 +98,7 @@ def text_relevance(
     if scale is None:
         scale = 1.0 if softmax else features**-0.5
     base2, _ = base2_scale(op, scale, None, 1.0)
-    limbs = limbs_of(op, precision, tokens, text)
+    limbs = check.limbs(op, precision, tokens, text)
     if text_mask is not None:
         check.tensor(op, "text_mask", text_mask, "B T", dtypes=(torch.bool,))
         check.same_size(op, "text_mask", text_mask, [batch, length], tokens.device)

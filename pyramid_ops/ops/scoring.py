@@ -168,10 +168,7 @@ def combine_scores(
         raise ValueError(f"{op}: scores: expected 1 to {_MOST_SCORES} tensors, got {len(scores)}")
     for k, x in enumerate(scores):
         check.tensor(op, f"scores[{k}]", x, *(("B N", "T") if cu_seqlens is None else ("T",)), dtypes=check.FLOATS)
-        if x.shape != scores[0].shape or x.device != scores[0].device:
-            raise ValueError(
-                f"{op}: scores[{k}]: expected {list(scores[0].shape)} on {scores[0].device}, got {check.describe(x)}"
-            )
+        check.same_size(op, f"scores[{k}]", x, scores[0].shape, scores[0].device)
     check.packed_size(op, "scores", scores[0].shape[-1])
     numbers = [check.number(op, f"weights[{k}]", w) for k, w in enumerate(check.sequence(op, "weights", weights))]
     if len(numbers) != len(scores):

@@ -129,10 +129,7 @@ def level_scores(op: str, saliency: Sequence[Tensor], levels: Sequence[Tensor], 
     if len(scores) != len(levels):
         raise ValueError(f"{op}: saliency: expected one tensor for each of {len(levels)} levels, got {len(scores)}")
     for k, (score, level) in enumerate(zip(scores, levels, strict=True)):
-        if score.shape != level.shape[:-1] or score.device != level.device:
-            raise ValueError(
-                f"{op}: saliency[{k}]: expected {list(level.shape[:-1])} on {level.device}, got {check.describe(score)}"
-            )
+        check.same_size(op, f"saliency[{k}]", score, level.shape[:-1], level.device)
     return [score.resolve_neg() for score in scores]
 
 

@@ -10,7 +10,6 @@ from .._op import Op
 from ..reference import walk as reference
 from ..reference.arguments import Softmax
 from .attention import base2_scale, checked_heads
-from .matching import limbs_of
 
 __all__ = ["attention_walk"]
 
@@ -92,4 +91,4 @@ def attention_walk(
     steps = check.integer(op, "steps", steps, 0)
     base2, _ = base2_scale(op, q.shape[3] ** -0.5 if scale is None else scale, None, temperature)
     check.choice(op, "head_reduction", head_reduction, "rms", "mean", "sum", "max")
-    return attention_walk_op(q, k, Softmax(False, base2, 0.0, limbs_of(op, precision, q, k)), steps, head_reduction)
+    return attention_walk_op(q, k, Softmax(False, base2, 0.0, check.limbs(op, precision, q, k)), steps, head_reduction)

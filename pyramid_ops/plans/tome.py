@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
-from .._packed import ascending
-from ..ops.matching import best_match_op, limbs_of
+from .._packed import ascending, extents, places
+from ..ops.matching import best_match_op
 from ..reference.arguments import Segments
 from ..reference.arithmetic import NO_KEY, ordered_key
 from ..results import MergePlan
@@ -80,7 +80,7 @@ def tome_matching(
     rows = check.feature_rows(op, "metric", metric)
     r = check.integer(op, "r", r, 0)
     protected = check.flag(op, "class_token", class_token) + check.flag(op, "distill_token", distill_token)
-    limbs = limbs_of(op, precision, rows)
+    limbs = check.limbs(op, precision, rows)
     if cu_seqlens is None:
         if metric.dim() == 2 or max_seqlen is not None:
             expected = "offsets for packed [T, D] tokens" if metric.dim() == 2 else "offsets with max_seqlen"
@@ -183,11 +183,9 @@ def _packed_plan(
         return MergePlan(
             empty, empty, empty, torch.full_like(empty, -torch.inf, dtype=torch.float32), empty, tokens, cu_seqlens
         )
-    offsets = ascending(cu_seqlens).to(torch.int64).clamp(0, tokens)
-    lengths = (offsets[1:] - offsets[:-1]).clamp(max=longest)
+    starts, lengths = extents(rows, 1, ascending(cu_seqlens), longest)
+    segment, position = places(starts, tokens)
     token = torch.arange(tokens, device=device)
-    segment = (torch.searchsorted(offsets, token, right=True) - 1).clamp(0, segments - 1)
-    position = token - offsets[segment]
     inside = (position >= 0) & (position < lengths[segment])
     even_counts, odd_counts = (lengths + 1) // 2, lengths // 2
     even_starts, odd_starts = _starts(even_counts), _starts(odd_counts)

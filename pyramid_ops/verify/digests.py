@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .. import _checks as check
 from .._op import OPS
 from .cases import DESCRIPTIONS
 from .inputs import FORMATS, name
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -31,7 +31,7 @@ def digest(*tensors: Tensor) -> str:
     for x in tensors:
         sha.update(f"{name(x.dtype)} {list(x.shape)} ".encode())
         x = x.detach().cpu().contiguous()
-        bits = x.view(_INTEGERS[x.element_size()])
+        bits = x.view(check.bits(x.dtype))
         if x.dtype in FORMATS:
             bits = torch.where(x.isnan(), FORMATS[x.dtype][3], bits).to(bits.dtype)
         sha.update(bits.numpy().astype(bits.numpy().dtype.newbyteorder("<"), copy=False).tobytes())

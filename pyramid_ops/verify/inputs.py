@@ -1,4 +1,8 @@
-"""Inputs that no library's rounding or random distribution is in: raw Philox bits, made into floats by integers."""
+"""Tensors that cases are made of.
+
+Those of `Source` have no library's rounding or random distribution in them: raw Philox bits, made into floats by
+integers. Golden digests take no others.
+"""
 
 import hashlib
 import math

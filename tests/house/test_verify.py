@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pyramid_ops import __main__ as cli
+from pyramid_ops import _checks as check
 from pyramid_ops import use_backend, verify
 from pyramid_ops._op import OPS
 from pyramid_ops.verify import digests, page
 from pyramid_ops.verify.cases import DESCRIPTIONS
-from pyramid_ops.verify.digests import _INTEGERS, tensors_in
+from pyramid_ops.verify.digests import tensors_in
 from pyramid_ops.verify.inputs import FLOATS, FORMATS, from_bits
 
 GOLDEN = json.loads(verify.GOLDEN.read_text())
@@ -58,7 +59,7 @@ def test_every_op_has_cases_and_every_digest_a_case():
 def flipped(x: torch.Tensor) -> torch.Tensor:
     """`x` with the lowest bit of its last element changed, unless that is NaN."""
     x = x.clone()
-    bits = x.view(_INTEGERS[x.element_size()]).reshape(-1)
+    bits = x.view(check.bits(x.dtype)).reshape(-1)
     if x.dtype.is_floating_point and x.reshape(-1)[-1].isnan():
         bits[-1] = 0
     else:

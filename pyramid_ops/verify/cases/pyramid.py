@@ -45,13 +45,9 @@ def special_image(shape: tuple, dtype: torch.dtype) -> Tensor:
 
 def blur_downsample_golden() -> Cases:
     def case(filter_name: str, padding: str, downsample: str, dtype: torch.dtype, *shape: int) -> Case:
-        taps = list(FILTERS[filter_name])
-        if downsample == "mean":
-            taps = [(a + b) / 2 for a, b in zip([*taps, 0.0], [0.0, *taps], strict=True)]
-        height, width = ((side + (downsample == "decimate")) // 2 for side in shape[2:])
         label = f"{'x'.join(map(str, shape))}-{filter_name}-{padding}-{downsample}-{name(dtype)}"
         image = Source(label).image(*shape, dtype=dtype)
-        return Case(label, (image, Filter(taps, -(len(FILTERS[filter_name]) // 2), padding), height, width))
+        return Case(label, (image, *filter_args(FILTERS[filter_name], padding, downsample, *shape[2:])))
 
     for i, filter_name in enumerate(FILTERS):
         for j, padding in enumerate(("zeros", "reflect", "replicate")):
