@@ -15,15 +15,15 @@ from .regions import region_variance
 
 __all__ = ["adaptive_budgets", "adaptive_weights"]
 
+_PTP_WEIGHTS = ((0.15, 0.20, 0.35, 0.30), (0.25, 0.30, 0.25, 0.20), (0.35, 0.30, 0.20, 0.15))
+
+
 adaptive_weights_op = Op(
     reference.adaptive_weights,
     lambda variance, lengths, length, difficulty: variance.new_empty(
         variance.shape[0], len(difficulty.rows) // (len(difficulty.thresholds) + 1)
     ),
 )
-
-
-_PTP_WEIGHTS = ((0.15, 0.20, 0.35, 0.30), (0.25, 0.30, 0.25, 0.20), (0.35, 0.30, 0.20, 0.15))
 
 
 def adaptive_weights(

@@ -17,6 +17,8 @@ __all__ = ["allocate_budgets", "allocate_budgets_batch"]
 
 _MOST = (1 << 31) - 1
 MAX_LEVELS = 64
+
+
 allocate_budgets_batch_op = Op(
     reference.allocate_budgets_batch,
     lambda weights, *_: weights.new_empty(weights.shape, dtype=torch.int32),

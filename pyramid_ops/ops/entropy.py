@@ -11,6 +11,8 @@ __all__ = ["patch_entropy"]
 
 _LARGEST_PATCH = 1 << 24
 _MOST_BINS = 1024
+
+
 patch_entropy_op = Op(
     reference.patch_entropy,
     lambda images, patch_size, bins: images.new_empty(

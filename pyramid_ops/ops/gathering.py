@@ -14,10 +14,24 @@ from ..results import Compaction
 
 __all__ = ["compact", "gather_levels"]
 
+_PACKED = ("T", "T F", "T F F", "T F F F", "T F F F F")
+_DENSE = ("B N", "B N F", "B N F F", "B N F F F")
+
+
+def _compact_fake(
+    tensors: Sequence[Tensor], indices: Tensor, counts: Optional[Tensor], cu_seqlens: Optional[Tensor]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    segments, capacity = indices.shape
+    rows = capacity if cu_seqlens is None else segments * capacity
+    moved = [x.new_empty(*x.shape[:-2], rows, x.shape[-1]) for x in tensors]
+    return moved, indices.new_empty(segments + 1, dtype=torch.int32), indices.new_empty(segments * capacity)
+
+
 gather_levels_op = Op(
     reference.gather_levels,
     lambda levels, indices: levels[0].new_empty(*indices.shape[:2], levels[0].shape[2]),
 )
+compact_op = Op(reference.compact, _compact_fake)
 
 
 def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
@@ -70,24 +84,6 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
         check.rows(level.reshape(*level.shape[:2], math.prod(features))).view(check.bits(dtype)) for level in levels
     ]
     return gather_levels_op(rows, indices).view(dtype).reshape(batch, indices.shape[1], *features)
-
-
-_PACKED = ("T", "T F", "T F F", "T F F F", "T F F F F")
-
-
-_DENSE = ("B N", "B N F", "B N F F", "B N F F F")
-
-
-def _compact_fake(
-    tensors: Sequence[Tensor], indices: Tensor, counts: Optional[Tensor], cu_seqlens: Optional[Tensor]
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    segments, capacity = indices.shape
-    rows = capacity if cu_seqlens is None else segments * capacity
-    moved = [x.new_empty(*x.shape[:-2], rows, x.shape[-1]) for x in tensors]
-    return moved, indices.new_empty(segments + 1, dtype=torch.int32), indices.new_empty(segments * capacity)
-
-
-compact_op = Op(reference.compact, _compact_fake)
 
 
 def compact(

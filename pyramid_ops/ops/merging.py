@@ -14,12 +14,12 @@ from ..results import MergedTokens
 __all__ = ["assign_mean"]
 
 
-def _fold_fake(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str) -> tuple[Tensor, Tensor]:
+def _fold_groups_fake(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str) -> tuple[Tensor, Tensor]:
     shape = groups.first.shape
     return x.new_empty(*shape, x.shape[2]), x.new_empty(shape, dtype=torch.float32)
 
 
-fold_groups_op = Op(reference.fold_groups, _fold_fake)
+fold_groups_op = Op(reference.fold_groups, _fold_groups_fake)
 
 
 def token_rows(op: str, name: str, x: Tensor, like: Optional[Tensor] = None) -> Tensor:

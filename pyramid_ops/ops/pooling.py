@@ -13,12 +13,12 @@ from ..reference.arguments import Windows
 __all__ = ["pool_scores"]
 
 
-def _pool_fake(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
+def _pool_scores_fake(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
     height, width, down, across = windows
     return scores.new_empty(scores.shape[0], -(-height // down) * -(-width // across), dtype=torch.float32)
 
 
-pool_scores_op = Op(reference.pool_scores, _pool_fake)
+pool_scores_op = Op(reference.pool_scores, _pool_scores_fake)
 
 
 def pool_scores(

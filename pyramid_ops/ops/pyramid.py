@@ -117,12 +117,24 @@ def blur_downsample(
     padding: str = "zeros",
     downsample: str = "mean",
 ) -> Tensor:
-    """One step of :func:`gaussian_pyramid`, with the same parameters, numerics and errors.
+    """One step of :func:`gaussian_pyramid`, with the same numerics.
+
+    Parameters
+    ----------
+    images : Tensor
+        ``[B, C, H, W]``; uint8, float16, bfloat16 or float32.
+    sigma, kernel_size, taps, padding, downsample
+        The filter, as :func:`gaussian_pyramid` takes it.
 
     Returns
     -------
     Tensor
         ``[B, C, H // 2, W // 2]`` for "mean", ``[B, C, (H + 1) // 2, (W + 1) // 2]`` for "decimate".
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, images too small to halve, or an input that requires grad.
 
     Examples
     --------

@@ -17,6 +17,8 @@ from .selection import level_scores
 
 __all__ = ["segmented_topk", "select_topk_levels_packed"]
 
+_MOST_INTEGERS = 256
+
 
 def _segmented_topk_fake(
     scores: Tensor,
@@ -33,7 +35,7 @@ def _segmented_topk_fake(
     )
 
 
-def _select_packed_fake(
+def _select_topk_levels_packed_fake(
     levels: Sequence[Tensor],
     cu_seqlens: Sequence[Tensor],
     scores: Sequence[Tensor],
@@ -53,12 +55,7 @@ def _select_packed_fake(
 
 
 segmented_topk_op = Op(reference.segmented_topk, _segmented_topk_fake)
-
-
-select_topk_levels_packed_op = Op(reference.select_topk_levels_packed, _select_packed_fake)
-
-
-_MOST_INTEGERS = 256
+select_topk_levels_packed_op = Op(reference.select_topk_levels_packed, _select_topk_levels_packed_fake)
 
 
 def segmented_topk(

@@ -18,8 +18,6 @@ def _region_variance_fake(features: Tensor, lengths: Optional[Tensor], grid: Gri
 
 
 region_variance_op = Op(reference.region_variance, _region_variance_fake)
-
-
 broadcast_regions_op = Op(
     reference.broadcast_regions,
     lambda scores, grid: scores.new_empty(scores.shape[0], grid.height * grid.width),

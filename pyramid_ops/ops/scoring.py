@@ -12,19 +12,16 @@ from ..reference import scoring as reference
 
 __all__ = ["combine_scores", "token_norm", "token_variance"]
 
+_MOST_SCORES = 64
+_LARGEST = torch.finfo(torch.float32).max
 
-def _scores_fake(features: Tensor, correction: int = 0) -> Tensor:
+
+def _token_scores_fake(features: Tensor, correction: int = 0) -> Tensor:
     return features.new_empty(features.shape[:2], dtype=torch.float32)
 
 
-_MOST_SCORES = 64
-_LARGEST = torch.finfo(torch.float32).max
-token_variance_op = Op(reference.token_variance, _scores_fake)
-
-
-token_norm_op = Op(reference.token_norm, _scores_fake)
-
-
+token_variance_op = Op(reference.token_variance, _token_scores_fake)
+token_norm_op = Op(reference.token_norm, _token_scores_fake)
 combine_scores_op = Op(
     reference.combine_scores,
     lambda scores, weights, normalize, cu_seqlens: scores[0].new_empty(scores[0].shape, dtype=torch.float32),

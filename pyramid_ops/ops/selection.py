@@ -15,8 +15,11 @@ from .budgets import allocate_again, token_total
 
 __all__ = ["select_topk_levels"]
 
+# Default weights for so many levels.
+_FALLING = {1: (1.0,), 2: (4 / 7, 3 / 7), 3: (4 / 9, 3 / 9, 2 / 9), 4: (0.4, 0.3, 0.2, 0.1)}
 
-def _select_fake(
+
+def _select_topk_levels_fake(
     levels: Sequence[Tensor], scores: Sequence[Tensor], saliency: str, budgets: Sequence[int], by_index: bool
 ) -> tuple[Tensor, Tensor]:
     batch, _, width = levels[0].shape
@@ -24,11 +27,7 @@ def _select_fake(
     return levels[0].new_empty(batch, total, width), levels[0].new_empty(batch, total, 2, dtype=torch.int64)
 
 
-select_topk_levels_op = Op(reference.select_topk_levels, _select_fake)
-
-
-# Default weights for so many levels.
-_FALLING = {1: (1.0,), 2: (4 / 7, 3 / 7), 3: (4 / 9, 3 / 9, 2 / 9), 4: (0.4, 0.3, 0.2, 0.1)}
+select_topk_levels_op = Op(reference.select_topk_levels, _select_topk_levels_fake)
 
 
 def select_topk_levels(
