@@ -39,8 +39,9 @@ def match(limbs):
     return [("best_match", (q, k, None, Segments(None, None, 9, 153), limbs))]
 
 
-def some(op, first, last, step):
-    return [(op, case.args) for case in list(DESCRIPTIONS[op].bits())[first:last:step]]
+def some(op, *names):
+    cases = {case.id: case.args for case in DESCRIPTIONS[op].bits()}
+    return [(op, cases[name]) for name in names]
 
 
 def regions():
@@ -86,7 +87,20 @@ def move():
 
 
 def gather():
-    return some("gather_levels", 2, 14, 5)
+    return some("gather_levels", "33-uint8", "1100-int16", "1-int64")
+
+
+ATTENTION = [
+    "3x200x64-2-1-bfloat16-limbs2",
+    "70x90x80-3-1-float16-limbs2",
+    "2x65x130-3-1-float32-limbs2",
+    "1x9x257-1-1-bfloat16-limbs2",
+    "mean-sum-True-3",
+]
+if ALL:
+    ATTENTION += ["1x70x16-16-2-float32-limbs2", "1x40x256-2-2-float32-limbs1", "mean-max-False-1"]
+RELEVANCE = ["3x2x1-max-float32-limbs2", "70x33x128-mean-float32-limbs2", "130x5x65-max-bfloat16-limbs1"]
+WALKS = ["2:1x9x3-sum-float32-limbs1", "3:3x33x130-sum-float32-limbs1", "2:1x70x24-sum-float32-limbs1"]
 
 
 def choices():
@@ -119,14 +133,24 @@ def choices():
         dots = _dots(m, n, k)
         tiles = {"attention_tiles": dots, "kept_tiles": dots, "attention_splits": splits}
         tiles["logits_tiles"] = {"TILES": n, "num_warps": 4}
-        calls = some("attention_importance", 15, 84, 11 if ALL else 14)
+        calls = some("attention_importance", *ATTENTION)
         yield f"attention-{m}-{n}-{k}", tiles, calls, (m, n) != (64, 32)
-        yield f"relevance-{m}-{n}-{k}", {"relevance_tiles": dots}, some("text_relevance", 0, 30, 7), (m, n) != (64, 32)
+        yield (
+            f"relevance-{m}-{n}-{k}",
+            {"relevance_tiles": dots},
+            some("text_relevance", *RELEVANCE),
+            (m, n) != (64, 32),
+        )
         walks = {"attention_tiles": dots, "attention_splits": splits}
-        yield f"walk-{m}-{n}-{k}", walks, some("attention_walk", 2, 12, 4), (m, n) != (64, 32)
+        yield f"walk-{m}-{n}-{k}", walks, some("attention_walk", *WALKS), (m, n) != (64, 32)
     for block in (16, 64):
         tiles = {"fold_tiles": {"BLOCK": block, "num_warps": 1}}
-        yield f"fold-{block}", tiles, some("fold_groups", 1, 12, 5), block == 16
+        yield (
+            f"fold-{block}",
+            tiles,
+            some("fold_groups", "33-mean-float32", "1-mean-bfloat16", "33-amax-bfloat16"),
+            block == 16,
+        )
     for count in (1, 2, 8):
         yield f"regions-{count}", {"region_tiles": {"TILES": count, "num_warps": count}}, regions(), False
     for block in (32, 256):
@@ -144,7 +168,8 @@ def choices():
             yield f"histograms-{block}-{warps}", tiles, histograms(), False
     for samples in (1, 4, 128):
         tiles = {"budget_tiles": {"SAMPLES": samples, "num_warps": 1}}
-        calls = [*some("allocate_budgets_batch", 32, 40, 2), *some("adaptive_weights", 0, 9, 2)]
+        calls = some("allocate_budgets_batch", "5-5-bounds0", "5-tensors-bounds0", "5-273-bounds1", "5-largest")
+        calls += some("adaptive_weights", "one-length", "one-row", "strided")
         yield f"budgets-{samples}", tiles, calls, False
     for chunk, block, count, rank in ((256, 64, 16, 32), (512, 128, 4, 128), (1024, 1024, 64, 64)):
         tiles = {
