@@ -103,8 +103,7 @@ RELEVANCE = ["3x2x1-max-float32-limbs2", "70x33x128-mean-float32-limbs2", "130x5
 WALKS = ["2:1x9x3-sum-float32-limbs1", "3:3x33x130-sum-float32-limbs1", "2:1x70x24-sum-float32-limbs1"]
 
 
-def choices():
-    """(forced tiles by chooser, calls, slow)."""
+def of_streams():
     for features in (3, 200, 1024, 2100):
         for warps in (1, 2, 8):
             for load in (2, 4, 8, 16):
@@ -125,6 +124,9 @@ def choices():
                 "select_tiles": {"BLOCK": block, "num_warps": 1},
             }
             yield f"select-{block}-{count}", tiles, [*select(), *gather()], False
+
+
+def of_products():
     for m, n, k, splits in ((16, 16, 16, 1), (64, 32, 64, 3), (16, 128, 32, 2)):
         tiles = {"match_tiles": _dots(m, n, k), "match_splits": splits}
         for limbs in (1, 2):
@@ -143,14 +145,13 @@ def choices():
         )
         walks = {"attention_tiles": dots, "attention_splits": splits}
         yield f"walk-{m}-{n}-{k}", walks, some("attention_walk", *WALKS), (m, n) != (64, 32)
+
+
+def of_the_rest():
     for block in (16, 64):
         tiles = {"fold_tiles": {"BLOCK": block, "num_warps": 1}}
-        yield (
-            f"fold-{block}",
-            tiles,
-            some("fold_groups", "33-mean-float32", "1-mean-bfloat16", "33-amax-bfloat16"),
-            block == 16,
-        )
+        calls = some("fold_groups", "33-mean-float32", "1-mean-bfloat16", "33-amax-bfloat16")
+        yield f"fold-{block}", tiles, calls, block == 16
     for count in (1, 2, 8):
         yield f"regions-{count}", {"region_tiles": {"TILES": count, "num_warps": count}}, regions(), False
     for block in (32, 256):
@@ -193,6 +194,13 @@ def choices():
     for block in (1, 16, 256):
         for count in (1, 16, 128):
             yield f"move-{block}-{count}", {"move_tiles": {"ROWS": count, "BLOCK": block}}, move(), False
+
+
+def choices():
+    """(name, forced tiles by chooser, calls, slow)."""
+    yield from of_streams()
+    yield from of_products()
+    yield from of_the_rest()
 
 
 def _rows(warps, load, choose, tensors, *_):
