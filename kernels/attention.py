@@ -13,7 +13,7 @@ from .dots import exact_dots
 from .launch import launch
 from .logits import MASKED, factor_of, kept_rows, logits_of, segment_rows
 from .softmax import Operands, Problem, problem_of, softmax_rows
-from .tiles import FEW, attention_splits, attention_tiles, kept_tiles, logits_tiles
+from .tiles import FEW, attention_splits, attention_tiles, finish_tiles, kept_tiles, logits_tiles
 
 
 @triton.jit
@@ -229,12 +229,13 @@ def finish(
 ) -> None:
     """Scores from the integers of `heads` that are added up, compared or squared; `unscales` is one for each head."""
     of_queries, segments = problem.of_queries, problem.segments
+    tiles = finish_tiles()
     launch(
-        _finish_kernel, problem.parts * cdiv(problem.columns, 256),
+        _finish_kernel, problem.parts * cdiv(problem.columns, tiles["BLOCK"]),
         totals, unscales, of_queries.counts, segments.cu_seqlens_q, segments.cu_seqlens_k, out, *problem.sizes,
         *problem.span, problem.heads, totals.shape[1], HEADS=heads, MEAN=mean, DIVIDE=divide,
         WEIGHTED=of_queries.weights is not None, CAUSAL=problem.softmax.causal,
-        PACKED=segments.cu_seqlens_q is not None, BLOCK=256,
+        PACKED=segments.cu_seqlens_q is not None, **tiles,
     )  # fmt: skip
 
 

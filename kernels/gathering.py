@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import bounds, cdiv, next_power_of_2
+from .arithmetic import bounds, cdiv
 from .launch import launch
-from .tiles import gather_tiles, move_tiles
+from .tiles import gather_tiles, locate_tiles, move_tiles
 
 
 @triton.jit
@@ -153,11 +153,11 @@ def compact(
     if not total:
         return moved, offsets, positions
     source = torch.empty(total, dtype=torch.int32, device=device)
-    block = min(1024, max(32, next_power_of_2(capacity)))
+    tiles = locate_tiles(capacity)
     launch(
-        _locate_rows_kernel, segments * cdiv(capacity, block),
+        _locate_rows_kernel, segments * cdiv(capacity, tiles["BLOCK"]),
         indices, counts, cu_seqlens, source, positions, offsets, segments, capacity, size,
-        BLOCK=block, num_warps=4,
+        **tiles,
     )  # fmt: skip
     for x, out in zip(tensors, moved, strict=True):
         if out.numel():

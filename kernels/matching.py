@@ -11,7 +11,7 @@ from ..reference.arguments import Segments
 from .arithmetic import bounds, cdiv
 from .dots import LOW_BITS, exact_dots
 from .launch import launch, target_arch
-from .tiles import match_splits, match_tiles
+from .tiles import flat_tiles, match_splits, match_tiles
 from .units import unit_rows
 
 
@@ -121,5 +121,9 @@ def best_match(
             query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys.shape[1],
             max_seqlen_q, max_seqlen_k, splits, keys.shape[1], PACKED=cu_seqlens_q is not None, **tiles,
         )  # fmt: skip
-    launch(_unpack_kernel, cdiv(best.numel(), 1024), best, query_norms, indices, similarity, best.numel(), BLOCK=1024)
+    tiles = flat_tiles()
+    launch(
+        _unpack_kernel, cdiv(best.numel(), tiles["BLOCK"]),
+        best, query_norms, indices, similarity, best.numel(), **tiles,
+    )  # fmt: skip
     return indices, similarity

@@ -8,12 +8,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.arguments import Amount, Slots
-from .arithmetic import bounds, cdiv, next_power_of_2
+from .arithmetic import bounds, cdiv
 from .gathering import copy_rows, packed_row, packed_start
 from .launch import launch
 from .radix import histogram, load_words, next_digit, ranks, select_threshold, take_best
 from .scoring import score_levels
-from .tiles import chunk_tiles, gather_tiles, many_segments, one_program, order_tiles, rank_limit, select_tiles
+from .tiles import (
+    chunk_tiles,
+    gather_tiles,
+    many_segments,
+    one_program,
+    order_tiles,
+    rank_limit,
+    rank_tiles,
+    select_tiles,
+)
 
 
 @triton.jit
@@ -321,11 +330,10 @@ def select_topk_levels_packed(
     score_levels([x[None] for x in scores or levels], saliency, 1, keys)
     chosen, chosen_keys, counts = _select_segments(keys, cu_seqlens, sizes, budgets, slots)
     tiles = gather_tiles([level[None] for level in levels])
-    rank_block = min(1024, max(32, next_power_of_2(capacity)))
     launch(
         _gather_packed_kernel, batch * cdiv(capacity, tiles["ROWS"]),
         chosen, chosen_keys, counts, tuple(cu_seqlens), tuple(levels), tuple(x.stride(0) for x in levels),
         _opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
-        BY_INDEX=by_index, RANK_BLOCK=rank_block, **tiles,
+        BY_INDEX=by_index, **rank_tiles(capacity), **tiles,
     )  # fmt: skip
     return tokens, indices, rows, offsets, counts

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import cdiv, next_power_of_2
+from .arithmetic import cdiv
 from .gathering import copy_rows
 from .launch import launch
 from .radix import ranks, select_threshold, take_best
 from .scoring import score_levels
-from .tiles import gather_tiles, select_tiles
+from .tiles import gather_tiles, rank_tiles, select_tiles
 
 
 @triton.jit
@@ -116,11 +116,10 @@ def select_topk_levels(
         keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_tiles(max(segments)),
     )  # fmt: skip
     tiles = gather_tiles(levels)
-    rank_block = min(1024, max(32, next_power_of_2(max(budgets))))
     strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
     launch(
         _gather_selected_kernel, batch * cdiv(total, tiles["ROWS"]),
         chosen, chosen_keys, tokens, indices, tuple(levels), strides_b, strides_n, sizes, tuple(budgets), total, width,
-        BY_INDEX=by_index, RANK_BLOCK=rank_block, **tiles,
+        BY_INDEX=by_index, **rank_tiles(max(budgets)), **tiles,
     )  # fmt: skip
     return tokens, indices

@@ -13,7 +13,7 @@ from .dots import LOW_BITS, exact_dots, fixed_point, load_units, low_dots, to_li
 from .launch import launch
 from .logits import MASKED, factor_of, kept_rows, logits_of, norm_factor, query_rows, segment_rows
 from .rows import expand, load_rows, scaled_norm
-from .tiles import FEW, attention_splits
+from .tiles import FEW, attention_splits, flat_tiles
 from .units import unit_rows
 
 
@@ -283,9 +283,10 @@ def softmax_rows(
             )  # fmt: skip
     factors = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     shares = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    flat = flat_tiles()
     launch(
-        _share_kernel, cdiv(shares.numel(), 1024),
+        _share_kernel, cdiv(shares.numel(), flat["BLOCK"]),
         q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, shares.numel(), problem.queries,
-        problem.heads, scale, BLOCK=1024,
+        problem.heads, scale, **flat,
     )  # fmt: skip
     return Operands(q_units, k_units, k_norms, logits, factors, tops, shares)

@@ -133,6 +133,12 @@ def gather_tiles(levels: Sequence[Tensor]) -> dict:
 
 
 @chooser
+def rank_tiles(count: int) -> dict:
+    """Keys that candidates are compared with at a time, where at most so many have to be ranked."""
+    return {"RANK_BLOCK": min(1024, max(32, next_power_of_2(count)))}
+
+
+@chooser
 def chunk_tiles() -> dict:
     return {"CHUNK": 8192, **select_tiles(8192)}
 
@@ -160,6 +166,11 @@ def order_tiles(capacity: int, by_index: bool) -> dict:
     if by_index:
         return {"ROWS": min(512, max(32, next_power_of_2(capacity))), "BLOCK": 1, "num_warps": 4}
     return {"ROWS": 16, "BLOCK": min(128, max(32, next_power_of_2(capacity))), "num_warps": 4}
+
+
+@chooser
+def locate_tiles(capacity: int) -> dict:
+    return {"BLOCK": min(1024, max(32, next_power_of_2(capacity))), "num_warps": 4}
 
 
 @chooser
@@ -225,6 +236,18 @@ def match_tiles(features: int, limbs: int, arch: int | str) -> dict:
     # The assembler stops at 128 or 168 registers here, and spills, unless it is told otherwise.
     registers = {"maxnreg": 255} if limbs == 2 and arch == 100 and features > 64 else {}
     return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages, **registers}
+
+
+@chooser
+def flat_tiles() -> dict:
+    """For a pass over single numbers."""
+    return {"BLOCK": 1024}
+
+
+@chooser
+def finish_tiles() -> dict:
+    """Columns whose scores are made of the integers of all heads."""
+    return {"BLOCK": 256}
 
 
 @chooser

@@ -10,7 +10,7 @@ from .arithmetic import below_one
 from .attention import add_columns, finish
 from .launch import launch
 from .softmax import problem_of, softmax_rows
-from .tiles import attention_tiles
+from .tiles import attention_tiles, flat_tiles
 
 
 @triton.jit(do_not_specialize=["tokens", "step"])
@@ -52,7 +52,7 @@ def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, hea
         operands = softmax_rows(query, key, problem, None, rows)
         shares, weighted = operands.shares, torch.empty_like(operands.shares)
     for step in range(steps):
-        launch(_step_kernel, batch * heads, totals, unscales, shares, weighted, tokens, step, BLOCK=1024)
+        launch(_step_kernel, batch * heads, totals, unscales, shares, weighted, tokens, step, **flat_tiles())
         add_columns(totals, operands._replace(shares=weighted), problem, columns)
     finish(out, totals, unscales[steps], problem, head_reduction, head_reduction in ("mean", "rms"), False)
     return out

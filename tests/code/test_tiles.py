@@ -122,19 +122,21 @@ def of_streams():
             tiles = {
                 "gather_tiles": {"ROWS": count, "BLOCK": block},
                 "select_tiles": {"BLOCK": block, "num_warps": 1},
+                "rank_tiles": {"RANK_BLOCK": max(2, block // count)},
             }
             yield f"select-{block}-{count}", tiles, [*select(), *gather()], False
 
 
 def of_products():
     for m, n, k, splits in ((16, 16, 16, 1), (64, 32, 64, 3), (16, 128, 32, 2)):
-        tiles = {"match_tiles": _dots(m, n, k), "match_splits": splits}
+        tiles = {"match_tiles": _dots(m, n, k), "match_splits": splits, "flat_tiles": {"BLOCK": m}}
         for limbs in (1, 2):
             yield f"match-{m}-{n}-{k}-limbs{limbs}", tiles, match(limbs), False
     for m, n, k, splits in ((16, 16, 16, 1), (16, 32, 16, 1), (64, 32, 32, 3), (32, 64, 64, 2)):
         dots = _dots(m, n, k)
         tiles = {"attention_tiles": dots, "kept_tiles": dots, "attention_splits": splits}
         tiles["logits_tiles"] = {"TILES": n, "num_warps": 4}
+        tiles["flat_tiles"], tiles["finish_tiles"] = {"BLOCK": 8 * m}, {"BLOCK": 2 * n}
         calls = some("attention_importance", *ATTENTION)
         yield f"attention-{m}-{n}-{k}", tiles, calls, (m, n) != (64, 32)
         yield (
@@ -143,7 +145,7 @@ def of_products():
             some("text_relevance", *RELEVANCE),
             (m, n) != (64, 32),
         )
-        walks = {"attention_tiles": dots, "attention_splits": splits}
+        walks = {name: tiles[name] for name in ("attention_tiles", "attention_splits", "flat_tiles", "finish_tiles")}
         yield f"walk-{m}-{n}-{k}", walks, some("attention_walk", *WALKS), (m, n) != (64, 32)
 
 
@@ -188,12 +190,14 @@ def of_the_rest():
                 "gather_tiles": {"ROWS": count, "BLOCK": block},
                 "select_tiles": {"BLOCK": block, "num_warps": 1},
                 "chunk_tiles": {"CHUNK": 256, "BLOCK": block, "num_warps": 1},
+                "rank_tiles": {"RANK_BLOCK": 4 * count},
                 "one_program": limit,
             }
             yield f"packed-levels-{limit}-{block}-{count}", tiles, packed_levels(), False
     for block in (1, 16, 256):
         for count in (1, 16, 128):
-            yield f"move-{block}-{count}", {"move_tiles": {"ROWS": count, "BLOCK": block}}, move(), False
+            tiles = {"move_tiles": {"ROWS": count, "BLOCK": block}, "locate_tiles": {"BLOCK": max(2, count)}}
+            yield f"move-{block}-{count}", tiles, move(), False
 
 
 def choices():
