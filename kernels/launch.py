@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.compiler import CompiledKernel
 
 from .arithmetic import widen
+from .dots import Dots
+from .rows import Row
 
 # Every launch takes these: a multiply and an add are two roundings.
 LAUNCH = {"enable_fp_fusion": False}
@@ -34,9 +37,17 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     if found:
         found[0][programs, 1, 1](*args, *found[1])
         return
-    code = kernel[(programs,)](*args, **constants, **LAUNCH)
+    code = kernel[(programs,)](*args, **_with_constant_fields(constants), **LAUNCH)
     if isinstance(code, CompiledKernel):
         _compiled[key] = code, tuple(constants[name] for name in kernel.arg_names[len(args) :])
+
+
+def _with_constant_fields(constants: dict[str, Any]) -> dict[str, Any]:
+    """The fields of NamedTuples as constexprs, which Tritons before 3.9 do not make of them."""
+    return {
+        name: type(value)(*map(tl.constexpr, value)) if isinstance(value, (Row, Dots)) else value
+        for name, value in constants.items()
+    }
 
 
 def _kinds(args: Sequence) -> tuple:

@@ -1,5 +1,6 @@
 """Errors that name the op, the argument, what was expected and what came."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -12,6 +13,7 @@ FEATURES = (*FLOATS, torch.uint8)
 # What counts and lengths may be: `mask.sum(1)` is int64, `mask.any(1)` bool.
 INTEGERS = (torch.int32, torch.int64, torch.bool)
 MAX_FEATURES = 16384
+FLOAT32_MAX = torch.finfo(torch.float32).max
 # Sizes of packed tensors: what a kernel counts in int32 stays far from overflow.
 MAX_PACKED = 1 << 30
 _INTEGER_TYPES = (int, np.integer, torch.SymInt)
@@ -20,7 +22,8 @@ _INTEGER_TYPES = (int, np.integer, torch.SymInt)
 def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    text = repr(value)
+    return f"{text if len(text) <= 200 else text[:200] + '...'} ({type(value).__name__})"
 
 
 def _finite(value: float) -> bool:
@@ -117,6 +120,15 @@ def number(op: str, name: str, value: Any) -> float:
     if not _finite(value):
         raise ValueError(f"{op}: {name}: expected a finite number, got {value}")
     return value
+
+
+def float32(op: str, name: str, value: Any) -> float:
+    """A number that float32 holds as a finite one, and not as 0 unless it is."""
+    number(op, name, value)
+    rounded = float(np.float32(value)) if abs(value) <= FLOAT32_MAX else math.inf
+    if math.isinf(rounded) or (value and not rounded):
+        raise ValueError(f"{op}: {name}: expected a finite number that float32 can hold, got {value}")
+    return float(value)
 
 
 def is_sequence(value: Any) -> bool:

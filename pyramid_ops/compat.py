@@ -28,6 +28,9 @@ def _do_nothing(x: Tensor, mode: Optional[str] = None) -> Tensor:
     return x
 
 
+_do_nothing.plan = None  # type: ignore[attr-defined]
+
+
 def _callables(plan: MergePlan) -> tuple[Callable, Callable]:
     def merge(x: Tensor, mode: str = "mean") -> Tensor:
         return merge_tokens(x, plan, mode=mode).tokens
@@ -57,7 +60,7 @@ def bipartite_soft_matching(
     -------
     merge, unmerge : callable
         ``merge(x, mode="mean")`` with mode "mean", "sum" or "amax", and ``unmerge(x)``. ``merge.plan`` is the
-        :class:`~pyramid_ops.MergePlan`.
+        :class:`~pyramid_ops.MergePlan`, None where nothing is merged.
 
     Notes
     -----
@@ -91,8 +94,8 @@ def kth_bipartite_soft_matching(metric: Tensor, k: int) -> tuple[Callable, Calla
     metric : Tensor
         ``[B, N, C]``.
     k : int
-        Tokens k − 1, 2k − 1, … stay; 1 or less: nothing is merged. As in the original, the last N mod k tokens are left
-        out of the output.
+        Tokens k − 1, 2k − 1, … stay, at most N; 1 or less: nothing is merged. As in the original, the last N mod k
+        tokens are left out of the output.
 
     Returns
     -------
@@ -112,17 +115,20 @@ def kth_bipartite_soft_matching(metric: Tensor, k: int) -> tuple[Callable, Calla
     k = check.integer(op, "k", k)
     if k <= 1:
         return _do_nothing, _do_nothing
-    count = rows.shape[1] // k * k
+    tokens = rows.shape[1]
+    if k > tokens:
+        raise ValueError(f"{op}: k: expected at most the {tokens} tokens of metric, got {k}")
+    count = tokens // k * k
     token = torch.arange(count, device=rows.device).view(-1, k)
     a, b = token[:, : k - 1].flatten(), token[:, k - 1]
     plan = bipartite_plan(rows[:, a], rows[:, b], a, b, a.shape[0], check.limbs(op, None, rows))
     merge, unmerge = _callables(plan)
 
     def merge_first(x: Tensor, mode: str = "mean") -> Tensor:
-        return merge(x[:, :count], mode)
+        return merge(_of(op, x, tokens)[:, :count], mode)
 
     merge_first.plan = plan  # type: ignore[attr-defined]
-    merge_first.count = count  # type: ignore[attr-defined]
+    merge_first.count, merge_first.tokens = count, tokens  # type: ignore[attr-defined]
     return merge_first, unmerge
 
 
@@ -206,6 +212,14 @@ def bipartite_soft_matching_random2d(
     return _callables(bipartite_plan(rows[:, a], rows[:, b], a, b, min(r, a.shape[0]), check.limbs(op, None, rows)))
 
 
+def _of(op: str, x: Tensor, tokens: int) -> Tensor:
+    """`x` of as many tokens as the metric had, of which the plan has fewer."""
+    check.tensor(op, "x", x, "B N C", dtypes=())
+    if x.shape[1] != tokens:
+        raise ValueError(f"{op}: x: expected {tokens} tokens as the metric, got {check.describe(x)}")
+    return x
+
+
 def _metric_rows(op: str, metric: Tensor) -> Tensor:
     check.tensor(op, "metric", metric, "B N C")
     return check.feature_rows(op, "metric", metric)
@@ -237,7 +251,7 @@ def merge_wavg(merge: Callable, x: Tensor, size: Optional[Tensor] = None) -> tup
     x : Tensor
         ``[B, M, C]``, computed in float32 and rounded once.
     size : Tensor
-        ``[B, M, 1]`` in the dtype of `x`, as in the original.
+        ``[B, M, 1]`` in the dtype of `x`, as in the original; float32 where that is uint8.
 
     Examples
     --------
@@ -250,17 +264,23 @@ def merge_wavg(merge: Callable, x: Tensor, size: Optional[Tensor] = None) -> tup
     op = "merge_wavg"
     check.tensor(op, "x", x, "B N C")
     if size is None:
-        size = torch.ones_like(x[..., :1])
+        size = torch.ones_like(x[..., :1], dtype=x.dtype if x.dtype.is_floating_point else torch.float32)
     check.tensor(op, "size", size, "B N 1")
     check.same_size(op, "size", size, [*x.shape[:2], 1], x.device)
     if merge is _do_nothing:
         return x, size
+    plan = _plan(op, merge)
+    x = _of(op, x, getattr(merge, "tokens", x.shape[1]))
+    count = getattr(merge, "count", x.shape[1])
+    tokens, sizes = merge_tokens(x[:, :count], plan, size[:, :count, 0].float())
+    return tokens, sizes[..., None].to(x.dtype if x.dtype.is_floating_point else torch.float32)
+
+
+def _plan(op: str, merge: Callable) -> MergePlan:
     plan = getattr(merge, "plan", None)
     if not isinstance(plan, MergePlan):
         raise TypeError(f"{op}: merge: expected what a matching of this module returns, got {check.describe(merge)}")
-    count = getattr(merge, "count", x.shape[1])
-    tokens, sizes = merge_tokens(x[:, :count], plan, size[:, :count, 0].float())
-    return tokens, sizes[..., None].to(x.dtype)
+    return plan
 
 
 def merge_source(merge: Callable, x: Tensor, source: Optional[Tensor] = None) -> Tensor:
@@ -288,7 +308,11 @@ def merge_source(merge: Callable, x: Tensor, source: Optional[Tensor] = None) ->
     >>> merge_source(bipartite_soft_matching(x, 1)[0], x).sum().item()
     4.0
     """
-    check.tensor("merge_source", "x", x, "B N C")
+    op = "merge_source"
+    check.tensor(op, "x", x, "B N C")
+    if merge is not _do_nothing:
+        _plan(op, merge)
     if source is None:
-        source = torch.eye(x.shape[1], device=x.device).expand(x.shape[0], -1, -1)
+        source = torch.eye(x.shape[1], dtype=torch.float32, device=x.device).expand(x.shape[0], -1, -1)
+    check.tensor(op, "source", source, "B N N0")
     return merge(source, mode="amax")

@@ -94,7 +94,7 @@ def _weights(
     length_scale: float,
     variance_scale: float,
 ) -> Tensor:
-    check.tensor(op, "instruction", instruction, "B T D")
+    check.features(op, "instruction", check.tensor(op, "instruction", instruction, "B T D"))
     tokens = instruction.shape[1]
     if not tokens:
         raise ValueError(f"{op}: instruction: expected at least one token, got {check.describe(instruction)}")
@@ -113,14 +113,15 @@ def _weights(
     flat = []
     for k, row in enumerate(rows):
         for i, weight in enumerate(row):
-            if check.number(op, f"weights[{k}][{i}]", weight) < 0:
+            if check.float32(op, f"weights[{k}][{i}]", weight) < 0:
                 raise ValueError(f"{op}: weights[{k}][{i}]: expected a non-negative number, got {weight}")
             flat.append(float(weight))
-    scales = check.number(op, "length_scale", length_scale), check.number(op, "variance_scale", variance_scale)
+    named = (("length_scale", length_scale), ("variance_scale", variance_scale))
+    by_length, by_variance = (check.float32(op, name, scale) for name, scale in named)
     counts = None if lengths is None else check.int_vector(op, "lengths", lengths, instruction)
     variance = region_variance(instruction, (1, tokens), (1, 1), lengths=counts)[:, 0]
     logits = [math.log(limit / (1 - limit)) for limit in limits]
-    return adaptive_weights_op(variance, counts, tokens, Difficulty(*scales, logits, flat))
+    return adaptive_weights_op(variance, counts, tokens, Difficulty(by_length, by_variance, logits, flat))
 
 
 def adaptive_budgets(

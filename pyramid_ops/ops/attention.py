@@ -236,6 +236,7 @@ def _checked_rows(op: str, name: str, x: Optional[Tensor], q: Tensor, packed: bo
     check.tensor(op, name, x, layout.replace("N", "T") if packed else f"B {layout}", dtypes=(torch.float32,))
     sizes = q.shape[1:3] if layout == "H Nq" else q.shape[2:3]
     check.same_size(op, name, x, sizes if packed else (q.shape[0], *sizes), q.device)
+    x = x.resolve_neg()
     return x[None] if packed else x
 
 

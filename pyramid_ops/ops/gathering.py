@@ -83,7 +83,7 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     rows = [
         check.rows(level.reshape(*level.shape[:2], math.prod(features))).view(check.bits(dtype)) for level in levels
     ]
-    return gather_levels_op(rows, indices).view(dtype).reshape(batch, indices.shape[1], *features)
+    return gather_levels_op(rows, indices.resolve_neg()).view(dtype).reshape(batch, indices.shape[1], *features)
 
 
 def compact(
@@ -117,7 +117,7 @@ def compact(
         int32 or int64 ``[S + 1]``: the bounds of the segments of packed tensors.
     token_dims : int or sequence of int, optional
         Which dimension of the tensors counts tokens, counted with that of the batch: one for all, or one for each, such
-        as ``(1, 1, 2, 2)``. Default: 1 of dense tensors, 0 of packed ones.
+        as ``(1, 1, 2, 2)``. Default: 1 of dense tensors, 0 of packed ones of 1 or 2 dimensions.
 
     Returns
     -------
@@ -134,8 +134,8 @@ def compact(
     ------
     TypeError, ValueError
         For a wrong type, shape, dtype, device or dimension, tensors that differ in N or T, K above N, more than 2³⁰
-        tokens, or an input that requires grad. And for a tensor of 3 or more dimensions, given with `cu_seqlens` and
-        without `token_dims`, that has as many rows as there are segments, with several indices each: it looks dense.
+        tokens, an input that requires grad, or a tensor of 3 or more dimensions with `cu_seqlens` and without
+        `token_dims`: it may as well be dense.
 
     Notes
     -----
@@ -203,10 +203,10 @@ def compact(
                 )
             if capacity > size:
                 raise ValueError(f"{op}: indices: expected at most {size} for each sample, got {capacity}")
-        elif token_dims is None and x.dim() > 2 and size == segments and capacity > 1:
+        elif token_dims is None and x.dim() > 2:
             raise ValueError(
-                f"{op}: tensors[{k}]: expected packed tokens in dimension 0, got {check.describe(x)}, as many as "
-                "segments (dense [B, N, ...] goes without cu_seqlens; if it is packed, pass token_dims=0)"
+                f"{op}: tensors[{k}]: expected token_dims with cu_seqlens and 3 or more dimensions, got None for "
+                f"{check.describe(x)} (packed [T, H, d] takes token_dims=0, dense [B, N, ...] goes without cu_seqlens)"
             )
         x = x.resolve_neg().resolve_conj()
         x = x.expand(segments, *x.shape[1:]) if dense else x
@@ -215,6 +215,6 @@ def compact(
         rows.append(check.rows(x).view(check.bits(x.dtype)))
         shapes.append((*samples, *before, capacity if dense else segments * capacity, *after))
     check.packed_size(op, "indices", segments * capacity)
-    moved, offsets, positions = compact_op(rows, indices.contiguous(), counts, bounds)
+    moved, offsets, positions = compact_op(rows, indices.resolve_neg().contiguous(), counts, bounds)
     results = [x.view(old.dtype).view(shape) for x, old, shape in zip(moved, tensors, shapes, strict=True)]
     return Compaction(results, offsets, positions.view(segments, capacity) if dense else positions)

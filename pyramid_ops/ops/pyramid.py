@@ -14,8 +14,6 @@ from ..reference.arguments import Filter
 
 __all__ = ["blur_downsample", "gaussian_pyramid", "patch_positions", "patchify"]
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-
 
 def _blur_downsample_fake(images: Tensor, blur: Filter, height: int, width: int) -> Tensor:
     return images.new_empty(*images.shape[:2], height, width)
@@ -170,7 +168,7 @@ def filter_taps(op: str, sigma: float, kernel_size: int, taps: Optional[Sequence
     if len(values) % 2 == 0:
         raise ValueError(f"{op}: taps: expected an odd number of taps, got {len(values)}")
     for k, value in enumerate(values):
-        if abs(value) > _FLOAT32_MAX:
+        if abs(value) > check.FLOAT32_MAX:
             raise ValueError(f"{op}: taps[{k}]: expected a float32 number, got {value}")
     return values
 
@@ -271,6 +269,10 @@ def patch_positions(
     patch = check.integer(op, "patch_size", patch_size, 1)
     if device is None:
         device = images[0].device if images and isinstance(images[0], Tensor) else torch.device("cpu")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{op}: device: expected a device of torch, got {device!r}") from error
     positions = []
     for level, image in enumerate(images):
         if isinstance(image, Tensor):

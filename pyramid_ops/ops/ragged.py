@@ -231,7 +231,7 @@ def select_topk_levels_packed(
     scores: list[Tensor] = []
     if isinstance(saliency, str):
         check.choice(op, "saliency", saliency, "variance", "norm", "attention")
-    if saliency == "attention":
+    if isinstance(saliency, str) and saliency == "attention":
         saliency = [received(x, cu, max_seqlen) for x, cu in zip(levels, bounds, strict=True)]
     if not isinstance(saliency, str):
         scores = level_scores(op, saliency, levels, "T")

@@ -13,7 +13,6 @@ from ..reference import scoring as reference
 __all__ = ["combine_scores", "token_norm", "token_variance"]
 
 _MOST_SCORES = 64
-_LARGEST = torch.finfo(torch.float32).max
 
 
 def _token_scores_fake(features: Tensor, correction: int = 0) -> Tensor:
@@ -171,9 +170,9 @@ def combine_scores(
     if len(numbers) != len(scores):
         raise ValueError(f"{op}: weights: expected one for each of {len(scores)} tensors, got {len(numbers)}")
     for k, weight in enumerate(numbers):
-        if not -_LARGEST <= weight <= _LARGEST:
+        if abs(weight) > check.FLOAT32_MAX:
             raise ValueError(f"{op}: weights[{k}]: expected a number that is finite in float32, got {weight}")
-    if normalize not in (None, "minmax"):
+    if normalize is not None and not (isinstance(normalize, str) and normalize == "minmax"):
         raise ValueError(f"{op}: normalize: expected None or 'minmax', got {check.describe(normalize)}")
     rows = [x.resolve_neg() if x.dim() == 2 else x.resolve_neg()[None] for x in scores]
     if cu_seqlens is not None:

@@ -97,7 +97,7 @@ def select_topk_levels(
     scores: list[Tensor] = []
     if isinstance(saliency, str):
         check.choice(op, "saliency", saliency, "variance", "norm", "attention")
-    if saliency == "attention":
+    if isinstance(saliency, str) and saliency == "attention":
         saliency = [received(level) for level in levels]
     if not isinstance(saliency, str):
         scores = level_scores(op, saliency, levels)

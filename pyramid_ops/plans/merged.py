@@ -173,6 +173,8 @@ def unmerge_tokens(merged: Tensor, plan: MergePlan, *, order: str = "tome") -> T
     op = "unmerge_tokens"
     rows, _, _ = _assignment(op, plan, order)
     check.tensor(op, "merged", merged, "B M D" if plan.rows.dim() == 2 else "T D", dtypes=())
+    if merged.element_size() > 8:
+        raise TypeError(f"{op}: merged: expected a dtype of at most 8 bytes, got {check.describe(merged)}")
     merged3 = merged if merged.dim() == 3 else merged[None]
     if merged3.shape[:2] != (rows.shape[0], plan.num_rows) or merged.device != rows.device:
         expected = f"{[rows.shape[0], plan.num_rows, 'D']} on {rows.device}"

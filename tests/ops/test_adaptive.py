@@ -91,6 +91,18 @@ X = torch.zeros(2, 5, 8)
         (r"weights\[1\]: expected a list or tuple", (X,), {"weights": ((1.0,), 2.0, (1.0,))}),
         ("variance_scale: expected a finite number", (X,), {"variance_scale": math.inf}),
         ("length_scale: expected a number", (X,), {"length_scale": None}),
+        (
+            r"weights\[0\]\[0\]: expected a finite number that float32",
+            (X,),
+            {"weights": ((1e39, 1.0),), "thresholds": ()},
+        ),
+        (
+            r"weights\[0\]\[1\]: expected a finite number that float32",
+            (X,),
+            {"weights": ((1.0, 1e-50),), "thresholds": ()},
+        ),
+        ("length_scale: expected a finite number that float32", (X,), {"length_scale": 1e39}),
+        ("instruction: expected 1 to 16384 features", (X[..., :0],), {}),
     ],
 )
 def test_bad_adaptive(message, args, options):

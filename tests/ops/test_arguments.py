@@ -290,3 +290,50 @@ def test_plans_are_checked():
     ):
         with raises(kind, f"merge_tokens: {message}"):
             pyramid_ops.merge_tokens(X, wrong)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: pyramid_ops.token_norm([0.5] * 9999), TypeError, "token_norm: features: expected a tensor, got [0.5"),
+        (
+            lambda: pyramid_ops.select_topk_levels([rand(2, 5, 4)], 3, saliency=np.ones((2, 5))),
+            TypeError,
+            "select_topk_levels: saliency: expected 'variance'",
+        ),
+        (
+            lambda: pyramid_ops.combine_scores([rand(2, 5)], [1.0], normalize=np.ones(3)),
+            ValueError,
+            "combine_scores: normalize: expected None or 'minmax'",
+        ),
+        (
+            lambda: pyramid_ops.unmerge_tokens(
+                rand(1, 3, 2).to(torch.complex128), pyramid_ops.tome_matching(rand(1, 4, 2), 1)
+            ),
+            TypeError,
+            "unmerge_tokens: merged: expected a dtype of at most 8 bytes",
+        ),
+    ],
+)
+def test_messages_are_short_and_name_their_op(call, kind, message):
+    with raises(kind, message) as caught:
+        call()
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.kernel
+def test_kernels_read_no_pending_negation(device):
+    q = rand(1, 1, 4, 4).to(device)
+    given = torch._neg_view(torch.full((1, 1, 4), -2.0, device=device))
+    levels, pairs = [rand(1, 5, 2).to(device)], torch._neg_view(-torch.tensor([[[0, 3], [0, 1]]], device=device))
+    calls = (
+        lambda: pyramid_ops.attention_importance(q, q, log_sum_exp=given),
+        lambda: pyramid_ops.gather_levels(levels, pairs),
+        lambda: pyramid_ops.compact(levels, pairs[..., 1]).tensors[0],
+    )
+    for call in calls:
+        with pyramid_ops.use_backend("reference"):
+            expected = call()
+        with pyramid_ops.use_backend("kernel"):
+            assert_same_bits(call(), expected)

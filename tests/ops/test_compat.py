@@ -81,3 +81,35 @@ def test_wavg_and_source_follow_tome():
     nothing, _ = compat.bipartite_soft_matching(metric, 0)
     assert nothing(x, mode="sum") is x
     assert compat.merge_wavg(nothing, x)[1].shape == (2, 17, 1)
+    assert nothing.plan is None
+
+
+def test_kth_matching_takes_the_tokens_of_its_metric():
+    merge, _ = compat.kth_bipartite_soft_matching(rand(1, 10, 4), 3)
+    for call in (merge, lambda x: compat.merge_wavg(merge, x)):
+        with pytest.raises(ValueError, match=r"x: expected 10 tokens as the metric, got float32 \[1, 30, 4\]"):
+            call(rand(1, 30, 4))
+    with pytest.raises(TypeError, match="^kth_bipartite_soft_matching: x: expected a tensor"):
+        merge([1])
+    with pytest.raises(ValueError, match="^kth_bipartite_soft_matching: k: expected at most the 5 tokens"):
+        compat.kth_bipartite_soft_matching(rand(1, 5, 4), 6)
+
+
+def test_sizes_of_uint8_tokens_do_not_wrap():
+    merge, _ = compat.bipartite_soft_matching(torch.ones(1, 800, 4), 400)
+    assert compat.merge_wavg(merge, torch.ones(1, 800, 1, dtype=torch.uint8))[1].sum() == 800
+
+
+def test_source_is_float32_whatever_the_default_dtype():
+    x = rand(1, 8, 4)
+    merge, _ = compat.bipartite_soft_matching(x, 3)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert compat.merge_source(merge, x).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+    with pytest.raises(TypeError, match="^merge_source: merge: expected what a matching"):
+        compat.merge_source(None, x)
+    with pytest.raises(TypeError, match="^merge_source: source: expected a tensor"):
+        compat.merge_source(merge, x, 3)

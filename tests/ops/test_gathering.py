@@ -7,7 +7,7 @@ from pyramid_ops import compact, gather_levels, segmented_topk, select_topk_leve
 from pyramid_ops.verify.inputs import int32
 from tests.bits import assert_same_bits
 
-from .test_ragged import C, X, packed
+from .test_ragged import packed
 from .test_selection import L, features
 
 
@@ -46,20 +46,20 @@ def test_pending_negation_and_conjugation_are_resolved():
     assert torch.equal(gather_levels([conjugated], indices)[0, 0], conjugated[0, 4])
 
 
-I = torch.zeros(2, 3, 2, dtype=torch.int64)  # noqa: E741
+PAIRS = torch.zeros(2, 3, 2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
     ("message", "levels", "indices"),
     [
-        ("indices: expected dtype int64", L, I.int()),
-        (r"indices: expected shape \[B, K, 2\]", L, I[..., :1]),
-        (r"indices: expected shape \[B, K, 2\]", L, I[0]),
-        ("levels: expected a non-empty list", [], I),
-        ("levels: expected a non-empty list", L[0], I),
-        (r"levels\[0\]: expected a batch size of 1 or 3", L, I[:1].expand(3, 3, 2)),
-        (r"levels\[1\]: expected the device, dtype", [L[0], L[1].half()], I),
-        ("levels: expected a dtype of at most 8 bytes", [x.to(torch.complex128) for x in L], I),
+        ("indices: expected dtype int64", L, PAIRS.int()),
+        (r"indices: expected shape \[B, K, 2\]", L, PAIRS[..., :1]),
+        (r"indices: expected shape \[B, K, 2\]", L, PAIRS[0]),
+        ("levels: expected a non-empty list", [], PAIRS),
+        ("levels: expected a non-empty list", L[0], PAIRS),
+        (r"levels\[0\]: expected a batch size of 1 or 3", L, PAIRS[:1].expand(3, 3, 2)),
+        (r"levels\[1\]: expected the device, dtype", [L[0], L[1].half()], PAIRS),
+        ("levels: expected a dtype of at most 8 bytes", [x.to(torch.complex128) for x in L], PAIRS),
     ],
 )
 def test_bad_gather(message, levels, indices):
@@ -115,6 +115,8 @@ def test_compaction_moves_bits_and_outside_rows_are_zero():
     assert clamped.tensors[0].view(torch.int32)[:, 0].tolist() == [5] + [0] * 7
 
 
+X, I = torch.zeros(9, 4), torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
+C = int32(0, 4, 9)
 COMPACT = [
     (TypeError, "tensors: expected a list or tuple", lambda op: op(X, I, cu_seqlens=C)),
     (ValueError, "tensors: expected at least one tensor", lambda op: op([], I, cu_seqlens=C)),

@@ -165,9 +165,11 @@ C = torch.arange(B + 1, dtype=torch.int32) * N
         (ValueError, "indices: expected at most 4 for each sample, got 5", lambda: compact([X[:, :4]], I)),
         (ValueError, r"indices: expected shape \[B, K\]", lambda: compact([X], I[0])),
         (ValueError, r"counts: expected shape \[3\] on cpu", lambda: compact([X], I, C)),
-        (ValueError, r"tensors\[0\]: expected packed tokens in dimension 0, .* as many as segments \(dense",
+        (ValueError, r"tensors\[0\]: expected token_dims .* got None for float32 \[3, 11, 4\]",
          lambda: compact([X], I, cu_seqlens=C)),
-        (ValueError, r"tensors\[1\]: expected packed tokens in dimension 0",
+        (ValueError, r"tensors\[0\]: expected token_dims", lambda: compact([X], I[:, :1], cu_seqlens=C)),
+        (ValueError, r"tensors\[0\]: expected token_dims", lambda: compact([X[:2]], I, cu_seqlens=C)),
+        (ValueError, r"tensors\[1\]: expected token_dims",
          lambda: compact([X[:, 0], X], I, cu_seqlens=C)),
     ],
 )  # fmt: skip

@@ -265,6 +265,8 @@ def test_an_image_that_cannot_be_halved():
         (lambda: patchify(X[0], 2), r"patchify: images: expected shape \[B, C, H, W\]"),
         (lambda: patch_positions(X, 2), "patch_positions: images: expected a list or tuple"),
         (lambda: patch_positions([(8, 8, 1)], 2), r"patch_positions: images\[0\]: expected \(height, width\)"),
+        (lambda: patch_positions([(8, 8)], 2, device="gpu"), "patch_positions: device: expected a device of torch"),
+        (lambda: patch_positions([(8, 8)], 2, device=1.5), "patch_positions: device: expected a device of torch"),
         (lambda: patch_positions([(8, 8), (4, 5)], 2), r"patch_positions: images\[1\]: expected sides"),
     ],
 )

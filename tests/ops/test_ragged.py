@@ -223,6 +223,3 @@ LEVELS = [
 def test_bad_packed_levels(error, message, call):
     with pytest.raises(error, match=f"^select_topk_levels_packed: {message}"):
         call(select_topk_levels_packed)
-
-
-X, I = torch.zeros(9, 4), torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
