@@ -47,14 +47,14 @@ _BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin
 class _NoGPU:
     """The part of a Triton driver that a compilation asks for."""
 
-    def __init__(self, target: GPUTarget):
-        self.target = target
+    def __init__(self, target: GPUTarget, device: object):
+        self.target, self.device = target, device
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
-    def get_current_device(self) -> GPUTarget:
-        return self.target
+    def get_current_device(self) -> object:
+        return self.device
 
     def get_current_stream(self, device: object) -> int:
         return 0
@@ -65,10 +65,13 @@ def _yes() -> bool:
 
 
 @contextlib.contextmanager
-def compiling(target: str) -> Iterator[None]:
-    """Inside, ops on CPU tensors run their kernels' launchers, and Triton compiles for `target`."""
+def compiling(target: str, device: object = None) -> Iterator[None]:
+    """Inside, ops on CPU tensors run their kernels' launchers, and Triton compiles for `target`.
+
+    What it compiled for one `device`, the target if it is not given, is not taken for another.
+    """
     active = driver._active
-    driver.set_active(_NoGPU(TARGETS[target]))  # type: ignore[arg-type]
+    driver.set_active(_NoGPU(TARGETS[target], device or target))  # type: ignore[arg-type]
     try:
         with (
             mock.patch.object(_op, "interpreted", _yes),

@@ -1,0 +1,154 @@
+"""The text of one PTX kernel as registers, parameters, instructions and basic blocks."""
+
+import functools
+import re
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+DTYPES: dict[str, type] = {
+    **{f"s{n}": getattr(np, f"int{n}") for n in (8, 16, 32, 64)},
+    **{f"{kind}{n}": getattr(np, f"uint{n}") for n in (8, 16, 32, 64) for kind in "ub"},
+    "f16": np.float16,
+    "f32": np.float32,
+    "f64": np.float64,
+    "pred": np.bool_,
+}
+SIZE = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
+# Registers that each thread finds filled; what is not among them is refused.
+SPECIAL = ("%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x")
+_WORD = re.compile(r"%?[\w@]+(?:\.[xyz])?")
+
+
+class Unsupported(Exception):
+    """What the executor has no rule for: it refuses, by name, before anything runs."""
+
+
+class Instruction(NamedTuple):
+    opcode: str
+    operands: tuple[str, ...]
+    guard: Optional[str]  # register of its predicate
+    negated: bool
+    number: int
+    line: int  # in the PTX, from 1
+    text: str
+    source: str  # file:line of the kernel
+
+    def suffix(self, pattern: str) -> Optional[str]:
+        """The first part of the opcode that is `pattern`, as 'x4' in an ldmatrix."""
+        return next((part for part in self.opcode.split(".") if re.fullmatch(pattern, part)), None)
+
+
+class Code(NamedTuple):
+    name: str
+    threads: int
+    registers: dict[str, tuple[int, str]]  # name → (index, type)
+    parameters: dict[str, tuple[int, str]]  # name → (offset, type)
+    parameter_bytes: int
+    symbols: frozenset[str]  # shared memory
+    instructions: tuple[Instruction, ...]
+    blocks: tuple[tuple[int, int], ...]  # instructions of each, from and to
+    labels: dict[str, int]  # label → block
+
+
+def operands(text: str) -> tuple[str, ...]:
+    """Split at the commas that no bracket holds."""
+    return tuple(part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text) if part.strip())
+
+
+def members(operand: str) -> tuple[str, ...]:
+    """The parts of `{a, b}`, or the operand alone."""
+    return operands(operand[1:-1]) if operand.startswith("{") else (operand,)
+
+
+@functools.lru_cache(None)
+def parse(ptx: str) -> Code:
+    head, _, rest = ptx.partition(".entry ")
+    name = re.match(r"\w+", rest)[0]  # type: ignore[index]
+    body_at = ptx.index("{", ptx.index(".reqntid"))
+    body = ptx[body_at + 1 : ptx.index("\n}", body_at)]
+    threads = int(re.search(r"\.reqntid (\d+)", rest)[1])  # type: ignore[index]
+    files = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx))
+    parameters, size = {}, 0
+    for kind, parameter in re.findall(r"\.param \.(\w+)[^,)]*?(\w+_param_\d+)", rest[: rest.index(")")]):
+        size = -(-size // SIZE[kind]) * SIZE[kind]
+        parameters[parameter] = size, kind
+        size += SIZE[kind]
+
+    registers = {special: (k, "b32") for k, special in enumerate(SPECIAL)}
+    scopes: list[dict[str, str]] = [{}]
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    source = ""
+
+    def declare(text: str) -> None:
+        kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", text).groups()  # type: ignore[union-attr]
+        for item in map(str.strip, names.split(",")):
+            if many := re.match(r"(%?\w+)<(\d+)>", item):
+                new = [f"{many[1]}{k}" for k in range(int(many[2]))]
+            else:  # inside braces: another register than one of this name elsewhere
+                new = [f"{item}@{len(registers)}"]
+                scopes[-1][item] = new[0]
+            registers.update({register: (len(registers) + k, kind) for k, register in enumerate(new)})
+
+    def renamed(text: str) -> str:
+        names = {key: value for scope in scopes for key, value in scope.items()}
+        return _WORD.sub(lambda word: names.get(word[0], word[0]), text) if names else text
+
+    first = ptx[: body_at + 1].count("\n") + 1
+    for line, text in enumerate(body.split("\n"), first):
+        text = re.sub(r"//.*|/\*.*?\*/", "", text).strip()
+        while text:
+            if label := re.match(r"(\$\w+):\s*", text):
+                labels[label[1]] = len(instructions)
+                text = text[label.end() :]
+            elif text[0] in "{}":
+                scopes.append({}) if text[0] == "{" else scopes.pop()
+                text = text[1:].strip()
+            else:
+                statement, _, text = (part.strip() for part in text.partition(";"))
+                if statement.startswith(".reg"):
+                    declare(statement)
+                elif statement.startswith(".loc"):
+                    file, at = statement.split()[1:3]
+                    source = f"{files.get(file, file)}:{at}"
+                elif statement and not statement.startswith((".pragma", ".file")):
+                    if statement[0] == ".":
+                        raise Unsupported(f"{name}, PTX line {line}: {statement}")
+                    guard, negation, register, opcode, given = re.match(  # type: ignore[union-attr]
+                        r"(@(!?)(%?\w+)\s+)?(\S+)\s*(.*)", statement
+                    ).groups()
+                    instructions.append(
+                        Instruction(
+                            opcode,
+                            operands(renamed(given)),
+                            renamed(register) if guard else None,
+                            bool(negation),
+                            len(instructions),
+                            line,
+                            statement,
+                            source,
+                        )
+                    )
+    cuts, targets = {0}, {}
+    for instruction in instructions:
+        if instruction.opcode.startswith("bra"):
+            targets[instruction.operands[0]] = labels[instruction.operands[0]]
+        if instruction.opcode.split(".")[0] in ("bra", "ret"):
+            cuts.add(instruction.number + 1)
+        elif instruction.opcode == "bar.sync":
+            cuts.add(instruction.number)
+    cuts.update(targets.values())
+    starts = sorted(cut for cut in cuts if cut < len(instructions))
+    blocks = tuple(zip(starts, [*starts[1:], len(instructions)], strict=True))
+    return Code(
+        name,
+        threads,
+        registers,
+        parameters,
+        -(-size // 16) * 16,
+        frozenset(re.findall(r"\.extern \.shared[^;]*?(\w+)\[\];", head)),
+        tuple(instructions),
+        blocks,
+        {label: starts.index(at) for label, at in targets.items()},
+    )
