@@ -7,6 +7,7 @@ depends on them.
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional, TypeVar
 
@@ -20,7 +21,11 @@ from .rows import Row
 
 # The ptxas of Tritons before 3.9, and of 3.9 for long rows, spills some words in place of taking more than 168
 # registers, unless it is told.
-_OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+_VERSION = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
+_OLD = _VERSION < (3, 9)
+# These Tritons let asynchronous products of sm_90 and later read what asynchronous copies wrote with no
+# fence.proxy.async between, which nothing promises to work (triton#9610). Without stages there are no such copies.
+_UNFENCED = _VERSION < (3, 7, 1)
 # The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
 FEW = 16
 
@@ -101,6 +106,12 @@ def row_tiles(rows: Sequence[Tensor], warps: int = 0, load_bytes: int = 16) -> d
 def warp_lanes() -> int:
     """Threads of a warp."""
     return 64 if isinstance(target_arch(), str) else 32
+
+
+def stages(count: int) -> int:
+    """Stages of a loop over products: 1 where the compiler would forget a fence between copies and products."""
+    arch = target_arch()
+    return 1 if _UNFENCED and isinstance(arch, int) and arch >= 90 else count
 
 
 @chooser
@@ -224,18 +235,18 @@ def budget_tiles(levels: int) -> dict:
 def match_tiles(features: int, limbs: int, arch: int | str) -> dict:
     """Tiles of the similarity: the largest whose accumulators stay in registers."""
     # Rows of few features leave the loop so short that wider tiles spill.
-    m, n, k, warps, stages = 128 if features > 16 else 64, 128 if features % 16 == 0 else 64, 64, 8, 3
+    m, n, k, warps, depth = 128 if features > 16 else 64, 128 if features % 16 == 0 else 64, 64, 8, 3
     # Four warps take a quarter to a third fewer instructions and leave an SM two programs, where they do not spill.
     if features % 16 == 0 and (arch in (80, 90, 100) if features <= 64 else arch == 90 and features % 64 == 0):
         warps = 4
     if limbs == 2:
-        m, n, k, warps, stages = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
+        m, n, k, warps, depth = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
         if arch == 90 and features % 16 == 0:
-            m, n, k, warps, stages = 128, 64, 64 if features <= 64 else 32, 8, 2
+            m, n, k, warps, depth = 128, 64, 64 if features <= 64 else 32, 8, 2
     k = min(k, max(16, next_power_of_2(features)))
     # The assembler stops at 128 or 168 registers here, and spills, unless it is told otherwise.
     registers = {"maxnreg": 255} if limbs == 2 and arch == 100 and features > 64 else {}
-    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages, **registers}
+    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth), **registers}
 
 
 @chooser
@@ -279,7 +290,7 @@ def attention_tiles(features: int, limbs: int, rows: int, by_tile: bool) -> tupl
     row = (16, 2 * wide if limbs == 1 else wide) if few else (64, many)
     # Where heads are reduced first, a second tile of sums is alive.
     column = (64, 16 if few else wide // 2 if by_tile else many)
-    options = {"num_warps": 4, "num_stages": 2, **_registers(features > 128)}
+    options = {"num_warps": 4, "num_stages": stages(2), **_registers(features > 128)}
     dots = (Dots(features, limbs, *tile, block) for tile in (row, column))
     first, second = ({"DOT": dot, **options} for dot in dots)
     return first, second
@@ -296,7 +307,7 @@ def relevance_tiles(features: int, limbs: int, rows: int, mean: bool) -> dict:
 def kept_tiles(features: int, limbs: int, rows: int, joined: int) -> tuple[dict, dict]:
     """The same tiles where logits are read, of so many rows of a key head and of a column: 4 logits a thread."""
     row, column = (min(FEW, next_power_of_2(count)) for count in (rows, joined))
-    options = {"num_warps": 4, "num_stages": 2}
+    options = {"num_warps": 4, "num_stages": stages(2)}
     return (
         {"DOT": Dots(features, limbs, row, 512 // row, 16), **options},
         {"DOT": Dots(features, limbs, 512 // column, column, 16), **options},

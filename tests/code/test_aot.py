@@ -85,6 +85,10 @@ def test_nvidia_code(target, case, dtype, call):
         assert has_dots == bool(code["tensor"]) == (kernel_name in dots), code
         if has_dots:
             assert clean_accumulators(kernel.asm["ttir"]), f"{kernel_name}: a product that starts from another value"
+        # Asynchronous products read shared memory, behind a fence: ptxas 12.9 reuses registers that they still read.
+        assert not re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\}, \{", ptx), f"{kernel_name}: operands in registers"
+        if re.search(r"\b(wgmma\.mma_async|tcgen05\.mma)", ptx):
+            assert "fence.proxy.async" in ptx, f"{kernel_name}: asynchronous products and no fence"
         if case is not None and kernel_name not in scattered:
             assert ("8" if dtype == torch.uint8 else "16") in code["loads"], code
     compare_with_committed(case, dtype, target, codes)
