@@ -74,6 +74,18 @@ def blur_downsample_bits() -> Cases:
                         image = special_image((1, 1, *size), dtype)
                         case = f"{size[0]}x{size[1]}-{filter_name}-{padding}-{downsample}-{name(dtype)}"
                         yield Case(case, (image, *args))
+    # A tile between both edges: its columns need no padding.
+    for padding in ("reflect", "replicate"):
+        for dtype in FEATURES:
+            narrow = 128 if dtype == torch.float32 else 256
+            for filter_name, downsample, width in (
+                ("gaussian", "mean", 8 * narrow + 6),
+                ("wide", "decimate", 530),
+                ("box", "decimate", narrow),
+            ):
+                image = special_image((1, 1, 5, width), dtype)
+                args = filter_args(FILTERS[filter_name], padding, downsample, 5, width)
+                yield Case(f"5x{width}-{filter_name}-{padding}-{downsample}-{name(dtype)}", (image, *args))
     x = special_image((2, 3, 12, 10), torch.float32)
     for case, image in (
         ("channels-swapped", x.transpose(0, 1)),

@@ -69,6 +69,12 @@ def segmented_topk_bits() -> Cases:
         yield Case(f"several-programs-{order}", args)
         args = (scores, int32(1, 27001), Amount(int32(3), [0]), Slots(27000, 3), by_index)
         yield Case(f"one-segment-of-several-programs-{order}", args)
+    for dtype in FLOATS:
+        # Several tiles in one program, and the best key last.
+        ties = special_scores(1, 7676, dtype, 3)[0]
+        ties[-1] = torch.inf
+        args = (ties, int32(0, 3583, 3583, 7676), Amount(None, [2, 0, 1303]), Slots(4093, 1303), False)
+        yield Case(f"several-tiles-{name(dtype)}", args)
     args = (scores[1:5201], int32(0, 5200), Amount(None, [4800]), Slots(5200, 4800), False)
     yield Case("sorted", args)
     yield Case("no-scores", (scores[:0], int32(0, 3, 3), Amount(None, [2]), Slots(0, 2), False))

@@ -65,9 +65,14 @@ def select_topk_levels_bits() -> Cases:
                     order = "index" if by_index else "saliency"
                     case = f"{'+'.join(map(str, sizes))}-{'+'.join(map(str, chosen))}-{saliency}-{order}"
                     yield Case(case, (made, scores, saliency, list(chosen), by_index))
-    made = levels((600, 300), 8, torch.float32, batch=1)
-    scores = [special_scores(1, size, torch.float32, size) for size in (600, 300)]
-    yield Case("several-tiles", (made, scores, "given", [20, 11], False))
+    # Tiles of 2048 keys, a threshold that is far from all of them, and the best key last.
+    for sizes, chosen in (((5000, 2604), [2500, 1303]), ((3583, 4093), [2, 5])):
+        made = levels(sizes, 8, torch.float32, batch=1)
+        scores = [special_scores(1, size, torch.float32, size) for size in sizes]
+        for score in scores:
+            score[0, -1] = torch.inf
+        args = (made, scores, "given", chosen, False)
+        yield Case(f"several-tiles-{sum(chosen)}", args, slow=sum(chosen) > 1000)
     made = [level.transpose(0, 1).contiguous().transpose(0, 1) for level in levels((20, 5), 24, torch.bfloat16)]
     yield Case("strided", (made, [], "variance", [6, 3], False))
     made = [level[:, :, 1:] for level in levels((20, 5), 24, torch.float16)]
