@@ -13,12 +13,16 @@ BANKS = 32  # words of shared memory that come at once
 class Counts:
     def __init__(self) -> None:
         # (kernel, what) → number; "requested" are sectors that each warp's instruction touches, "needed" what the
-        # distinct bytes of an instruction would fill, "distinct" the sectors of a whole launch.
+        # distinct bytes of an instruction would fill, "distinct" the sectors of a whole launch; "repeats" are lanes
+        # whose atomic goes where that of a lane before them in the warp goes.
         self.numbers: collections.Counter[tuple[str, str]] = collections.Counter()
         self._touched: dict[tuple[str, str], list[Array]] = collections.defaultdict(list)
 
     def access(self, kernel: str, space: str, kind: str, where: Array, size: int, lanes: Array) -> None:
         if len(where):
+            if kind == "atomic":
+                addresses = np.unique((lanes >> 5) << 48 | where.astype(np.int64))
+                self.numbers[kernel, f"{space} atomic: repeats"] += len(where) - len(addresses)
             (self._sectors if space == "global" else self._banks)(kernel, f"{space} {kind}", where, size, lanes)
 
     def _sectors(self, kernel: str, kind: str, where: Array, size: int, lanes: Array) -> None:

@@ -1,0 +1,120 @@
+"""Public calls with device integers of any value, and their comparison in both rooms."""
+
+import torch
+from torch import Tensor
+
+import pyramid_ops
+from pyramid_ops import compat
+from tests.bits import assert_same_bits, poisoned
+
+HUGE = (1 << 31) - 1
+OFFSETS = [
+    [0, 1, 0, 1],
+    [4, 3, 2, 0],
+    [0, 3, 1, 4],
+    [3, 0, 4, 0],
+    [2, 2, 1, 1],
+    [-1, 2, -3, 9],
+    [1, 5, 2, 3],
+    [HUGE, -HUGE - 1, HUGE, 0],
+    [-HUGE - 1, HUGE, -HUGE - 1, HUGE],
+    [HUGE, HUGE, 0, 4],
+]
+FAR = [-(1 << 63), -(1 << 32) - 1, -HUGE - 2, -2, -1, 0, 1, 3, 4, 5, HUGE, (1 << 32) + 1, (1 << 63) - 1]
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int32(values: list) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def far(*shape: int, seed: int = 0) -> Tensor:
+    """int64 of which many are out of any range."""
+    return torch.tensor(FAR)[torch.randint(0, len(FAR), shape, generator=torch.Generator().manual_seed(seed))]
+
+
+X, Y, HEADS = rand(4, 3), rand(5, 3, seed=1), rand(4, 2, 3)
+SCORES = torch.tensor([3.0, -1.0, torch.inf, 0.5])
+
+
+def plan_results(plan: pyramid_ops.MergePlan) -> list:
+    results = [*plan[:5]]
+    for order in ("tome", "original"):
+        x = rand(*plan.rows.shape, 3)
+        merged = pyramid_ops.merge_tokens(x, plan, order=order)
+        results += [*merged, pyramid_ops.unmerge_tokens(merged.tokens, plan, order=order)]
+        results.append(pyramid_ops.merge_indices(plan, order=order))
+    return results
+
+
+OF_OFFSETS = {
+    "best_match": lambda cu: pyramid_ops.best_match(X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0)),
+    "best_match-grid": lambda cu: pyramid_ops.best_match(
+        X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=3, max_seqlen_k=2, precision="grid"
+    ),
+    "attention_importance": lambda cu: pyramid_ops.attention_importance(
+        HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0), causal=True
+    ),
+    "attention_importance-indices": lambda cu: pyramid_ops.attention_importance(
+        HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu, query_indices=[-1, 0], center_keys=True
+    ),
+    "attention_importance-weights": lambda cu: pyramid_ops.attention_importance(
+        HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu, query_weights=X[:, 0].abs(), head_reduction="max"
+    ),
+    "combine_scores": lambda cu: pyramid_ops.combine_scores([SCORES], [2.0], normalize="minmax", cu_seqlens=cu),
+    "segmented_topk": lambda cu: pyramid_ops.segmented_topk(SCORES, cu, cu[1:].contiguous(), max_seqlen=3, capacity=3),
+    "select_topk_levels_packed": lambda cu: pyramid_ops.select_topk_levels_packed(
+        [X, Y], [cu, cu.flip(0)], torch.stack((cu[1:], cu[:-1]), 1), max_seqlen=4, capacity=5
+    ),
+    "select_topk_levels_packed-attention": lambda cu: pyramid_ops.select_topk_levels_packed(
+        [X, Y], [cu, cu.flip(0)], [2, 1], max_seqlen=4, saliency="attention"
+    ),
+    "compact": lambda cu: pyramid_ops.compact(
+        [X, X.T], far(len(cu) - 1, 3), cu[1:].contiguous(), cu_seqlens=cu, token_dims=(0, 1)
+    ),
+    "tome_matching": lambda cu: plan_results(pyramid_ops.tome_matching(X, 1, cu_seqlens=cu)),
+    "tome_matching-tokens": lambda cu: plan_results(
+        pyramid_ops.tome_matching(X, 2, cu_seqlens=cu, class_token=True, distill_token=True, max_seqlen=3)
+    ),
+}
+
+TOKENS = rand(2, 4, 3)
+OF_INTEGERS = {
+    "gather_levels": lambda s: pyramid_ops.gather_levels([TOKENS, TOKENS[:1, :2]], far(2, 9, 2, seed=s)),
+    "assign_mean": lambda s: pyramid_ops.assign_mean(TOKENS, far(2, 4, seed=s), 3),
+    "attention_importance": lambda s: pyramid_ops.attention_importance(
+        TOKENS[:, None], TOKENS[:, None], query_indices=far(2, 5, seed=s), causal=bool(s % 2)
+    ),
+    "attention_importance-packed": lambda s: pyramid_ops.attention_importance(
+        HEADS, HEADS, query_indices=far(3, 5, seed=s), cu_seqlens_q=int32(OFFSETS[2]), cu_seqlens_k=int32(OFFSETS[0])
+    ),
+    "region_variance": lambda s: pyramid_ops.region_variance(TOKENS, (2, 2), (1, 2), lengths=far(2, seed=s)),
+    "adaptive_budgets": lambda s: pyramid_ops.adaptive_budgets(
+        far(2, seed=s), TOKENS, far(2, 4, seed=s + 1), lengths=far(2, seed=s + 2)
+    ),
+    "allocate_budgets_batch": lambda s: pyramid_ops.allocate_budgets_batch(
+        far(2, seed=s), rand(2, 3, seed=s), far(2, 3, seed=s + 1), minimum=2, maximum=[3, 4, 5]
+    ),
+    "plan": lambda s: plan_results(
+        pyramid_ops.MergePlan(
+            far(2, 2, seed=s), far(2, 2), far(2, 1), TOKENS[:, :2, 0], far(2, 4, seed=s + 1), 2 + s % 3
+        )
+    ),
+    "plan-packed": lambda s: plan_results(
+        pyramid_ops.MergePlan(far(4, seed=s), far(4), far(4), X[:, 0], far(4, seed=s + 1), s % 5)
+    ),
+    "random2d": lambda s: compat.bipartite_soft_matching_random2d(
+        TOKENS.repeat(1, 3, 1), 3, 4, 2, 2, 5, choices=far(2, 1, seed=s)
+    )[0](TOKENS.repeat(1, 3, 1)),
+}
+
+
+def assert_rooms_agree(call, argument):
+    with pyramid_ops.use_backend("reference"):
+        expected = call(argument)
+    with pyramid_ops.use_backend("kernel"), poisoned():
+        actual = call(argument)
+    assert_same_bits(actual, expected)
