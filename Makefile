@@ -21,15 +21,15 @@ $(READY): pyproject.toml constraints-cpu.txt
 
 # Meaning, errors and packaging on the reference; no kernel runs.
 quick: $(READY)
-	$(PYTEST) -m "not slow and not kernel" --ignore=tests/code/test_aot.py
+	$(PYTEST) -m "not slow and not kernel" --ignore=tests/code --ignore=tests/ptx
 
-# One op: bits, tiles and digests in the interpreter, then compiled code, digests, meaning and doctests.
+# One op: bits, tiles and digests in the interpreter, then compiled and executed code, digests, meaning and doctests.
 op: $(READY)
 	@test -n "$(OP)" || { echo "which op? make op OP=token_norm"; exit 2; }
 	TRITON_INTERPRET=1 $(PYTEST) --op $(OP) -m "kernel and not slow"
 	$(PYTEST) --op $(OP) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
 
-# The interpreter, then the reference, compiled kernels, doctests and packaging.
+# The interpreter, then the reference, compiled and executed kernels, doctests and packaging.
 test: $(READY)
 	TRITON_INTERPRET=1 $(PYTEST) -m "kernel and not slow"
 	$(PYTEST) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
@@ -39,11 +39,12 @@ test-all: check
 	PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -m "not kernel" --doctest-modules pyramid_ops tests
 	$(MAKE) test-tritons
 
-# Interpreter and compile tests under older Tritons, each in an environment of its own.
+# Interpreter, compiled and executed code under older Tritons, each in an environment of its own.
 test-tritons: $(TRITONS:%=.venv-triton-%/.ready)
 	for version in $(TRITONS); do \
 		TRITON_INTERPRET=1 .venv-triton-$$version/bin/python $(PARALLEL) -m "kernel and not slow" && \
-		.venv-triton-$$version/bin/python $(PARALLEL) tests/code/test_aot.py || exit 1; \
+		PYRAMID_OPS_TEST_ALL=1 .venv-triton-$$version/bin/python $(PARALLEL) \
+			tests/code/test_aot.py tests/code/test_executed.py tests/ptx || exit 1; \
 	done
 
 .venv-triton-%/.ready: constraints-cpu.txt

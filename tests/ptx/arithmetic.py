@@ -58,11 +58,12 @@ def high(a: Array, b: Array) -> Array:
 
 
 def to_integer(x: Array, dtype: type) -> Array:
-    """float32 → integer towards zero, at the limits where it is beyond them, 0 of NaN."""
+    """float32 → integer towards zero, at the limits where it is beyond them; 0 of NaN, of 64 bits the highest alone."""
+    nan = dtype(0) if np.dtype(dtype).itemsize < 8 else np.uint64(1 << 63).astype(dtype)
     low, top = np.iinfo(dtype).min, np.iinfo(dtype).max
     d = np.trunc(x.astype(np.float64))
     inside = (d > low) & (d < top)
-    limit = np.where(d >= top, dtype(top), np.where(d <= low, dtype(low), dtype(0)))
+    limit = np.where(d >= top, dtype(top), np.where(d <= low, dtype(low), nan))
     return np.where(inside, np.where(inside, d, 0).astype(dtype), limit)
 
 
@@ -150,8 +151,7 @@ PURE["prmt.b32"] = ("b32",), ("b32",) * 3, permuted
 PURE["shf.l.wrap.b32"] = ("b32",), ("b32", "b32", "u32"), funnel
 PURE["min.relu.s32"] = ("s32",), ("s32", "s32"), lambda a, b: np.maximum(np.minimum(a, b), 0)
 PURE["max.relu.s32"] = ("s32",), ("s32", "s32"), lambda a, b: np.maximum(np.maximum(a, b), 0)
-for name, function in {"add": np.add, "sub": np.subtract}.items():
-    PURE[f"{name}.s16x2"] = ("b32",), ("b32", "b32"), pairs(function)
+PURE["add.s16x2"] = ("b32",), ("b32", "b32"), pairs(np.add)
 
 for name, function in {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}.items():
     PURE[f"{name}.rn.f32"] = ("f32",), ("f32", "f32"), float32(function)

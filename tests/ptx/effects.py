@@ -66,8 +66,8 @@ def store(linker: Linker, at: Instruction) -> Step:
     return step
 
 
-@effect(r"red\.global\.gpu\.relaxed\.(add|max|min)\.[su](32|64)")
-@effect(r"atom\.(relaxed|acq_rel)\.(sys|gpu|cta)\.(global|shared)\.(add|max|min)\.[su](32|64)")
+@effect(r"(atom|red)\.(global|shared)\.(gpu|cta)\.relaxed\.(add|max|min)\.[su](32|64)")
+@effect(r"atom\.relaxed\.(sys|gpu|cta)\.(global|shared)\.(add|max|min)\.[su](32|64)")
 def atomic(linker: Linker, at: Instruction) -> Step:
     parts = at.opcode.split(".")
     space, kind, function = ("global" if "global" in parts else "shared"), parts[-1], ATOMIC[parts[-2]]
@@ -76,7 +76,8 @@ def atomic(linker: Linker, at: Instruction) -> Step:
     source, dtype, size = linker.read(value, kind), DTYPES[kind], SIZE[kind]
     linker.shares(size if space == "shared" else 4)
     name = target[0] if target else "_"
-    used = any(re.search(rf"{re.escape(name)}\b", x) for other in linker.code.instructions for x in other.operands[1:])
+    others = (x for other in linker.code.instructions if other is not at for x in (*other.operands, str(other.guard)))
+    used = any(re.search(rf"{re.escape(name)}\b", x) for x in others)
     d = linker.write(name, kind) if used else None
 
     def step(m: Any, i: Lanes) -> None:

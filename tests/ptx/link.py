@@ -178,33 +178,36 @@ class Linker:
         instructions = code.instructions[first:end]
         last = instructions[-1]
         following = number + 1 if number + 1 < len(code.blocks) else None
-        goes = re.fullmatch(r"(bra(\.uni)?)|ret", last.opcode)
+        leaves = bool(re.fullmatch(r"bra(\.uni)?|ret", last.opcode))
+        steps = [self.refusing(at, self.guarded) for at in (instructions[:-1] if leaves else instructions)]
+        leave = self.refusing(last, lambda at: self.leaving(at if leaves else None, following))
+        return Block(first, end, instructions[0].opcode == "bar.sync", tuple(steps), leave)
+
+    def leaving(self, at: Optional[Instruction], following: Optional[int]) -> Callable[[Any, Lanes], list]:
+        if at is None:
+            return lambda m, i: [(following, i)]
+        to = self.code.labels[at.operands[0]] if at.operands else None
+        if at.guard is None:
+            return lambda m, i: [(to, i)]
+        guard, negated = self.read(at.guard, "pred"), at.negated
 
         def leave(m: Any, i: Lanes) -> list:
-            return [(to if goes else following, i)]
+            on = m.get(guard, i) ^ negated
+            if on.all():
+                return [(to, i)]
+            if not on.any():
+                return [(following, i)]
+            lanes = m.lanes(i)
+            return [(to, lanes[on]), (following, lanes[~on])]
 
-        to = code.labels[last.operands[0]] if goes and goes[1] else None
-        if goes and last.guard:
-            guard, negated = self.read(last.guard, "pred"), last.negated
+        return leave
 
-            def leave(m: Any, i: Lanes) -> list:
-                on = m.get(guard, i) ^ negated
-                if on.all():
-                    return [(to, i)]
-                if not on.any():
-                    return [(following, i)]
-                lanes = m.lanes(i)
-                return [(to, lanes[on]), (following, lanes[~on])]
-
-        steps = []
-        for at in instructions[:-1] if goes else instructions:
-            try:
-                steps.append(self.guarded(at))
-            except (Unsupported, KeyError, ValueError) as error:
-                raise Unsupported(
-                    f"{code.name}, PTX line {at.line}: {' '.join(at.text.split())}: {error}\n  {at.source}"
-                ) from error
-        return Block(first, end, instructions[0].opcode == "bar.sync", tuple(steps), leave)
+    def refusing(self, at: Instruction, build: Callable) -> Any:
+        try:
+            return build(at)
+        except (Unsupported, KeyError, ValueError) as error:
+            text = f"{self.code.name}, PTX line {at.line}: {' '.join(at.text.split())}: {error}\n  {at.source}"
+            raise Unsupported(text) from error
 
 
 @functools.lru_cache(None)

@@ -138,15 +138,12 @@ class Machine:
 
     def warps(self, at: Instruction, i: Lanes, size: int = 32) -> int:
         """How many warps these lanes are."""
-        if i is not None:
-            whole = (
-                len(i) % size == 0
-                and not (i[::size] % size).any()
-                and (i[size - 1 :: size] - i[::size] == size - 1).all()
-            )
-            if not whole:
-                self.stop("a part of a warp" if size == 32 else "a part of a warpgroup", at, i)
-        return len(self.lanes(i)) // size
+        lanes = self.lanes(i)
+        first, last = lanes[::size], lanes[size - 1 :: size]
+        part = self.threads % size or len(first) != len(last)
+        if part or (i is not None and ((first % size).any() or (last - first != size - 1).any())):
+            self.stop("a part of a warp" if size == 32 else "a part of a warpgroup", at, lanes)
+        return len(first)
 
     def warpgroups(self, at: Instruction, i: Lanes) -> Array:
         """The first lanes of these warpgroups."""
@@ -336,7 +333,7 @@ class Products:
             for slot, value in zip(slots, values[:, done], strict=True):
                 m.views[slot][lanes] = value.reshape(-1)
             if m.shared.grain:
-                np.subtract.at(m.shared.products_reading, words[done].reshape(-1), 1)
+                m.shared.products_done(words[done], groups[done] * 128)
             if not done.all():
                 later.append((groups[~done], commits[~done], slots, values[:, ~done], words[~done]))
         self.pending = later

@@ -8,6 +8,7 @@ import numpy as np
 from .arithmetic import Array
 
 POISON = 0xFF
+# In place of a warp's number; atomics of one warp alone are below ATOMIC by it and one more.
 NOBODY, SEVERAL, ATOMIC = -1, -2, -3
 _OFFSET = 64
 
@@ -83,7 +84,8 @@ class Shared:
             words = len(self.bytes) // grain
             self.written, self.fenced = np.zeros(words, bool), np.ones(words, bool)
             self.products_reading = np.zeros(words, np.int32)
-            self.writer, self.reader, self.product = (np.full(words, NOBODY, np.int32) for _ in range(3))
+            self.last = np.zeros(words, np.int64)
+            self.writer, self.reader = (np.full(words, NOBODY, np.int32) for _ in range(2))
             self.write_time, self.read_time, self.product_time = (np.full(words, -1, np.int32) for _ in range(3))
 
     def flat(self, addresses: Array, lanes: Array) -> Array:
@@ -114,7 +116,7 @@ class Shared:
         words, warps, times = self._words(at, size, lanes)
         count = len(words) // len(lanes)
         report("shared memory is read that nothing wrote", ~self.written[words], count)
-        late = (self.write_time[words] == times) & (self.writer[words] != warps)
+        late = self._written_by_others(words, warps, times)
         report("shared memory is read that another warp wrote, with no barrier between", late, count)
         others = (self.read_time[words] == times) & (self.reader[words] != warps)
         self.reader[words] = np.where(others, SEVERAL, warps)
@@ -125,35 +127,42 @@ class Shared:
         """Without `values` [lanes, …], a copy that is under way."""
         words, warps, times = self._words(at, size, lanes)
         count = len(words) // len(lanes)
-        late = (self.write_time[words] == times) & (self.writer[words] != warps)
+        late = self._written_by_others(words, warps, times)
         report("shared memory is written that another warp wrote, with no barrier between", late, count)
         late = (self.read_time[words] == times) & (self.reader[words] != warps)
         report("shared memory is written that another warp read, with no barrier between", late, count)
-        late = (self.product_time[words] == times) & (self.product[words] != warps // 4)
-        report(
-            "shared memory is written that a product of another warpgroup read, with no barrier between", late, count
-        )
+        late = self.product_time[words] == times  # another warp may not have waited for its part yet
+        report("shared memory is written that a product read, with no barrier between", late, count)
         report("shared memory is written that a product still reads", self.products_reading[words] > 0, count)
         self.written[words] = values is not None
         self.fenced[words] = False
         self.writer[words], self.write_time[words] = warps, times
-        twice = self.writer[words] != warps
-        if twice.any() and values is not None:  # several warps in one instruction: one value is harmless
-            last = np.zeros((len(self.written), self.grain), np.uint8)
+        order = np.arange(len(words))
+        self.last[words] = order
+        last = self.last[words]
+        if values is not None and (last != order).any():  # several threads store here: one value is harmless
             mine = np.ascontiguousarray(values).view(np.uint8).reshape(-1, self.grain)
-            last[words] = mine
-            twice &= (last[words] != mine).any(1)
-        report("warps store different values at one address of shared memory", twice, count)
+            differ = (mine != mine[last]).any(1)
+            report("threads store different values at one address of shared memory", differ, count)
 
     def atomics(self, at: Array, size: int, lanes: Array, report: Callable) -> None:
         words, warps, times = self._words(at, size, lanes)
         count = len(words) // len(lanes)
         report("shared memory is added to that nothing wrote", ~self.written[words], count)
         now = self.write_time[words] == times
-        late = now & (self.writer[words] != warps) & (self.writer[words] != ATOMIC)
-        late |= (self.read_time[words] == times) & (self.reader[words] != warps)
+        before = self.writer[words]
+        added = before <= ATOMIC  # by one warp, or by several
+        late = (now & ~added & (before != warps)) | ((self.read_time[words] == times) & (self.reader[words] != warps))
         report("shared memory is added to that another warp uses, with no barrier between", late, count)
-        self.writer[words], self.write_time[words] = ATOMIC, times
+        own = ATOMIC - 1 - warps
+        self.writer[words] = np.where(now & added & (before != own), ATOMIC, own)
+        self.writer[words[self.writer[words] != own]] = ATOMIC
+        self.write_time[words] = times
+
+    def _written_by_others(self, words: Array, warps: Array, times: Array) -> Array:
+        """Whether another warp than this one has written since the last barrier; an atomic counts as a write."""
+        writer = self.writer[words]
+        return (self.write_time[words] == times) & (writer != warps) & (writer != ATOMIC - 1 - warps)
 
     def copied(self, at: Array, size: int, lanes: Array) -> None:
         """Asynchronous copies of these lanes have arrived."""
@@ -166,19 +175,19 @@ class Shared:
 
         Returns the words [groups, …], which `products_reading` counts until it is done.
         """
-        groups = np.repeat(lanes >> 7, at[0].size).astype(np.int32)
         times = np.repeat(self.passed[lanes // self.threads], at[0].size)
         words = at.reshape(-1) // self.grain
         count = at[0].size
         report("a product reads shared memory that nothing wrote", ~self.written[words], count)
         report("a product reads shared memory that no fence.proxy.async followed", ~self.fenced[words], count)
         report("a product reads what was written with no barrier between", self.write_time[words] == times, count)
-        others = (self.product_time[words] == times) & (self.product[words] != groups)
-        self.product[words] = np.where(others, SEVERAL, groups)
-        self.product_time[words] = times
-        self.product[words[self.product[words] != groups]] = SEVERAL
         np.add.at(self.products_reading, words, 1)
         return words.reshape(len(lanes), -1)
+
+    def products_done(self, words: Array, lanes: Array) -> None:
+        """Warpgroups that start at `lanes` have waited for products that read `words` [groups, …]."""
+        np.subtract.at(self.products_reading, words.reshape(-1), 1)
+        self.product_time[words] = self.passed[lanes // self.threads][:, None]
 
     def fence(self, lanes: Array) -> None:
         """Asynchronous readers see what the warps of these lanes wrote."""

@@ -61,94 +61,107 @@ def members(operand: str) -> tuple[str, ...]:
     return operands(operand[1:-1]) if operand.startswith("{") else (operand,)
 
 
-@functools.lru_cache(None)
-def parse(ptx: str) -> Code:
-    head, _, rest = ptx.partition(".entry ")
-    name = re.match(r"\w+", rest)[0]  # type: ignore[index]
-    body_at = ptx.index("{", ptx.index(".reqntid"))
-    body = ptx[body_at + 1 : ptx.index("\n}", body_at)]
-    threads = int(re.search(r"\.reqntid (\d+)", rest)[1])  # type: ignore[index]
-    files = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx))
+def _parameters(text: str) -> tuple[dict[str, tuple[int, str]], int]:
+    """Offset and type of each, and the bytes of all."""
     parameters, size = {}, 0
-    for kind, parameter in re.findall(r"\.param \.(\w+)[^,)]*?(\w+_param_\d+)", rest[: rest.index(")")]):
+    for kind, parameter in re.findall(r"\.param \.(\w+)[^,)]*?(\w+_param_\d+)", text[: text.index(")")]):
         size = -(-size // SIZE[kind]) * SIZE[kind]
         parameters[parameter] = size, kind
         size += SIZE[kind]
+    return parameters, -(-size // 16) * 16
 
-    registers = {special: (k, "b32") for k, special in enumerate(SPECIAL)}
-    scopes: list[dict[str, str]] = [{}]
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    source = ""
 
-    def declare(text: str) -> None:
-        kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", text).groups()  # type: ignore[union-attr]
-        for item in map(str.strip, names.split(",")):
-            if many := re.match(r"(%?\w+)<(\d+)>", item):
-                new = [f"{many[1]}{k}" for k in range(int(many[2]))]
-            else:  # inside braces: another register than one of this name elsewhere
-                new = [f"{item}@{len(registers)}"]
-                scopes[-1][item] = new[0]
-            registers.update({register: (len(registers) + k, kind) for k, register in enumerate(new)})
+class _Reader:
+    """Statements of a body, line by line."""
 
-    def renamed(text: str) -> str:
-        names = {key: value for scope in scopes for key, value in scope.items()}
-        return _WORD.sub(lambda word: names.get(word[0], word[0]), text) if names else text
+    def __init__(self, kernel: str, files: dict[str, str]):
+        self.kernel, self.files, self.source = kernel, files, ""
+        self.registers: dict[str, tuple[int, str]] = {special: (k, "b32") for k, special in enumerate(SPECIAL)}
+        self.scopes: list[dict[str, str]] = [{}]
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}
 
-    first = ptx[: body_at + 1].count("\n") + 1
-    for line, text in enumerate(body.split("\n"), first):
+    def read(self, text: str, line: int) -> None:
         text = re.sub(r"//.*|/\*.*?\*/", "", text).strip()
         while text:
             if label := re.match(r"(\$\w+):\s*", text):
-                labels[label[1]] = len(instructions)
+                self.labels[label[1]] = len(self.instructions)
                 text = text[label.end() :]
             elif text[0] in "{}":
-                scopes.append({}) if text[0] == "{" else scopes.pop()
+                self.scopes.append({}) if text[0] == "{" else self.scopes.pop()
                 text = text[1:].strip()
             else:
                 statement, _, text = (part.strip() for part in text.partition(";"))
-                if statement.startswith(".reg"):
-                    declare(statement)
-                elif statement.startswith(".loc"):
-                    file, at = statement.split()[1:3]
-                    source = f"{files.get(file, file)}:{at}"
-                elif statement and not statement.startswith((".pragma", ".file")):
-                    if statement[0] == ".":
-                        raise Unsupported(f"{name}, PTX line {line}: {statement}")
-                    guard, negation, register, opcode, given = re.match(  # type: ignore[union-attr]
-                        r"(@(!?)(%?\w+)\s+)?(\S+)\s*(.*)", statement
-                    ).groups()
-                    instructions.append(
-                        Instruction(
-                            opcode,
-                            operands(renamed(given)),
-                            renamed(register) if guard else None,
-                            bool(negation),
-                            len(instructions),
-                            line,
-                            statement,
-                            source,
-                        )
-                    )
+                self._statement(statement, line)
+
+    def _statement(self, statement: str, line: int) -> None:
+        if statement.startswith(".reg"):
+            self._declare(statement)
+        elif statement.startswith((".loc ", ".loc\t")):
+            file, at = statement.split()[1:3]
+            self.source = f"{self.files.get(file, file)}:{at}"
+        elif statement and not statement.startswith((".pragma", ".file")):
+            if statement[0] == ".":
+                raise Unsupported(f"{self.kernel}, PTX line {line}: {statement}: no rule for this\n  {self.source}")
+            guard, negation, register, opcode, given = re.match(  # type: ignore[union-attr]
+                r"(@(!?)(%?\w+)\s+)?(\S+)\s*(.*)", statement
+            ).groups()
+            self.instructions.append(
+                Instruction(
+                    opcode,
+                    operands(self._renamed(given)),
+                    self._renamed(register) if guard else None,
+                    bool(negation),
+                    len(self.instructions),
+                    line,
+                    statement,
+                    self.source,
+                )
+            )
+
+    def _declare(self, text: str) -> None:
+        kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", text).groups()  # type: ignore[union-attr]
+        for item in map(str.strip, names.split(",")):
+            many = re.match(r"(%?\w+)<(\d+)>", item)
+            for register in [f"{many[1]}{k}" for k in range(int(many[2]))] if many else [item]:
+                if len(self.scopes) > 1:  # inside braces: another register than one of this name elsewhere
+                    self.scopes[-1][register] = f"{register}@{len(self.registers)}"
+                    register = self.scopes[-1][register]
+                self.registers[register] = len(self.registers), kind
+
+    def _renamed(self, text: str) -> str:
+        names = {key: value for scope in self.scopes for key, value in scope.items()}
+        return _WORD.sub(lambda word: names.get(word[0], word[0]), text) if names else text
+
+
+@functools.lru_cache(None)
+def parse(ptx: str) -> Code:
+    head, _, rest = ptx.partition(".entry ")
+    body_at = ptx.index("{", ptx.index(".reqntid"))
+    name = re.match(r"\w+", rest)[0]  # type: ignore[index]
+    reader = _Reader(name, dict(re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)))
+    first = ptx[: body_at + 1].count("\n") + 1
+    for line, text in enumerate(ptx[body_at + 1 : ptx.index("\n}", body_at)].split("\n"), first):
+        reader.read(text, line)
     cuts, targets = {0}, {}
-    for instruction in instructions:
+    for instruction in reader.instructions:
         if instruction.opcode.startswith("bra"):
-            targets[instruction.operands[0]] = labels[instruction.operands[0]]
+            targets[instruction.operands[0]] = reader.labels[instruction.operands[0]]
         if instruction.opcode.split(".")[0] in ("bra", "ret"):
             cuts.add(instruction.number + 1)
         elif instruction.opcode == "bar.sync":
             cuts.add(instruction.number)
     cuts.update(targets.values())
-    starts = sorted(cut for cut in cuts if cut < len(instructions))
-    blocks = tuple(zip(starts, [*starts[1:], len(instructions)], strict=True))
+    starts = sorted(cut for cut in cuts if cut < len(reader.instructions))
+    parameters, size = _parameters(rest)
     return Code(
         name,
-        threads,
-        registers,
+        int(re.search(r"\.reqntid (\d+)", rest)[1]),  # type: ignore[index]
+        reader.registers,
         parameters,
-        -(-size // 16) * 16,
+        size,
         frozenset(re.findall(r"\.extern \.shared[^;]*?(\w+)\[\];", head)),
-        tuple(instructions),
-        blocks,
+        tuple(reader.instructions),
+        tuple(zip(starts, [*starts[1:], len(reader.instructions)], strict=True)),
         {label: starts.index(at) for label, at in targets.items()},
     )
