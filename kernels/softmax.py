@@ -185,6 +185,7 @@ def _share_kernel(
     if lse_ptr is not None:
         top = tl.load(lse_ptr + row, mask=mask, other=float("inf")) * 1.4426950408889634
         used = used & (tl.abs(top) < float("inf"))
+        top = tl.maximum(top, MASKED * 0.5)  # below all logits, but so that a masked one is far below it
         share = tl.full((BLOCK,), 1.0, tl.float32)
     else:
         top = key_value(tl.load(tops_ptr + row, mask=mask, other=-(1 << 31)))

@@ -50,7 +50,8 @@ class Attention(NamedTuple):
         else:
             log_sum_exp = self.log_sum_exp[head, part] * LOG2_E
             usable = q.usable & (log_sum_exp.abs() < torch.inf)
-            t -= torch.where(usable, log_sum_exp, 0.0)[:, None]
+            # Where it is below all logits, masked ones are still far below it.
+            t -= torch.where(usable, log_sum_exp, 0.0).clamp_(min=MASKED * 0.5)[:, None]
             e = exp2(t.clamp_(min=-32.0, max=0.0), EXP2_DEGREE[self.softmax.limbs], 30, shifted, power)
             share = torch.full_like(log_sum_exp, 1.0)
         return e[:, self.columns], torch.where(usable, share, 0.0)

@@ -80,3 +80,12 @@ def test_no_device_integer_leads_out_of_a_tensor(target, call, argument):
     with executing(target) as run:
         hostile.assert_rooms_agree(call, argument)
     assert not run.faults, f"\n{run.faults}"
+
+
+def test_committed_coverage():
+    """Of each kernel on each target at least 98 % of the instructions are executed, or it is said why not."""
+    table = (RESULTS / "coverage.md").read_text()
+    found = re.findall(r"^\| (sm_\d+) \| `(\w+)` \| \d+ \| \d+ \| ([\d.]+) %", table, re.M)
+    assert len({kernel for _, kernel, _ in found}) == len(found) // len(TARGETS) == KERNELS
+    low = {kernel for _, kernel, share in found if float(share) < ENOUGH}
+    assert low == set(REASONS)

@@ -158,6 +158,16 @@ def test_log_sum_exp_gives_the_same_scores():
     assert (attention_importance(q, k, log_sum_exp=torch.full((2, 4, 30), -100.0)) == 1).all()
 
 
+@pytest.mark.parametrize("below", [-100.0, -1e20, -2e38])
+def test_masked_keys_get_nothing_whatever_the_log_sum_exp(below):
+    q, k, each = rand(5, 2, 4), rand(5, 2, 4, seed=1), torch.arange(6, dtype=torch.int32)
+    lse = torch.full((2, 5), below)
+    assert (attention_importance(q, k, cu_seqlens_q=each, cu_seqlens_k=each, log_sum_exp=lse) == 1).all()
+    q, k = q.transpose(0, 1)[None], k.transpose(0, 1)[None]
+    received = attention_importance(q, k, causal=True, query_reduction="sum", log_sum_exp=lse[None])
+    assert received.tolist() == [[5, 4, 3, 2, 1]]
+
+
 def test_centred_keys_keep_differences_under_a_common_part():
     q, k = rand(1, 2, 50, 64), rand(1, 2, 60, 64, seed=1)
     a, seen = attention(q, k)

@@ -67,6 +67,7 @@ def store(linker: Linker, at: Instruction) -> Step:
 
 
 @effect(r"(atom|red)\.(global|shared)\.(gpu|cta)\.relaxed\.(add|max|min)\.[su](32|64)")
+@effect(r"atom\.(global|shared)\.(add|max|min)\.[su](32|64)")
 @effect(r"atom\.relaxed\.(sys|gpu|cta)\.(global|shared)\.(add|max|min)\.[su](32|64)")
 def atomic(linker: Linker, at: Instruction) -> Step:
     parts = at.opcode.split(".")

@@ -154,6 +154,12 @@ def _of_options() -> Cases:
 
 def _of_layouts() -> Cases:
     generator, (q, k) = torch.Generator().manual_seed(6), _tokens()
+    offsets = [torch.tensor(x, dtype=torch.int32) for x in ([0, 10, 10, 33, 40], [3, 3, 40, 70, 75])]
+    # Below all logits, and below what stands for a masked one.
+    log_sum_exp = -torch.logspace(0, 38, 160).view(1, 4, 40)
+    for causal in (False, True):
+        made = _args(q, k, None, None, log_sum_exp, offsets=offsets, causal=causal)
+        yield Case(f"log-sum-exp-below-all-{causal}", made)
     for case, q_offsets, k_offsets in (
         ("segments", [0, 10, 10, 33, 40], [3, 3, 40, 70, 75]),
         ("clamped", [-5, 10, 30, 999], [0, 7, 9, 75]),
