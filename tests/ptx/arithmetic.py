@@ -157,6 +157,7 @@ for name, function in {"add": np.add, "sub": np.subtract, "mul": np.multiply, "d
     PURE[f"{name}.rn.f32"] = ("f32",), ("f32", "f32"), float32(function)
 PURE["sqrt.rn.f32"] = ("f32",), ("f32",), float32(np.sqrt)
 PURE["abs.f32"] = ("f32",), ("f32",), float32(np.abs)
+PURE["abs.f16"] = ("b16",), ("b16",), lambda x: x & np.uint16(0x7FFF)
 PURE["neg.f32"] = ("f32",), ("f32",), float32(np.negative)
 PURE["min.f32"] = ("f32",), ("f32", "f32"), float32(smaller)
 PURE["max.f32"] = ("f32",), ("f32", "f32"), float32(larger)

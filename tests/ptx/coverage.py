@@ -21,8 +21,8 @@ TARGETS = ("sm_80", "sm_90")
 ENOUGH = 98.0  # per cent
 # What idles elsewhere.
 REASONS = {
-    "_blur_downsample_kernel": "the path without padding, which only images of several tiles take: those of each dtype, "
-    "padding and filter length do",
+    "_blur_downsample_kernel": "the path without padding, which only images of several tiles take: those of each "
+    "dtype, padding and filter length do",
     "_broadcast_regions_kernel": "64-bit divisions of numbers above 2³²",
     "_finish_kernel": "the loop over heads, several at a time, in codes for heads that were reduced before",
     "_share_kernel": "64-bit divisions of numbers above 2³²",

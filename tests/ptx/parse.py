@@ -100,7 +100,8 @@ class _Reader:
         elif statement.startswith((".loc ", ".loc\t")):
             file, at = statement.split()[1:3]
             self.source = f"{self.files.get(file, file)}:{at}"
-        elif statement and not statement.startswith((".pragma", ".file")):
+        # Local memory may be declared where nothing uses it; its uses are refused.
+        elif statement and not statement.startswith((".pragma", ".file", ".local")):
             if statement[0] == ".":
                 raise Unsupported(f"{self.kernel}, PTX line {line}: {statement}: no rule for this\n  {self.source}")
             guard, negation, register, opcode, given = re.match(  # type: ignore[union-attr]

@@ -268,7 +268,7 @@ def test_parameters_that_are_not_there():
         "cvt.rn.bf16.f32 %h0, %r0;",
         "cvt.rz.f32.s32 %r0, %r1;",
         "call.uni (retval0), helper, (param0);",
-        ".local .align 4 .b8 depot[8];",
+        "mov.b64 %rd0, depot;",
         ".param .b32 param0;",
         "ld.local.b32 %r0, [%rd0];",
         "st.local.b32 [%rd0], %r0;",

@@ -75,9 +75,8 @@ def segmented_topk_bits() -> Cases:
         ties[-1] = torch.inf
         args = (ties, int32(0, 3583, 3583, 7676), Amount(None, [2, 0, 1303]), Slots(4093, 1303), False)
         yield Case(f"several-tiles-{name(dtype)}", args)
-    for by_index in (False, True):
-        args = (ties, int32(0, 5000), Amount(None, [48]), Slots(5000, 48), by_index)
-        yield Case(f"one-segment-of-several-tiles-{'index' if by_index else 'value'}", args)
+        args = (ties, int32(0, 4000, 7676), Amount(None, [48, 3]), Slots(5001, 301), dtype == torch.float16)
+        yield Case(f"two-segments-of-several-tiles-{name(dtype)}", args)
     args = (scores[1:5201], int32(0, 5200), Amount(None, [4800]), Slots(5200, 4800), False)
     yield Case("sorted", args)
     yield Case("no-scores", (scores[:0], int32(0, 3, 3), Amount(None, [2]), Slots(0, 2), False))
