@@ -24,7 +24,7 @@ REASONS = {
     "_blur_downsample_kernel": "the path without padding, which only images of several tiles take: those of each "
     "dtype, padding and filter length do",
     "_broadcast_regions_kernel": "64-bit divisions of numbers above 2³²",
-    "_finish_kernel": "the loop over heads, several at a time, in codes for heads that were reduced before",
+    "_finish_kernel": "the loop over a second head and more, in codes for heads that were reduced before",
     "_share_kernel": "64-bit divisions of numbers above 2³²",
 }
 
