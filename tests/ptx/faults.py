@@ -18,10 +18,12 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         at = self.instruction
+        text = " ".join(at.text.split())
+        text = text if len(text) <= 120 else f"{text[:60]} … {text[-57:]}"
         return (
             f"{self.kind}{': ' + self.detail if self.detail else ''}\n"
             f"  {self.kernel}, program {self.program}, thread {self.thread}\n"
-            f"  PTX line {at.line}: {' '.join(at.text.split())}\n"
+            f"  PTX line {at.line}: {text}\n"
             f"  {at.source}"
         )
 

@@ -71,13 +71,15 @@ def faulty(kind, body, *arrays, thread=0, program=0, detail="", **options):
     (fault,) = run.faults.found.values()
     ((line, text),) = [(n, x) for n, x in enumerate(kernel(body, [0] * len(arrays)).split("\n"), 1) if "// fault" in x]
     source = next(n for n, x in enumerate(body.strip().split("\n")) if "// fault" in x)
-    message = str(fault).split("\n")
+    message, text = str(fault).split("\n"), text.partition(";")[0].strip()
+    if len(text) > 120:
+        text = f"{text[:60]} … {text[-57:]}"
     assert fault.kind == kind
     assert message[0] == kind + (": " + fault.detail if fault.detail else "")
     assert re.fullmatch(detail, fault.detail)
     assert message[1:] == [
         f"  k, program {program}, thread {thread}",
-        f"  PTX line {line}: {text.partition(';')[0].strip()}",
+        f"  PTX line {line}: {text}",
         f"  kernel.py:{source}",
     ]
 
