@@ -30,7 +30,7 @@ EVERY = 10  # of the cases of an op, in `make test`
 # Random compositions, mostly of code that nothing else compiles: some seconds each.
 ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
 SHARDS = 20 if ALL else 2
-COMPOSITIONS = (2000 if triton.__version__ == committed()["triton"] else 500) if ALL else 8
+COMPOSITIONS = (2000 if triton.__version__ == committed()["triton"] else 500) if ALL else 4
 
 
 def generated():
