@@ -89,8 +89,8 @@ def mutants(target: str, op: str, args: tuple, kernel: str, rules: Rules) -> Ite
         yield mutant._replace(noticed=attempt(target, op, args, swap(ptx, changed))[0])
 
 
-def survey(target: str, op: str, cases: int, most: int) -> Iterator[tuple[str, int, list[Mutant]]]:
-    """Of each kernel of an op: how many of so many cases ran it, and what they notice of at most so many mutants.
+def survey(target: str, op: str, cases: int, most: int, seen: set[str]) -> Iterator[tuple[str, int, list[Mutant]]]:
+    """Of each kernel of an op that was not `seen`: cases that ran it, and what they notice of its mutants.
 
     A mutant is the change of a rule at a source line, the n-th there, in whatever code a case compiles of it.
     """
@@ -107,6 +107,9 @@ def survey(target: str, op: str, cases: int, most: int) -> Iterator[tuple[str, i
                 of_kernel.setdefault((*place, places[place]), []).append((args, mutant, ptx, changed))
                 places[place] += 1
     for kernel, places in found.items():
+        if kernel in seen:
+            continue
+        seen.add(kernel)
         tried = []
         for attempts in list(places.values())[:: -(-len(places) // most) or 1]:
             outcomes = (attempt(target, op, args, swap(ptx, changed))[0] for args, _, ptx, changed in attempts)
@@ -127,10 +130,7 @@ def main() -> None:
     ]
     seen: set[str] = set()
     for op in DESCRIPTIONS:
-        for kernel, count, tried in survey("sm_80", op, cases=12, most=16):
-            if kernel in seen:
-                continue
-            seen.add(kernel)
+        for kernel, count, tried in survey("sm_80", op, 12, 16, seen):
             bits = sum(mutant.noticed == "bits" for mutant in tried)
             quiet = [f"{mutant.rule} ({mutant.source})" for mutant in tried if not mutant.noticed]
             numbers = f"{count} | {len(tried)} | {bits} | {len(tried) - bits - len(quiet)}"
