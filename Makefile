@@ -7,6 +7,7 @@ WORKERS ?= 2
 PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 PYTEST := $(PYTHON) $(PARALLEL)
 TRITONS := 3.6.0 3.7.1
+COMPILED := tests/code/test_aot.py tests/code/test_executed.py tests/code/test_executed_counts.py
 
 .PHONY: demo quick op test test-all test-tritons check golden bench gpu clean
 
@@ -21,7 +22,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 
 # Meaning, errors and packaging on the reference; no kernel runs.
 quick: $(READY)
-	$(PYTEST) -m "not slow and not kernel" --ignore=tests/code --ignore=tests/ptx
+	$(PYTEST) -m "not slow and not kernel" --ignore=tests/ptx $(COMPILED:%=--ignore=%)
 
 # One op: bits, tiles and digests in the interpreter, then compiled and executed code, digests, meaning and doctests.
 op: $(READY)

@@ -22,10 +22,9 @@ import pyramid_ops
 from bench.compile import RESULTS
 from pyramid_ops import kernels as _kernels
 from pyramid_ops.verify.inputs import Source, int32, name
-from tests.ptx import Run, executing
+from tests.ptx import TARGETS, Run, executing
 from tests.ptx.link import link
 
-TARGETS = ("sm_80", "sm_90")
 COMMON = 6  # opcode families that a row of the table names
 BF16, FP32 = torch.bfloat16, torch.float32
 

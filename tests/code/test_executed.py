@@ -20,11 +20,10 @@ from pyramid_ops.verify.cases import DESCRIPTIONS
 from tests import hostile
 from tests.bits import assert_same_bits, poisoned, to
 from tests.compositions import compose
-from tests.ptx import THREADS, executing
+from tests.ptx import TARGETS, THREADS, executing
 from tests.ptx.coverage import ENOUGH, REASONS
 
 SLOW = pytest.mark.slow
-TARGETS = ("sm_80", "sm_90")
 CPU = torch.device("cpu")
 EVERY = 10  # of the cases of an op, in `make test`
 # Random compositions, mostly of code that nothing else compiles: some seconds each.

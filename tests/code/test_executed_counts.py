@@ -15,7 +15,7 @@ import triton
 
 import pyramid_ops
 from bench import executed
-from tests.ptx import executing
+from tests.ptx import TARGETS, executing
 from tests.ptx.counts import Counts
 from tests.ptx.link import link
 
@@ -135,7 +135,7 @@ def test_copied_rows():
 def test_committed_table_has_every_kernel_and_call():
     keys = [key.split(" | ") for key in COMMITTED["counts"]]
     assert {call for call, _, _ in keys} == set(calls()), AGAIN
-    for target in executed.TARGETS:
+    for target in TARGETS:
         assert {kernel for _, kernel, where in keys if where == target} == executed.kernels(), AGAIN
 
 
@@ -143,7 +143,7 @@ def test_committed_table_has_every_kernel_and_call():
     COMMITTED["triton"] != triton.__version__,
     reason=f"the committed table is of Triton {COMMITTED['triton']}, here is {triton.__version__}",
 )
-@pytest.mark.parametrize("target", executed.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("call", FAST)
 def test_counts_are_those_committed(call, target):
     ends = f" | {target}"

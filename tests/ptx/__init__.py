@@ -1,7 +1,7 @@
 """The PTX that Triton compiles for a launch, executed in NumPy on CPU tensors, and sanitised.
 
     with executing("sm_90") as run:
-        pyramid_ops.kernels.scoring.token_norm(x)
+        pyramid_ops.token_norm(x)
     assert not run.faults, run.faults
 
 Inside, kernels compile for the target (without the assembler) and run: one lane to a thread, all programs of a launch
@@ -34,6 +34,7 @@ from .parse import DTYPES, SIZE, Code, Unsupported
 
 __all__ = ["Fault", "Run", "Stopped", "Unsupported", "executing"]
 
+TARGETS = ("sm_80", "sm_90")
 THREADS = 16384  # that one machine holds at most, by default
 
 
@@ -47,15 +48,6 @@ class Run:
         # PTX → block → threads and warps that ran it, over all launches.
         self.executed: dict[str, dict[int, list[int]]] = collections.defaultdict(dict)
         self.names: dict[str, str] = {}
-
-    def covered(self) -> dict[str, tuple[int, int]]:
-        """Of each kernel: instructions that some thread executed, and all, over what was compiled of it."""
-        found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-        for ptx, blocks in self.executed.items():
-            sizes = [end - first for first, end in link(ptx).code.blocks]
-            found[self.names[ptx]][0] += sum(sizes[k] for k in blocks)
-            found[self.names[ptx]][1] += sum(sizes)
-        return {kernel: (ran, total) for kernel, (ran, total) in found.items()}
 
     def launch(self, name: str, ptx: str, shared: int, programs: int, args: list[tuple[str, Any]]) -> None:
         linked = link(ptx)

@@ -37,9 +37,7 @@ def larger(a: Array, b: Array) -> Array:
 
 
 def quotient(a: Array, b: Array) -> Array:
-    """Integers, towards zero."""
-    if (b == 0).any():
-        raise ZeroDivisionError
+    """Integers, towards zero; the linker sees to it that none is divided by 0."""
     q = a // b
     return q + ((q * b != a) & ((a < 0) != (b < 0)))
 

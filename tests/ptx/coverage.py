@@ -14,10 +14,9 @@ from bench.compile import RESULTS
 from pyramid_ops._op import OPS
 from pyramid_ops.verify.cases import DESCRIPTIONS
 from tests.bits import to
-from tests.ptx import executing
+from tests.ptx import TARGETS, executing
 from tests.ptx.link import link
 
-TARGETS = ("sm_80", "sm_90")
 ENOUGH = 98.0  # per cent
 # What idles elsewhere.
 REASONS = {

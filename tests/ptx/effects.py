@@ -271,7 +271,7 @@ def control_products(linker: Linker, at: Instruction) -> Step:
 
 @effect(r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.f16\.f16")
 def asynchronous_product(linker: Linker, at: Instruction) -> Step:
-    columns = int((at.suffix(r"m64n\d+k16") or "")[4:-3])
+    columns = int(at.opcode.split("m64n")[1].split("k16")[0])
     d = [linker.read(x, "b32") for x in members(at.operands[0])]
     if at.operands[1].startswith("{"):
         raise Unsupported("an operand in registers, which ptxas 12.9 reuses before they are read")

@@ -10,8 +10,10 @@ from typing import NamedTuple, NoReturn, Optional
 
 import numpy as np
 
-from . import effects as _effects  # fills the table of instructions
-from . import tensor
+from . import (
+    effects,  # noqa: F401 (fills the table of instructions)
+    tensor,
+)
 from .arithmetic import Array
 from .counts import Counts
 from .faults import Fault, Faults
@@ -19,7 +21,6 @@ from .link import Lanes, Linked
 from .memory import Global, Shared
 from .parse import DTYPES, SPECIAL, Instruction
 
-assert _effects
 STEPS = 2_000_000  # blocks, after which a run is taken for endless
 POISON = np.uint32(0x7FC0DEAD)  # a sum that a product under way has not given yet
 

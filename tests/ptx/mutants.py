@@ -4,6 +4,7 @@
 """
 
 import collections
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -45,12 +46,6 @@ def swap(old: str, new: str) -> Callable[[str, str], str]:
     return lambda _, ptx: new if ptx == old else ptx
 
 
-def _source(ptx: str, at: int) -> str:
-    files = dict(re.findall(r'\.file\s+(\d+)\s+"[^"]*?([^"/]*)"', ptx))
-    where = re.findall(r"\.loc\s+(\d+) (\d+)", ptx[:at])[-1]
-    return f"{files[where[0]]}:{where[1]}"
-
-
 def attempt(target: str, op: str, args: tuple, change: Callable[[str, str], str]) -> tuple[str, Run]:
     """How a change is noticed on one case: "bits", kinds of faults, or nothing."""
     expected = OPS[op].reference(*args)
@@ -71,12 +66,13 @@ def changes(ptx: str, blocks: Iterable[int], rules: Rules) -> Iterator[tuple[Mut
     """What the rules make of the instructions in these blocks, one at a time."""
     code = link(ptx).code
     spans = [code.blocks[number] for number in blocks]
-    executed = {at.line for first, end in spans for at in code.instructions[first:end]}
+    executed = {at.line: at for first, end in spans for at in code.instructions[first:end]}
     for rule, (pattern, replacement) in rules.items():
         for match in pattern.finditer(ptx):
-            if ptx[: match.end()].count("\n") + 1 in executed:
+            at = executed.get(ptx[: match.end()].count("\n") + 1)
+            if at:
                 new = replacement if isinstance(replacement, str) else replacement(match)
-                mutant = Mutant(rule, " ".join(match[0].split()), _source(ptx, match.start()), "")
+                mutant = Mutant(rule, " ".join(match[0].split()), pathlib.Path(at.source).name, "")
                 yield mutant, ptx[: match.start()] + new + ptx[match.end() :]
 
 
@@ -90,7 +86,7 @@ def mutants(target: str, op: str, args: tuple, kernel: str, rules: Rules) -> Ite
 
 
 def survey(target: str, op: str, cases: int, most: int, seen: set[str]) -> Iterator[tuple[str, int, list[Mutant]]]:
-    """Of each kernel of an op that was not `seen`: cases that ran it, and what they notice of its mutants.
+    """Of each kernel of an op that was not `seen`: how often cases ran it, and what they notice of its mutants.
 
     A mutant is the change of a rule at a source line, the n-th there, in whatever code a case compiles of it.
     """
@@ -122,10 +118,11 @@ def main() -> None:
     lines = [
         "# Changed operands",
         "",
-        f"Triton {triton.__version__}, sm_80: single operands of each kernel changed, at most 16 of those that some of",
-        "12 cases of an op execute, and whether these cases notice. What survives is listed by source line.",
+        f"Triton {triton.__version__}, sm_80: single operands of each kernel changed, at most 16 of those that a",
+        "dozen cases of an op or more execute, and whether these notice. *Codes* are those they ran.",
+        "What survives is listed by source line.",
         "",
-        "| op | kernel | cases | changed | bits | faults | survive |",
+        "| op | kernel | codes | changed | bits | faults | survive |",
         "|---|---|---|---|---|---|---|",
     ]
     seen: set[str] = set()

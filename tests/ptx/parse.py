@@ -11,7 +11,6 @@ DTYPES: dict[str, type] = {
     **{f"{kind}{n}": getattr(np, f"uint{n}") for n in (8, 16, 32, 64) for kind in "ub"},
     "f16": np.float16,
     "f32": np.float32,
-    "f64": np.float64,
     "pred": np.bool_,
 }
 SIZE = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
@@ -33,10 +32,6 @@ class Instruction(NamedTuple):
     line: int  # in the PTX, from 1
     text: str
     source: str  # file:line of the kernel
-
-    def suffix(self, pattern: str) -> Optional[str]:
-        """The first part of the opcode that is `pattern`, as 'x4' in an ldmatrix."""
-        return next((part for part in self.opcode.split(".") if re.fullmatch(pattern, part)), None)
 
 
 class Code(NamedTuple):
