@@ -27,12 +27,12 @@ from .tiles import (
 
 @triton.jit
 def _clear(x):
-    """The integer that `_opaque` hid."""
+    """The integer that `opaque` hid."""
     return ((tl.zeros((), tl.int64) + x) >> 4).to(tl.int32)
 
 
 @triton.jit
-def _budget(budgets_ptr, budgets, segment):
+def budget_of(budgets_ptr, budgets, segment):
     """One from the device for each segment, or those of the tuple over and over."""
     if budgets_ptr is not None:
         return tl.load(budgets_ptr + segment)
@@ -57,7 +57,7 @@ def _segment(cu_ptrs, sizes, budgets_ptr, budgets, segment, max_seqlen, capacity
         size = _clear(sizes[k])
         first, here = bounds(cu_ptrs[k], sample, size)
         here = tl.minimum(here, max_seqlen)
-        budget = tl.maximum(_budget(budgets_ptr, budgets, sample * len(cu_ptrs) + k), 0)
+        budget = tl.maximum(budget_of(budgets_ptr, budgets, sample * len(cu_ptrs) + k), 0)
         budget = tl.minimum(tl.minimum(budget, here), capacity - taken)
         start = tl.where(level == k, base + first, start)
         length = tl.where(level == k, here, length)
@@ -238,12 +238,12 @@ def _gather_packed_kernel(
     )  # fmt: skip
 
 
-def _opaque(values: Sequence[int]) -> tuple[int, ...]:
+def opaque(values: Sequence[int]) -> tuple[int, ...]:
     """Integers that are never 1 or a multiple of 16: for each such in a tuple the JIT would compile anew."""
     return tuple(16 * value + 2 for value in values)
 
 
-def _select_segments(
+def select_segments(
     keys: Tensor,
     cu_seqlens: Sequence[Tensor],
     sizes: Sequence[int],
@@ -256,8 +256,8 @@ def _select_segments(
     max_seqlen, capacity = slots
     chosen, chosen_keys = torch.empty(2, batch, capacity, dtype=torch.int32, device=keys.device)
     counts = torch.empty(batch, len(cu_seqlens), dtype=torch.int32, device=keys.device)
-    numbers = _opaque([min(k, capacity) for k in budgets.numbers])
-    arguments = (tuple(cu_seqlens), _opaque(sizes), budgets.tensor, numbers, max_seqlen, capacity)
+    numbers = opaque([min(k, capacity) for k in budgets.numbers])
+    arguments = (tuple(cu_seqlens), opaque(sizes), budgets.tensor, numbers, max_seqlen, capacity)
     if max_seqlen <= one_program() or segments > many_segments():
         tiles = select_tiles(2048)  # the smaller tiles spill with several levels
         launch(_select_segment_kernel, segments, keys, chosen, chosen_keys, counts, *arguments, **tiles)
@@ -279,6 +279,16 @@ def _select_segments(
     return chosen, chosen_keys, counts
 
 
+def sorted_slots(chosen: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
+    """What is `chosen` `[S, capacity]`, ascending, by descending key: the first `counts` `[S, 1]` of each segment."""
+    capacity = chosen.shape[1]
+    # No two of these integers are equal; slots ascend with indices.
+    slot = torch.arange(capacity, device=chosen.device)
+    unique = torch.where(slot < counts, (keys.to(torch.int64) << 32) + (capacity - 1 - slot), -1 << 63)
+    slot = capacity - 1 - (unique.sort(dim=1, descending=True, stable=True).values & 0xFFFFFFFF)
+    return chosen.gather(1, slot.clamp(0, capacity - 1))
+
+
 def segmented_topk(
     scores: Tensor,
     cu_seqlens: Tensor,
@@ -291,14 +301,9 @@ def segmented_topk(
     indices = torch.empty(segments, capacity, dtype=torch.int64, device=scores.device)
     if not segments:
         return values, indices, torch.empty(0, dtype=torch.int32, device=scores.device)
-    chosen, keys, counts = _select_segments(scores, [cu_seqlens], [scores.shape[0]], k, slots)
+    chosen, keys, counts = select_segments(scores, [cu_seqlens], [scores.shape[0]], k, slots)
     if capacity > rank_limit() and not by_index:
-        # No two of these integers are equal; slots ascend with indices.
-        slot = torch.arange(capacity, device=scores.device)
-        unique = torch.where(slot < counts, (keys.to(torch.int64) << 32) + (capacity - 1 - slot), -1 << 63)
-        slot = capacity - 1 - (unique.sort(dim=1, descending=True, stable=True).values & 0xFFFFFFFF)
-        chosen = chosen.gather(1, slot.clamp(0, capacity - 1))
-        by_index = True
+        chosen, by_index = sorted_slots(chosen, keys, counts), True
     if capacity:
         tiles = order_tiles(capacity, by_index)
         launch(
@@ -328,12 +333,12 @@ def select_topk_levels_packed(
         return tokens, indices, rows, offsets, torch.zeros(batch, len(levels), dtype=torch.int32, device=device)
     keys = torch.empty(1, sum(sizes), dtype=torch.int32, device=device)
     score_levels([x[None] for x in scores or levels], saliency, 1, keys)
-    chosen, chosen_keys, counts = _select_segments(keys, cu_seqlens, sizes, budgets, slots)
+    chosen, chosen_keys, counts = select_segments(keys, cu_seqlens, sizes, budgets, slots)
     tiles = gather_tiles([level[None] for level in levels])
     launch(
         _gather_packed_kernel, batch * cdiv(capacity, tiles["ROWS"]),
         chosen, chosen_keys, counts, tuple(cu_seqlens), tuple(levels), tuple(x.stride(0) for x in levels),
-        _opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
+        opaque(sizes), tokens, indices, rows, offsets, batch, capacity, width,
         BY_INDEX=by_index, **rank_tiles(capacity), **tiles,
     )  # fmt: skip
     return tokens, indices, rows, offsets, counts

@@ -195,6 +195,29 @@ def move_tiles(x: Tensor) -> dict:
 
 
 @chooser
+def token_tiles(xs: Sequence[Tensor], width: int) -> dict:
+    """Of several tensors `[B, outer, N, inner]` at a time, as `move_tiles`; columns that move lie apart."""
+    element = xs[0].element_size()
+    vector = 16 // element if width == xs[0].shape[3] else 1
+    for x in xs:
+        vector = math.gcd(vector, *x.stride()[:-1], width, x.data_ptr() // element)
+    block = min(128 * vector, next_power_of_2(width))
+    return {"ROWS": max(1, 128 * vector // block), "BLOCK": block, "VECTOR": vector, "num_warps": 4}
+
+
+@chooser
+def keep_tiles(length: int) -> dict:
+    block = min(4096, max(256, next_power_of_2(length)))
+    return {"BLOCK": block, "num_warps": block // 256}
+
+
+@chooser
+def scan_tiles() -> dict:
+    """So many tokens are compared with so many others at a time."""
+    return {"ROWS": 32, "BLOCK": 128, "num_warps": 4}
+
+
+@chooser
 def pool_tiles(windows: int) -> dict:
     return {"BLOCK": min(256, max(32, next_power_of_2(windows))), "num_warps": 4}
 

@@ -2,12 +2,15 @@
 
 from typing import NamedTuple, Optional
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "BestMatch",
     "Compaction",
+    "Keep",
     "LevelSelection",
+    "Merge",
     "MergePlan",
     "MergedTokens",
     "PackedLevelSelection",
@@ -52,6 +55,65 @@ class MergePlan(NamedTuple):
     rows: Tensor
     num_rows: int
     cu_seqlens: Optional[Tensor] = None
+
+
+class Keep(NamedTuple):
+    """Which tokens stay, on their device; made by :func:`pyramid_ops.plans.keep`.
+
+    Attributes
+    ----------
+    indices : Tensor
+        int64 ``[B, M]``: the tokens that stay of each sample, −1 in unused rows, which are the last. For packed tokens
+        ``[M]``, rows of the packed tensor, segment after segment without gaps.
+    counts : Tensor
+        int32 ``[B]`` or ``[S]``: how many stay.
+    num_tokens : int
+        Tokens of a sample, or of the packed tensor, that the plan is for.
+    cu_seqlens : Tensor or None
+        int32 ``[S + 1]``: where the segments of the rows begin, of packed tokens.
+    source_cu_seqlens : Tensor or None
+        int32 ``[S + 1]``: where the segments of the tokens begin.
+    max_seqlen : int or None
+        The most tokens of a segment that count.
+    """
+
+    indices: Tensor
+    counts: Tensor
+    num_tokens: int
+    cu_seqlens: Optional[Tensor] = None
+    source_cu_seqlens: Optional[Tensor] = None
+    max_seqlen: Optional[int] = None
+
+
+class Merge(NamedTuple):
+    """Which tokens become one, on their device; made by :func:`pyramid_ops.plans.join` and ``tome``.
+
+    The first six attributes are those of :class:`Keep`: `indices` are the tokens that own the rows.
+
+    Attributes
+    ----------
+    rows : Tensor
+        int64 ``[B, N]`` or packed ``[T]``: the row that each token becomes part of; −1 for one that is dropped.
+    members : Tensor
+        int64 ``[B, N]`` or ``[T]``: the tokens that join others, by row, then ascending; −1 past the last.
+    bounds : Tensor
+        int64 ``[B, M + 1]`` or ``[M + 1]``: the members of row m are those from ``bounds[m]`` to ``bounds[m + 1]``.
+    """
+
+    indices: Tensor
+    counts: Tensor
+    num_tokens: int
+    cu_seqlens: Optional[Tensor]
+    source_cu_seqlens: Optional[Tensor]
+    max_seqlen: Optional[int]
+    rows: Tensor
+    members: Tensor
+    bounds: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        """float32 ``[B, M]`` or ``[M]``: how many tokens each row stands for."""
+        return (self.bounds.diff() + (self.indices >= 0)).to(torch.float32)
 
 
 class MergedTokens(NamedTuple):

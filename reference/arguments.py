@@ -126,3 +126,25 @@ class Groups(NamedTuple):
     first: Tensor
     members: Tensor
     offsets: Tensor
+
+
+class Choice(NamedTuple):
+    """Which tokens may be chosen, bool like the scores, and which are in any case.
+
+    A threshold is a number for each segment, else one for all: only what lies above it may be chosen, or, where the
+    `largest` are not wanted, below it.
+    """
+
+    candidates: Optional[Tensor]
+    forced: Optional[Tensor]
+    thresholds: Optional[Tensor]
+    threshold: Optional[float]
+    largest: bool
+
+
+class Placed(NamedTuple):
+    """Into so many slots of a sample, the last of them (`right`) or the first; rows alone, or `columns` with them."""
+
+    slots: int
+    right: bool
+    columns: bool

@@ -11,7 +11,7 @@ from .scoring import level_norms, level_variances
 from .segments import segments
 
 
-def _budgets(amount: Amount, segments: int, device: torch.device) -> Tensor:
+def amounts(amount: Amount, segments: int, device: torch.device) -> Tensor:
     """int64 `[segments]`: one from the device for each segment, or the numbers over and over."""
     if amount.tensor is not None:
         return amount.tensor.flatten().to(torch.int64)
@@ -19,7 +19,7 @@ def _budgets(amount: Amount, segments: int, device: torch.device) -> Tensor:
     return torch.tensor(repeated, dtype=torch.int64, device=device)
 
 
-def _segment_topk(keys: Tensor, starts: Tensor, lengths: Tensor, wanted: Tensor, by_index: bool) -> Tensor:
+def segment_topk(keys: Tensor, starts: Tensor, lengths: Tensor, wanted: Tensor, by_index: bool) -> Tensor:
     """Indices `[S, max(wanted)]` of the `wanted` (at most `lengths`) largest keys in each segment; −1 past them."""
     most = max(wanted.tolist(), default=0)
     chosen = torch.full((len(wanted), most), -1, dtype=torch.int64, device=keys.device)
@@ -62,9 +62,9 @@ def segmented_topk(
     """(values `[S, capacity]`, indices in the segment `[S, capacity]`, counts `[S]`); −inf and −1 in unused slots."""
     capacity = slots.capacity
     starts, lengths = segments(cu_seqlens, len(scores), slots.max_seqlen)
-    wanted = _budgets(k, len(starts), scores.device).clamp(0, capacity)
+    wanted = amounts(k, len(starts), scores.device).clamp(0, capacity)
     wanted = torch.where(wanted < lengths, wanted, lengths)
-    chosen = _segment_topk(ordered_key(widen(scores)), starts, lengths, wanted, by_index)
+    chosen = segment_topk(ordered_key(widen(scores)), starts, lengths, wanted, by_index)
     values = torch.full((len(starts), capacity), -torch.inf, dtype=scores.dtype, device=scores.device)
     indices = torch.full((len(starts), capacity), -1, dtype=torch.int64, device=scores.device)
     indices[:, : chosen.shape[1]] = chosen
@@ -93,7 +93,7 @@ def select_topk_levels_packed(
         scores = [score[0] for score in level_norms([level[None] for level in levels])]
     batch, device = len(cu_seqlens[0]) - 1, levels[0].device
     capacity = slots.capacity
-    wanted = _budgets(budgets, batch * len(levels), device).view(batch, len(levels)).clamp(0, capacity)
+    wanted = amounts(budgets, batch * len(levels), device).view(batch, len(levels)).clamp(0, capacity)
     left = torch.full((batch,), capacity, dtype=torch.int64, device=device)
     parts = []
     for k, (level, bounds) in enumerate(zip(levels, cu_seqlens, strict=True)):
@@ -101,7 +101,7 @@ def select_topk_levels_packed(
         count = torch.where(wanted[:, k] < lengths, wanted[:, k], lengths)
         count = torch.where(count < left, count, left)
         left -= count
-        chosen = _segment_topk(ordered_key(widen(scores[k])), starts, lengths, count, by_index)
+        chosen = segment_topk(ordered_key(widen(scores[k])), starts, lengths, count, by_index)
         parts.append((starts, count, chosen))
     counts = torch.stack([count for _, count, _ in parts], 1)
     ends = counts.flatten().cumsum(0).view(batch, len(levels))

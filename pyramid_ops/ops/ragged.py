@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Optional, Union
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +126,7 @@ def segmented_topk(
         k_tensor, k = check.device_integers(op, "k", k, scores, "S", segments), [0]
         if capacity is None:
             raise ValueError(f"{op}: capacity: expected a number where k is a tensor, got None")
-    elif isinstance(k, (int, np.integer, torch.SymInt)):
+    elif not check.is_sequence(k):
         k = [check.integer(op, "k", k, 0)]
     else:
         k = _numbers(op, "k", k, segments, "segments") or [0]

@@ -1,1 +1,8 @@
-"""From scores to what the model reads: which tokens merge into which."""
+"""From scores to what the model reads: which tokens stay, which become one, and all that belongs to them moved."""
+
+from ..results import Keep, Merge
+from .applied import apply
+from .joined import join, then
+from .kept import keep, mask
+
+__all__ = ["Keep", "Merge", "apply", "join", "keep", "mask", "then"]

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "ops": {"torch", "numpy", "reference", *BASE},
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},
-    "verify": {"torch", "numpy", "", "reference", "ops", *BASE},
+    "verify": {"torch", "numpy", "", "reference", "ops", "plans", *BASE},
     "demo": {"torch", "numpy", "", "matplotlib", "PIL", "rich", "skimage", *BASE},
     "": {"plans", "ops", *BASE},
     "__main__": {"demo", "verify", "torch", "numpy", "", *BASE},
