@@ -27,9 +27,14 @@ def _usable(norms_ptr, mask_ptr, column, column_mask, OTHER: tl.constexpr):
 @triton.jit(do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "mask_stride"])
 def _best_match_kernel(
     queries_ptr, keys_ptr, key_norms_ptr, key_mask_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, best_ptr, queries, keys,
-    longest_q, longest_k, splits, mask_stride, PACKED: tl.constexpr, DOT: tl.constexpr,
+    longest_q, longest_k, splits, mask_stride, HALVES: tl.constexpr, DISTILL: tl.constexpr, PACKED: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
-    """best[query] = max of (similarity, inverted index) over one split of the keys; exact, so any split will do."""
+    """best[query] = max of (similarity, inverted index) over one split of the keys; exact, so any split will do.
+
+    With HALVES queries are the even and keys the odd rows of a sample or segment; with DISTILL the first odd one is a
+    key only where there is no other.
+    """
     BLOCK_M: tl.constexpr = DOT.BLOCK_M
     BLOCK_N: tl.constexpr = DOT.BLOCK_N
     LIMBS: tl.constexpr = DOT.LIMBS
@@ -45,9 +50,13 @@ def _best_match_kernel(
     if PACKED:
         start, query_count = bounds(cu_seqlens_q_ptr, sample, queries)
         query_start = tl.zeros((), tl.int64) + start
+        if HALVES:
+            query_count = (query_count + 1) // 2
         query_count = tl.minimum(query_count, longest_q)
         start, key_count = bounds(cu_seqlens_k_ptr, sample, keys)
         key_start = tl.zeros((), tl.int64) + start
+        if HALVES:
+            key_count = key_count // 2
         key_count = tl.minimum(key_count, longest_k)
         if key_mask_ptr is not None:
             mask_ptr += key_start
@@ -62,14 +71,23 @@ def _best_match_kernel(
         for n in range(split * share, end, BLOCK_N):
             column = n + tl.arange(0, BLOCK_N)
             column_mask = column < end
+            key = column
+            query = row
+            if HALVES:
+                key = 2 * column + 1
+                query = 2 * row
             score = exact_dots(
-                queries_ptr, query_start + row, row_mask, keys_ptr, key_start + column, column_mask, DOT
+                queries_ptr, query_start + query, row_mask, keys_ptr, key_start + key, column_mask, DOT
             )  # fmt: skip
-            usable = _usable(key_norms_ptr + key_start, mask_ptr, column, column_mask, float("inf"))
+            usable = _usable(key_norms_ptr + key_start, mask_ptr, key, column_mask, float("inf"))
+            if DISTILL:
+                usable = usable & ((column > 0) | (key_count == 1))
             if tl.min(usable.to(tl.int32), axis=0) == 0:
                 # Read again in the layout of the products, a load for each column of a thread; with NaN past the end
                 # the compiler does not make both reads one, which would take that layout for every tile.
-                usable = _usable(key_norms_ptr + key_start, mask_ptr, column, column_mask, float("nan"))
+                usable = _usable(key_norms_ptr + key_start, mask_ptr, key, column_mask, float("nan"))
+                if DISTILL:
+                    usable = usable & ((column > 0) | (key_count == 1))
                 # A similarity is at least −1.1; −2 and the least integer stand for no key.
                 score = tl.where(usable[None, :], score, -(1 << 31) if LIMBS == 2 else -2.0)
             top = tl.max(score, axis=1)
@@ -77,7 +95,10 @@ def _best_match_kernel(
             if LIMBS == 1:
                 top = (top * 1073741824.0).to(tl.int32)
             best = tl.maximum(best, (top.to(tl.int64) << 32) | (0xFFFFFFFF - at.to(tl.int64)))
-        tl.atomic_max(best_ptr + query_start + row, best, mask=row_mask, sem="relaxed")
+        query = row
+        if HALVES:
+            query = 2 * row
+        tl.atomic_max(best_ptr + query_start + query, best, mask=row_mask, sem="relaxed")
 
 
 @triton.jit
@@ -94,6 +115,43 @@ def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count
     tl.store(similarity_ptr + query, similarity, mask=mask)
 
 
+def _matched(
+    units: tuple[Tensor, Tensor, Tensor],
+    key_mask: Optional[Tensor],
+    best: Tensor,
+    segments: Segments,
+    parts: int,
+    limbs: int,
+    halves: bool = False,
+    distill: bool = False,
+) -> None:
+    """Put the best key of each query into `best`, of unit rows of queries and of keys, and the norms of the latter."""
+    cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = segments
+    query_units, key_units, key_norms = units
+    tiles = match_tiles(key_units.shape[3], limbs, target_arch())
+    programs = parts * cdiv(max_seqlen_q, tiles["DOT"].BLOCK_M)
+    if programs and max_seqlen_k:
+        splits = match_splits(programs, cdiv(max_seqlen_k, tiles["DOT"].BLOCK_N))
+        mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
+        count, keys = query_units.shape[1], key_units.shape[1]
+        launch(
+            _best_match_kernel, programs * splits,
+            query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys, max_seqlen_q,
+            max_seqlen_k, splits, keys, HALVES=halves, DISTILL=distill, PACKED=cu_seqlens_q is not None, **tiles,
+        )  # fmt: skip
+
+
+def match_evens(
+    metric: Tensor, cu_seqlens: Optional[Tensor], longest: int, parts: int, distill: bool, limbs: int
+) -> tuple[Tensor, Tensor]:
+    """(the best odd token of each even one as (similarity, inverted number), norms), both `[B, N]`."""
+    best = torch.empty(metric.shape[:2], dtype=torch.int64, device=metric.device)
+    units, norms = unit_rows(metric, limbs, LOW_BITS, best=best)
+    of = Segments(cu_seqlens, cu_seqlens, (longest + 1) // 2, longest // 2)
+    _matched((units, units, norms), None, best, of, parts, limbs, True, distill)
+    return best, norms
+
+
 def best_match(
     queries: Tensor,
     keys: Tensor,
@@ -101,26 +159,16 @@ def best_match(
     segments: Segments,
     limbs: int,
 ) -> tuple[Tensor, Tensor]:
-    cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = segments
-    batch, count, features = queries.shape
+    batch, count = queries.shape[:2]
     indices = torch.empty(batch, count, dtype=torch.int64, device=queries.device)
     similarity = torch.empty(batch, count, dtype=torch.float32, device=queries.device)
     if not indices.numel():
         return indices, similarity
-    query_units, query_norms = unit_rows(queries, limbs, LOW_BITS)
+    best = torch.empty(batch, count, dtype=torch.int64, device=queries.device)
+    query_units, query_norms = unit_rows(queries, limbs, LOW_BITS, best=best)
     key_units, key_norms = unit_rows(keys, limbs, LOW_BITS)
-    best = torch.full((batch, count), -(1 << 63), dtype=torch.int64, device=queries.device)
-    parts = batch if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    tiles = match_tiles(features, limbs, target_arch())
-    programs = parts * cdiv(max_seqlen_q, tiles["DOT"].BLOCK_M)
-    if programs and max_seqlen_k:
-        splits = match_splits(programs, cdiv(max_seqlen_k, tiles["DOT"].BLOCK_N))
-        mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
-        launch(
-            _best_match_kernel, programs * splits,
-            query_units, key_units, key_norms, mask, cu_seqlens_q, cu_seqlens_k, best, count, keys.shape[1],
-            max_seqlen_q, max_seqlen_k, splits, keys.shape[1], PACKED=cu_seqlens_q is not None, **tiles,
-        )  # fmt: skip
+    parts = batch if segments.cu_seqlens_q is None else segments.cu_seqlens_q.shape[0] - 1
+    _matched((query_units, key_units, key_norms), key_mask, best, segments, parts, limbs)
     tiles = flat_tiles()
     launch(
         _unpack_kernel, cdiv(best.numel(), tiles["BLOCK"]),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..reference.arguments import Groups
 from .arithmetic import bounds, cdiv, narrow, ordered_key, widen
+from .grouping import top_bit, upper_bound
 from .launch import launch
 from .tiles import fold_tiles
 
@@ -46,10 +47,10 @@ def _start(MODE: tl.constexpr, BLOCK: tl.constexpr):
     return tl.full((BLOCK,), float("-inf") if MODE == "amax" else 0.0, tl.float32)
 
 
-@triton.jit(do_not_specialize=["count", "members", "groups"])
+@triton.jit(do_not_specialize=["count", "members", "groups", "top"])
 def _fold_chunks_kernel(
-    x_ptr, weights_ptr, members_ptr, group_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, stride_b, stride_n,
-    weight_stride, count, members, groups, width, MODE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, weights_ptr, members_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, stride_b, stride_n,
+    weight_stride, count, members, groups, width, top, MODE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The chunks of long groups that begin in one window of members: at most a group's first one and a later one."""
     columns = tl.cdiv(width, BLOCK)
@@ -63,8 +64,8 @@ def _fold_chunks_kernel(
     members_ptr += sample * members
     offsets_ptr += sample * (groups + 1)
     position = (window % windows) * CHUNK + tl.arange(0, CHUNK)
-    group = tl.load(group_ptr + sample * members + position, mask=position < members, other=-1)
-    inside = (group >= 0) & (group < groups)
+    group = upper_bound(offsets_ptr + 1, groups, position, top)
+    inside = group < groups
     begin, size = bounds(offsets_ptr, tl.where(inside, group, 0), members)
     begin = begin.to(tl.int32)
     end = begin + size.to(tl.int32)
@@ -168,11 +169,9 @@ def fold_groups(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str)
     sizes = (count, many, number, width)
     constants = {"MODE": mode, "CHUNK": CHUNK, **tiles}
     if windows:
-        position = torch.arange(many, device=x.device).expand(batch, many).contiguous()
-        group_of = torch.searchsorted(offsets[:, 1:].contiguous(), position, right=True)
         launch(
             _fold_chunks_kernel, batch * windows * columns,
-            x, weights, members, group_of, offsets, sums, weight_sums, *strides, *sizes, **constants,
+            x, weights, members, offsets, sums, weight_sums, *strides, *sizes, top_bit(number), **constants,
         )  # fmt: skip
     launch(
         _fold_groups_kernel, batch * number * columns,

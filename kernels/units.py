@@ -13,6 +13,9 @@ from .launch import launch
 from .rows import expand, features, load_rows, scaled_norm, store_rows
 from .tiles import row_tiles
 
+# No match: below every pair of a similarity and an index.
+NONE = tl.constexpr(-(1 << 63))
+
 
 @triton.jit
 def store_units(
@@ -49,7 +52,7 @@ def store_units(
 
 @triton.jit
 def _unit_rows_kernel(
-    x_ptr, mask_ptr, units_ptr, norms_ptr, stride_b, stride_h, stride_n, heads, tokens, LIMBS: tl.constexpr,
+    x_ptr, mask_ptr, units_ptr, norms_ptr, best_ptr, stride_b, stride_h, stride_n, heads, tokens, LIMBS: tl.constexpr,
     LOW_BITS: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     programs = tl.cdiv(tokens, ROW.TILES // ROW.BLOCKS)
@@ -62,12 +65,16 @@ def _unit_rows_kernel(
         keep = tl.load(mask_ptr + sample // heads * tokens + token, mask=mask, other=0) != 0
     row = sample * tokens + token
     store_units(x_ptr, stride_n, token, row, mask, keep, units_ptr, norms_ptr, LIMBS, LOW_BITS, ROW)
+    if best_ptr is not None:
+        store_rows(best_ptr + row[:, None], tl.full((ROW.TILES, 1), NONE, tl.int64), mask, ROW)
 
 
-def unit_rows(x: Tensor, limbs: int, bits: int, mask: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+def unit_rows(
+    x: Tensor, limbs: int, bits: int, mask: Optional[Tensor] = None, best: Optional[Tensor] = None
+) -> tuple[Tensor, Tensor]:
     """Unit rows and norms of `[B, N, D]`, or of `[B, H, N, D]` as of B · H samples.
 
-    With a `mask` uint8 `[B, N]`, rows where it is 0 are 0, of norm +inf.
+    With a `mask` uint8 `[B, N]`, rows where it is 0 are 0, of norm +inf. In `best` each row begins with no match.
     """
     heads, tokens, features = x.shape[1] if x.dim() == 4 else 1, *x.shape[-2:]
     samples = x.shape[0] * heads
@@ -78,7 +85,7 @@ def unit_rows(x: Tensor, limbs: int, bits: int, mask: Optional[Tensor] = None) -
         programs = samples * cdiv(tokens, tiles["ROW"].TILES // tiles["ROW"].BLOCKS)
         launch(
             _unit_rows_kernel, programs,
-            x, mask, units, norms, x.stride(0), x.stride(1) if x.dim() == 4 else 0, x.stride(-2), heads, tokens,
+            x, mask, units, norms, best, x.stride(0), x.stride(1) if x.dim() == 4 else 0, x.stride(-2), heads, tokens,
             LIMBS=limbs, LOW_BITS=bits, **tiles,
         )  # fmt: skip
     return units, norms

@@ -22,8 +22,8 @@ from .ops.scoring import *
 from .ops.selection import *
 from .ops.units import *
 from .ops.walk import *
+from .plans.halves import *
 from .plans.merged import *
-from .plans.tome import *
 from .results import *
 
 __version__ = "0.1.0"

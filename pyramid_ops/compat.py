@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
+from .plans.halves import bipartite_plan, tome_matching
 from .plans.merged import merge_tokens, unmerge_tokens
-from .plans.tome import bipartite_plan, tome_matching
 from .results import MergePlan
 
 __all__ = [

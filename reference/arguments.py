@@ -179,3 +179,16 @@ class Placed(NamedTuple):
     slots: int
     right: bool
     columns: bool
+
+
+class Halves(NamedTuple):
+    """Even tokens merge into odd ones, at most r of a segment, of which the first `max_seqlen` tokens count.
+
+    Token 0 is kept (`class_token`), token 1 takes no others (`distill_token`). Rows are those of ToMe, or `in_order`.
+    """
+
+    r: int
+    max_seqlen: int
+    class_token: bool
+    distill_token: bool
+    in_order: bool

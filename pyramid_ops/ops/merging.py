@@ -10,6 +10,7 @@ from .._op import Op
 from ..reference import merging as reference
 from ..reference.arguments import Groups
 from ..results import MergedTokens
+from .grouping import group_tokens_op
 
 __all__ = ["assign_mean"]
 
@@ -36,14 +37,6 @@ def token_weights(op: str, name: str, weights: Optional[Tensor], x: Tensor) -> O
     check.tensor(op, name, weights, "B N" if x.dim() == 3 else "T", dtypes=(torch.float32,))
     check.same_size(op, name, weights, x.shape[:-1], x.device)
     return check.rows(weights if x.dim() == 3 else weights[None]).contiguous()
-
-
-def group_tokens(tokens: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """(tokens `[B, N]` by group, then ascending, where each group begins `[B, groups + 1]`); others are last."""
-    group = torch.where((group >= 0) & (group < groups), group, groups)
-    keys = ((group << 32) | (tokens & 0xFFFFFFFF)).sort(1).values
-    bounds = torch.arange(groups + 1, device=tokens.device).expand(tokens.shape[0], -1).contiguous()
-    return keys & 0xFFFFFFFF, torch.searchsorted(keys >> 32, bounds)
 
 
 def assign_mean(x: Tensor, assignment: Tensor, num_clusters: int, *, weights: Optional[Tensor] = None) -> MergedTokens:
@@ -92,7 +85,7 @@ def assign_mean(x: Tensor, assignment: Tensor, num_clusters: int, *, weights: Op
     check.same_size(op, "assignment", assignment, x.shape[:-1], x.device)
     clusters = check.integer(op, "num_clusters", num_clusters, 0)
     group = assignment if x.dim() == 3 else assignment[None]
-    members, offsets = group_tokens(torch.arange(group.shape[1], device=x.device).expand_as(group), group, clusters)
+    members, offsets = group_tokens_op(group, None, clusters)
     none = torch.full((group.shape[0], clusters), -1, dtype=torch.int64, device=x.device)
     means, totals = fold_groups_op(tokens, weights, Groups(none, members, offsets), "mean")
     return MergedTokens(means, totals) if x.dim() == 3 else MergedTokens(means[0], totals[0])

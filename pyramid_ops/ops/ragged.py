@@ -1,7 +1,7 @@
 """Top-k of packed segments, and over the levels of packed samples."""
 
 from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def segmented_topk(
     )
 
 
-def _numbers(op: str, name: str, values: Sequence[int], count: int, what: str) -> list[int]:
+def _numbers(op: str, name: str, values: Any, count: int, what: str) -> list[int]:
     numbers = [check.integer(op, f"{name}[{k}]", v, 0) for k, v in enumerate(check.sequence(op, name, values))]
     if len(numbers) != count:
         raise ValueError(f"{op}: {name}: expected one for each of {count} {what}, got {len(numbers)}")

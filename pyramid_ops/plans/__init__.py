@@ -2,7 +2,8 @@
 
 from ..results import Keep, Merge
 from .applied import apply
+from .halves import tome
 from .joined import join, then
 from .kept import keep, mask
 
-__all__ = ["Keep", "Merge", "apply", "join", "keep", "mask", "then"]
+__all__ = ["Keep", "Merge", "apply", "join", "keep", "mask", "then", "tome"]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.gathering import gather_levels
-from ..ops.merging import fold_groups_op, group_tokens, token_rows, token_weights
+from ..ops.grouping import group_tokens_op
+from ..ops.merging import fold_groups_op, token_rows, token_weights
 from ..reference.arguments import Groups
 from ..results import MergedTokens, MergePlan
 
@@ -41,12 +42,12 @@ def merge_indices(plan: MergePlan, *, order: str = "tome") -> Tensor:
     >>> pyramid_ops.merge_indices(pyramid_ops.tome_matching(x, 1)).tolist()
     [[1, 1, 0, 2]]
     """
-    rows, _, _ = _assignment("merge_indices", plan, order)
+    rows, _ = _assignment("merge_indices", plan, order)
     return rows if plan.rows.dim() == 2 else rows[0]
 
 
-def _assignment(op: str, plan: MergePlan, order: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(row of each token, the token that owns each row, sources), each with a batch dimension; −1 for none."""
+def _assignment(op: str, plan: MergePlan, order: str) -> tuple[Tensor, Tensor]:
+    """(row of each token, the token that owns each row), both with a batch dimension; −1 for none."""
     if not isinstance(plan, MergePlan):
         raise TypeError(f"{op}: plan: expected a MergePlan, got {check.describe(plan)}")
     check.choice(op, "order", order, "tome", "original")
@@ -73,7 +74,7 @@ def _assignment(op: str, plan: MergePlan, order: str) -> tuple[Tensor, Tensor, T
         row_owner = owner.gather(1, rows.clamp(min=0)) if num_rows else rows
         rows = torch.where(rows < 0, -1, place.gather(1, row_owner.clamp(min=0)))
         owner = _owners(place, token, num_rows)
-    return rows, owner, sources
+    return rows, owner
 
 
 def _owners(place: Tensor, token: Tensor, count: int) -> Tensor:
@@ -130,12 +131,11 @@ def merge_tokens(
     """
     op = "merge_tokens"
     check.choice(op, "mode", mode, "mean", "sum", "amax")
-    rows, owner, sources = _assignment(op, plan, order)
+    rows, owner = _assignment(op, plan, order)
     x3, weights = token_rows(op, "x", x, plan.rows), token_weights(op, "sizes", sizes, x)
     if x3.device != rows.device:
         raise ValueError(f"{op}: x: expected a tensor on {rows.device} as the plan, got {check.describe(x)}")
-    row = torch.where(sources < 0, -1, rows.gather(1, sources.clamp(min=0))) if rows.shape[1] else sources
-    members, offsets = group_tokens(sources, row, plan.num_rows)
+    members, offsets = group_tokens_op(rows, owner, plan.num_rows)
     tokens, totals = fold_groups_op(x3, weights, Groups(owner, members, offsets), mode)
     return MergedTokens(tokens, totals) if x.dim() == 3 else MergedTokens(tokens[0], totals[0])
 
@@ -171,7 +171,7 @@ def unmerge_tokens(merged: Tensor, plan: MergePlan, *, order: str = "tome") -> T
     [1.0, 0.25]
     """
     op = "unmerge_tokens"
-    rows, _, _ = _assignment(op, plan, order)
+    rows, _ = _assignment(op, plan, order)
     check.tensor(op, "merged", merged, "B M D" if plan.rows.dim() == 2 else "T D", dtypes=())
     if merged.element_size() > 8:
         raise TypeError(f"{op}: merged: expected a dtype of at most 8 bytes, got {check.describe(merged)}")

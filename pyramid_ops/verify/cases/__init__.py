@@ -4,6 +4,7 @@ from ..describe import Description
 from . import (
     adaptive,
     attention,
+    bipartite,
     budgets,
     entropy,
     gathering,
@@ -34,6 +35,7 @@ _FAMILIES = (
     ragged,
     matching,
     merging,
+    bipartite,
     keeping,
     grouping,
     attention,

@@ -1,0 +1,209 @@
+"""Which of the even tokens merge into which of the odd ones."""
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference.arguments import Halves
+from .arithmetic import NO_KEY, bounds, cdiv, ordered_key
+from .launch import launch
+from .matching import match_evens
+from .tiles import scan_tiles
+
+
+@triton.jit
+def _partner(best_ptr, norms_ptr, token, mask, DISTILL: tl.constexpr):
+    """(number of the most similar odd token of the segment, −1 for none, and the similarity) of even tokens."""
+    best = tl.load(best_ptr + token, mask=mask, other=0)
+    score = (best >> 32).to(tl.int32)
+    norm = tl.load(norms_ptr + token, mask=mask, other=0.0)
+    found = (score > -(1 << 31)) & (norm < float("inf"))
+    partner = tl.where(found, (0xFFFFFFFF - (best & 0xFFFFFFFF)).to(tl.int32), -1)
+    if DISTILL:
+        found = found & (partner > 0)
+    return partner, tl.where(found, score.to(tl.float32) * (1.0 / 1073741824.0), float("-inf"))
+
+
+@triton.jit
+def _extent(cu_ptr, segment, size, max_seqlen):
+    """(first token, tokens) of a sample or packed segment."""
+    start = segment.to(tl.int64) * size
+    length = tl.zeros((), tl.int32) + size
+    if cu_ptr is not None:
+        first, length = bounds(cu_ptr, segment, size)
+        start = first.to(tl.int64)
+        length = tl.minimum(length, max_seqlen)
+    return start, length
+
+
+@triton.jit
+def _merged_away(length, r, PROTECTED: tl.constexpr):
+    return tl.minimum(tl.maximum(length - PROTECTED, 0) // 2, r)
+
+
+@triton.jit
+def _even_keys(best_ptr, norms_ptr, start, even, evens, CLASS: tl.constexpr, DISTILL: tl.constexpr):
+    """Keys of even tokens of a segment by their number: of the similarity, a protected one last."""
+    _, similarity = _partner(best_ptr, norms_ptr, start + 2 * even, even < evens, DISTILL)
+    key = ordered_key(similarity)
+    if CLASS:
+        key = tl.where(even == 0, NO_KEY, key)
+    return key
+
+
+@triton.jit(do_not_specialize=["size", "max_seqlen", "share"])
+def _rank_halves_kernel(
+    best_ptr, norms_ptr, cu_ptr, ranks_ptr, indices_ptrs, similarities_ptr, size, max_seqlen, share,
+    CLASS: tl.constexpr, DISTILL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """How many even tokens of the segment go before each of ROWS; what the next kernel may leave unused is emptied."""
+    tiles = tl.cdiv((max_seqlen + 1) // 2, ROWS)
+    segment = tl.program_id(0) // tiles
+    start, length = _extent(cu_ptr, segment, size, max_seqlen)
+    evens = (length + 1) // 2
+    even = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    key = _even_keys(best_ptr, norms_ptr, start, even, evens, CLASS, DISTILL)
+    rank = tl.zeros((ROWS,), tl.int32)
+    for i in range(0, evens, BLOCK):
+        other = i + tl.arange(0, BLOCK)
+        other_key = _even_keys(best_ptr, norms_ptr, start, other, evens, CLASS, DISTILL)[None, :]
+        ahead = (other_key > key[:, None]) | ((other_key == key[:, None]) & (other[None, :] < even[:, None]))
+        rank += tl.sum((ahead & (other < evens)[None, :]).to(tl.int32), axis=1)
+    tl.store(ranks_ptr + start + even, rank, mask=even < evens)
+    for i in range(tl.program_id(0) * share, tl.minimum((tl.program_id(0) + 1) * share, size), BLOCK):
+        at = i + tl.arange(0, BLOCK)
+        for k in tl.static_range(len(indices_ptrs)):
+            tl.store(indices_ptrs[k] + at, tl.full((BLOCK,), -1, tl.int64), mask=at < size)
+        if similarities_ptr is not None:
+            tl.store(similarities_ptr + at, tl.full((BLOCK,), float("-inf"), tl.float32), mask=at < size)
+
+
+@triton.jit
+def _places_before(cu_ptr, segment, segments, size, max_seqlen, r, PROTECTED: tl.constexpr):
+    """(rows, sources, other even tokens) of the segments before one, and the rows of all."""
+    rows = tl.zeros((), tl.int32)
+    sources = tl.zeros((), tl.int32)
+    others = tl.zeros((), tl.int32)
+    total = tl.zeros((), tl.int32)
+    for i in range(0, segments, 256):
+        at = i + tl.arange(0, 256)
+        _, length = bounds(cu_ptr, tl.minimum(at, segments - 1), size)
+        length = tl.where(at < segments, tl.minimum(length, max_seqlen), 0)
+        many = _merged_away(length, r, PROTECTED)
+        before = at < segment
+        rows += tl.sum(tl.where(before, length - many, 0))
+        sources += tl.sum(tl.where(before, many, 0))
+        others += tl.sum(tl.where(before, (length + 1) // 2 - many, 0))
+        total += tl.sum(length - many)
+    return rows, sources, others, total
+
+
+@triton.jit(do_not_specialize=["size", "max_seqlen", "segments", "r"])
+def _place_halves_kernel(
+    best_ptr, norms_ptr, cu_ptr, ranks_ptr, sources_ptr, destinations_ptr, unmerged_ptr, similarities_ptr, rows_ptr,
+    owners_ptr, counts_ptr, offsets_ptr, size, max_seqlen, segments, r, CLASS: tl.constexpr, DISTILL: tl.constexpr,
+    IN_ORDER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The row of each of ROWS tokens of a segment, and all that follows from the ranks."""
+    PROTECTED: tl.constexpr = CLASS + DISTILL
+    tiles = tl.cdiv(max_seqlen, ROWS)
+    segment = tl.program_id(0) // tiles
+    start, length = _extent(cu_ptr, segment, size, max_seqlen)
+    many = _merged_away(length, r, PROTECTED)
+    evens = (length + 1) // 2
+    left = evens - many
+    if cu_ptr is None:  # each sample begins where the same number of all before it ends
+        base = segment.to(tl.int64) * (length - many)
+        source = segment.to(tl.int64) * many
+        other = segment.to(tl.int64) * left
+        total = segments * (length - many)
+        first_row = base - base
+        first_token = start - start
+    else:
+        base, source, other, total = _places_before(cu_ptr, segment, segments, size, max_seqlen, r, PROTECTED)
+        first_row = base
+        first_token = start
+    if tl.program_id(0) % tiles == 0:
+        tl.store(counts_ptr + segment, length - many)
+        tl.store(offsets_ptr + segment, base)
+        tl.store(offsets_ptr + segments, total)
+
+    token = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    inside = token < length
+    is_even = inside & (token % 2 == 0)
+    even = token // 2
+    rank = tl.load(ranks_ptr + start + even, mask=is_even, other=0)
+    merged = is_even & (rank < many)
+    partner, similarity = _partner(best_ptr, norms_ptr, start + token, merged, DISTILL)
+    found = merged & (partner >= 0)
+    odd = tl.where(merged, partner, even)
+    place = rank - many
+    if CLASS or IN_ORDER:
+        # How many are merged away before the token whose row it is.
+        goal = tl.where(merged, 2 * odd + 1, token)
+        before = tl.zeros((ROWS,), tl.int32)
+        for i in range(0, evens, BLOCK):
+            at = i + tl.arange(0, BLOCK)
+            gone = tl.load(ranks_ptr + start + at, mask=at < evens, other=0x7FFFFFFF) < many
+            before += tl.sum((gone[None, :] & (2 * at[None, :] < goal[:, None])).to(tl.int32), axis=1)
+        if CLASS:
+            place = even - before
+    if IN_ORDER:
+        row = goal - before
+    else:
+        kept_row = place
+        odd_row = left + odd
+        if DISTILL:  # behind the class token
+            kept_row = tl.where(place > 0, place + 1, 0)
+            odd_row = tl.where(odd > 0, odd_row, 1)
+        row = tl.where(is_even & (rank >= many), kept_row, odd_row)
+    there = inside & ((merged == 0) | found)
+    tl.store(rows_ptr + start + token, tl.where(there, first_row + row, -1).to(tl.int64), mask=inside)
+    whole = (first_token + token).to(tl.int64)
+    tl.store(owners_ptr + base + row, whole, mask=inside & (merged == 0))
+    if sources_ptr is not None:
+        tl.store(sources_ptr + source + rank, whole, mask=merged)
+        joined = (first_token + 2 * partner + 1).to(tl.int64)
+        tl.store(destinations_ptr + source + rank, tl.where(found, joined, -1), mask=merged)
+        tl.store(similarities_ptr + source + rank, similarity, mask=merged)
+        tl.store(unmerged_ptr + other + place, whole, mask=is_even & (rank >= many))
+
+
+def match_halves(
+    metric: Tensor, cu_seqlens: Optional[Tensor], halves: Halves, limbs: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, size = metric.shape[:2]
+    device, packed = metric.device, cu_seqlens is not None
+    segments = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    longest = min(size, halves.max_seqlen) if packed else size
+    most = (size,) * 4 if packed else (halves.r, halves.r, (size + 1) // 2 - halves.r, size - halves.r)
+    indices = [torch.empty(batch, n, dtype=torch.int64, device=device) for n in (*most, size)]
+    sources, destinations, unmerged, owners, rows = indices
+    similarities = torch.empty(batch, most[0], dtype=torch.float32, device=device)
+    counts, offsets = (torch.empty(n, dtype=torch.int32, device=device) for n in (segments, segments + 1))
+    if not segments * longest:
+        for x in indices:
+            x.fill_(-1)
+        similarities.fill_(-torch.inf)
+        return (
+            sources, destinations, unmerged, similarities, rows, owners, counts.zero_(), offsets.zero_(),
+        )  # fmt: skip
+    best, norms = match_evens(metric, cu_seqlens, longest, segments, halves.distill_token, limbs)
+    ranks = torch.empty(batch, size, dtype=torch.int32, device=device)
+    flags = {"CLASS": halves.class_token, "DISTILL": halves.distill_token}
+    tiles = scan_tiles()
+    programs = segments * cdiv((longest + 1) // 2, tiles["ROWS"])
+    launch(
+        _rank_halves_kernel, programs,
+        best, norms, cu_seqlens, ranks, tuple(indices) if packed else (), similarities if packed else None, size,
+        longest, cdiv(size, programs) if packed else 0, **flags, **tiles,
+    )  # fmt: skip
+    launch(
+        _place_halves_kernel, segments * cdiv(longest, tiles["ROWS"]),
+        best, norms, cu_seqlens, ranks, sources, destinations, unmerged, similarities, rows, owners, counts, offsets,
+        size, longest, segments, halves.r, **flags, IN_ORDER=halves.in_order, **tiles,
+    )  # fmt: skip
+    return sources, destinations, unmerged, similarities, rows, owners, counts, offsets

@@ -1,0 +1,87 @@
+"""Descriptions of the op in `ops/bipartite.py`."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ...ops.bipartite import match_halves_op
+from ...plans.applied import apply
+from ...plans.halves import tome
+from ...reference.arguments import Halves
+from ..describe import Call, Case, Cases, Description
+from ..inputs import FEATURES, Source, int32, name, offsets, special_rows
+
+FLAGS = ((False, False), (True, False), (True, True), (False, True))
+
+
+def match_halves_golden() -> Cases:
+    for i, dtype in enumerate(FEATURES):
+        for packed in (False, True):
+            case = f"{name(dtype)}{'-packed' * packed}"
+            x = Source(case).rows(20, dtype).repeat(1, 3, 1)
+            x, bounds = (x.flatten(0, 1)[None], int32(0, 7, 7, 30, 54)) if packed else (x, None)
+            yield Case(case, (x, bounds, Halves(5, 25, *FLAGS[i], i % 2 == 1), 1 + i % 2))
+
+
+def match_halves_bits() -> Cases:
+    for i, (class_token, distill_token) in enumerate(FLAGS):
+        for in_order in (False, True):
+            kind = f"{'class-' * class_token}{'distill-' * distill_token}{'ordered' if in_order else 'tome'}"
+            flags = (class_token, distill_token, in_order)
+            x = special_rows(24, FEATURES[i], i).repeat(1, 10, 1)
+            for size, r in ((1, 0), (2, 0), (3, 0), (5, 1), (90, 30), (89, 43)):
+                yield Case(f"{size}-{kind}", (x[:, :size], None, Halves(r, size, *flags), 1 + in_order))
+            bounds = int32(1, 4, 4, 5, 7, 60, 180)
+            for longest in (180, 41):
+                args = (x.flatten(0, 1)[None], bounds, Halves(17, longest, *flags), 2 - in_order)
+                yield Case(f"packed-{longest}-{kind}", args)
+    x = torch.randn(1, 1300, 16, generator=torch.Generator().manual_seed(0)).round()
+    yield Case("several-tiles", (x, None, Halves(400, 1300, True, False, False), 1))
+    yield Case("many-segments", (x, torch.arange(0, 1300, 4, dtype=torch.int32), Halves(1, 4, False, False, False), 1))
+    yield Case("strided", (x.view(1, 650, 32)[:, :, 3:20], None, Halves(100, 650, False, False, True), 2))
+    yield Case("no-tokens", (x[:, :0], None, Halves(0, 0, False, False, False), 1))
+    yield Case("no-samples", (x[:0], None, Halves(3, 1300, False, False, False), 1))
+    yield Case("no-segments", (x, int32(7), Halves(3, 1300, False, False, False), 1))
+
+
+def match_halves_ones() -> Iterator[Call]:
+    bounds = torch.empty(2, dtype=torch.int32)
+    for size in (1, 2, 3):
+        yield Call(f"tome-{size}", functools.partial(tome, torch.empty(1, size, 1), 1))
+    yield Call("tome-packed", lambda: tome(torch.empty(3, 1), 1, cu_seqlens=bounds, distill_token=True))
+
+
+def match_halves_compiled() -> Iterator[Call]:
+    bounds = torch.empty(5, dtype=torch.int32)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.empty(8, 577, 64, dtype=dtype)
+        yield Call("tome, 577 tokens", functools.partial(tome, x, 16, class_token=True), dtype)
+        packed = functools.partial(tome, x.flatten(0, 1), 16, cu_seqlens=bounds, max_seqlen=1024, order="original")
+        yield Call("tome, packed", packed, dtype)
+
+
+def tome_plan(so_far: Any) -> None:
+    level = so_far.levels[0]
+    options: dict[str, Any] = {"order": so_far.choice("tome", "original"), "class_token": so_far.choice(True, False)}
+    if so_far.choice(True, False) and level.shape[0]:
+        level = level.flatten(0, 1)
+        options["cu_seqlens"] = offsets(so_far, len(level))
+    plan = so_far.same(tome, level, so_far.integer(0, 9), distill_token=so_far.choice(True, False), **options)
+    so_far.same(apply, plan, [level], mode=so_far.choice("mean", "sum", "amax"))
+
+
+DESCRIPTIONS = [
+    Description(
+        match_halves_op,
+        match_halves_golden,
+        match_halves_bits,
+        match_halves_ones,
+        match_halves_compiled,
+        tome_plan,
+        "test_tome",
+        scattered=("_rank_halves_kernel", "_place_halves_kernel"),
+        dots=("_best_match_kernel",),
+    ),
+]

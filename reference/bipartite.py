@@ -1,0 +1,134 @@
+"""Which of the even tokens merge into which of the odd ones."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from .arguments import Halves, Segments
+from .arithmetic import NO_KEY, ordered_key
+from .matching import best_match
+from .segments import segments
+
+
+class Matching(NamedTuple):
+    """What `match_halves` returns, see there."""
+
+    sources: Tensor
+    destinations: Tensor
+    unmerged: Tensor
+    similarities: Tensor
+    rows: Tensor
+    owners: Tensor
+    counts: Tensor
+    offsets: Tensor
+
+
+def match_halves(
+    metric: Tensor, cu_seqlens: Optional[Tensor], halves: Halves, limbs: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """ToMe's plan for `metric` `[B, N, D]`, or packed `[1, T, D]` with ascending offsets.
+
+    (sources, destinations, unmerged, similarities: by descending similarity; the row of each token and the owner of
+    each row; rows of each sample or segment int32, and where the rows of each begin). Of n tokens min(r, half of those
+    that are not protected) merge away. For packed tokens each is `[1, T]`, segment after segment, −1 (−inf) in unused
+    places.
+    """
+    batch, size = metric.shape[:2]
+    device = metric.device
+    if cu_seqlens is None:
+        starts, lengths = [0] * batch, [size] * batch
+    else:
+        bounds = segments(cu_seqlens, size, halves.max_seqlen)
+        starts, lengths = bounds[0].tolist(), bounds[1].tolist()
+    many = [min(max((n - halves.class_token - halves.distill_token) // 2, 0), halves.r) for n in lengths]
+    partner, similarity = _matches(metric, starts, lengths, cu_seqlens is not None, halves, limbs)
+    capacity = (halves.r, (size + 1) // 2 - halves.r, size - halves.r) if cu_seqlens is None else (size, size, size)
+    indices = [torch.full((batch, n), -1, dtype=torch.int64, device=device) for n in (capacity[0], *capacity)]
+    sources, destinations, unmerged, owners = indices
+    similarities = torch.full(sources.shape, -torch.inf, dtype=torch.float32, device=device)
+    rows = torch.full((batch, size), -1, dtype=torch.int64, device=device)
+    offsets, source, other, even = [0], 0, 0, 0
+    for s, (start, length, r) in enumerate(zip(starts, lengths, many, strict=True)):
+        b, base = (s, 0) if cu_seqlens is None else (0, offsets[-1])
+        if cu_seqlens is None:
+            source = other = even = 0
+        evens = (length + 1) // 2
+        of = partner[b, even : even + evens], similarity[b, even : even + evens]
+        merged, kept, row, target = _places(*of, length, r, halves)
+        found = target >= 0
+        sources[b, source : source + r] = start + 2 * merged
+        destinations[b, source : source + r] = torch.where(found, start + 2 * target + 1, -1)
+        similarities[b, source : source + r] = of[1][merged]
+        unmerged[b, other : other + evens - r] = start + 2 * kept
+        rows[b, start : start + length] = torch.where(row < 0, -1, base + row)
+        stays = torch.ones(length, dtype=torch.bool, device=device)
+        stays[2 * merged] = False
+        stays = stays.nonzero()[:, 0]
+        owners[b, base + row[stays]] = start + stays
+        offsets.append(offsets[-1] + length - r)
+        source, other, even = source + r, other + evens - r, even + evens
+    counts = torch.tensor([n - r for n, r in zip(lengths, many, strict=True)], dtype=torch.int32, device=device)
+    return Matching(
+        sources, destinations, unmerged, similarities, rows, owners, counts,
+        torch.tensor(offsets, dtype=torch.int32, device=device),
+    )  # fmt: skip
+
+
+def _matches(
+    metric: Tensor, starts: list[int], lengths: list[int], packed: bool, halves: Halves, limbs: int
+) -> tuple[Tensor, Tensor]:
+    """(number of the most similar odd token of its segment, similarity) of each even token; the evens in a row."""
+    device = metric.device
+    evens, odds, usable = [], [], []
+    for start, length in zip(starts if packed else [0], lengths if packed else [metric.shape[1]], strict=False):
+        token = torch.arange(start, start + length, device=device)
+        evens.append(token[::2])
+        odds.append(token[1::2])
+        # The first one only where there is no other.
+        first = torch.arange(len(odds[-1]), device=device) > 0
+        usable.append(first if length > 3 else torch.ones_like(first))
+    none = [torch.zeros(0, dtype=torch.int64, device=device)]
+    a, b, mask = torch.cat(none + evens), torch.cat(none + odds), torch.cat([none[0] > 0, *usable])
+    bounds_a, bounds_b = (
+        torch.tensor([0, *map(len, part)], device=device).cumsum(0).to(torch.int32) if packed else None
+        for part in (evens, odds)
+    )
+    of = Segments(bounds_a, bounds_b, len(a), len(b))
+    key_mask = mask.expand(metric.shape[0], len(mask)) if halves.distill_token else None
+    queries, keys = (metric.index_select(1, index) for index in (a, b))
+    partner, similarity = best_match(queries, keys, key_mask, of, limbs)
+    if halves.distill_token:
+        similarity = torch.where(partner > 0, similarity, -torch.inf)
+    return partner, similarity
+
+
+def _places(
+    partner: Tensor, similarity: Tensor, length: int, r: int, halves: Halves
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(evens that merge away, by similarity, and the others; row of each token; odd that each of the former joins)."""
+    device = partner.device
+    evens, last = len(partner), len(partner) - 1
+    keys = ordered_key(similarity).to(torch.int64)
+    if halves.class_token:
+        keys[:1] = NO_KEY
+    keys = (keys << 32) + (last - torch.arange(evens, device=device))
+    order = last - (keys.sort(0, descending=True).values & 0xFFFFFFFF)
+    merged, kept = order[:r], order[r:]
+    if halves.class_token:
+        kept = kept.sort(0).values
+    place, odd = torch.arange(evens - r, device=device), torch.arange(length // 2, device=device)
+    if halves.distill_token:
+        # Behind the class token.
+        place, odd = torch.where(place > 0, place + 1, 0), torch.where(odd > 0, evens - r + odd, 1)
+    else:
+        odd = evens - r + odd
+    row = torch.full((length,), -1, dtype=torch.int64, device=device)
+    row[2 * kept] = place
+    row[1::2] = odd
+    if halves.in_order:
+        stays = row >= 0
+        row = torch.where(stays, stays.cumsum(0) - 1, -1)
+    target = partner[merged]
+    row[2 * merged] = torch.where(target >= 0, row[2 * target.clamp(min=0) + 1] if r else target, -1)
+    return merged, kept, row, target
