@@ -10,7 +10,7 @@ from .. import _checks as check
 from .._op import Op
 from .._packed import Extents, ascending, extents
 from ..reference import attention as reference
-from ..reference.arguments import ALL_KEYS, Chosen, Queries, Reduction, Segments, Softmax, Span
+from ..reference.arguments import Chosen, Keys, Queries, Reduction, Segments, Softmax, Span
 from .queries import centered, consecutive, index_list, mean_logits, query_positions
 
 __all__ = ["attention_importance"]
@@ -34,8 +34,10 @@ def attention_importance(
     softcap: Optional[float] = None,
     temperature: float = 1.0,
     query_indices: Union[Sequence[int], Tensor, None] = None,
+    query_mask: Optional[Tensor] = None,
     query_weights: Optional[Tensor] = None,
-    key_range: Optional[tuple[int, int]] = None,
+    key_mask: Optional[Tensor] = None,
+    key_range: Union[tuple[int, int], Tensor, None] = None,
     head_reduction: str = "mean",
     query_reduction: str = "mean",
     reduce_first: str = "heads",
@@ -69,12 +71,18 @@ def attention_importance(
         Queries that count (default: all). A list for every sample or segment alike, where negative numbers count from
         its end: ``[-1]`` is the last query. Or an int32 or int64 tensor ``[M]`` or ``[B, M]`` (packed: ``[S, M]``,
         within the segment) on the device, where entries outside the queries, such as −1, are unused slots.
+    query_mask : Tensor, optional
+        bool ``[B, Nq]``: the queries that count. Few of them cost little. Not for packed queries, which take weights.
     query_weights : Tensor, optional
         float32 ``[B, Nq]`` or ``[Tq]``, at least 0 and below 2¹²⁶: what each query counts. Anything else makes the
         scores of its sample or segment NaN.
-    key_range : (int, int), optional
+    key_mask : Tensor, optional
+        bool ``[B, Nk]`` or ``[Tk]``: the keys that there are (default: all). No query sees the others, such as padding,
+        and they get 0.
+    key_range : (int, int) or Tensor, optional
         First key and one past the last that scores are wanted for, such as the image's columns. The softmax runs over
-        all keys all the same.
+        all keys all the same. Or int32 or int64 ``[B, 2]`` (packed: ``[S, 2]``, within the segment) on the device, one
+        range for each: keys outside of it get 0.
     head_reduction : "mean", "sum", "max" or "rms"
     query_reduction : "mean", "sum" or "max"
         The mean divides by the queries that see the key, or by the sum of their weights; it is 0 if there are none.
@@ -98,8 +106,8 @@ def attention_importance(
     Returns
     -------
     Tensor
-        float32 ``[B, Nk]``, or ``[B, stop - start]`` of `key_range`; packed ``[Tk]``, 0 outside of segments and range.
-        A query that sees no key contributes 0.
+        float32 ``[B, Nk]``, or ``[B, stop - start]`` of a pair `key_range`; packed ``[Tk]``, 0 outside of segments and
+        range. A query that sees no key contributes 0.
 
     Raises
     ------
@@ -133,12 +141,21 @@ def attention_importance(
     limbs = check.limbs(op, precision, q, k)
     offsets, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
     segments, parts = _checked_segments(op, q, k, packed, offsets, longest)
-    span = _checked_span(op, key_range, segments.max_seqlen_k, packed)
+    pair = None if isinstance(key_range, Tensor) else key_range
+    span = _checked_span(op, pair, segments.max_seqlen_k, packed)
     if center_keys and softcap is not None:
         raise ValueError(f"{op}: center_keys: expected without softcap, got both")
-    if query_indices is not None and query_weights is not None:
-        raise ValueError(f"{op}: query_weights: expected without query_indices, got both")
+    of_keys = _checked_keys(op, key_mask, key_range, k, parts, packed)
+    if sum(x is not None for x in (query_indices, query_mask, query_weights)) > 1:
+        raise ValueError(f"{op}: query_indices, query_mask, query_weights: expected at most one of them, got more")
     query_weights = _checked_rows(op, "query_weights", query_weights, q, packed, "Nq")
+    if query_mask is not None:
+        if packed:
+            raise ValueError(
+                f"{op}: query_mask: expected dense queries, got {check.describe(query)} (weights of 0 and 1)"
+            )
+        check.tensor(op, "query_mask", query_mask, "B Nq", dtypes=(torch.bool,))
+        check.same_size(op, "query_mask", query_mask, [q.shape[0], q.shape[2]], q.device)
     log_sum_exp = _checked_rows(op, "log_sum_exp", log_sum_exp, q, packed, "H Nq")
     if not (parts and q.shape[2] and k.shape[2]):
         scores = torch.zeros(k.shape[0], k.shape[2], dtype=torch.float32, device=k.device)
@@ -150,7 +167,7 @@ def attention_importance(
         if view is not None:
             q, segments = q[:, :, view], segments._replace(max_seqlen_q=len(query_indices))
             query_indices, log_sum_exp = None, None if log_sum_exp is None else log_sum_exp[:, :, view]
-    chosen = Chosen(weights=query_weights)
+    chosen = Chosen(mask=query_mask, weights=query_weights)
     if query_indices is not None:
         from_end = not isinstance(query_indices, Tensor)
         chosen = Chosen(query_positions(op, query_indices, parts, packed, q.device), from_end)
@@ -159,13 +176,13 @@ def attention_importance(
             *extents(q, 2, segments.cu_seqlens_q, segments.max_seqlen_q),
             *extents(k, 2, segments.cu_seqlens_k, segments.max_seqlen_k),
         )
-        k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1)
+        k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1, of_keys.mask)
         if log_sum_exp is not None:
             bias = mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], base2 / LOG2_E)
             log_sum_exp = log_sum_exp - bias
     of, softmax = Queries(log_sum_exp=log_sum_exp), Softmax(causal, base2, cap, limbs)
     reduction = Reduction(head_reduction, query_reduction, reduce_first == "heads")
-    scores = attention_importance_op(q, k, of, segments, span, softmax, reduction, chosen, ALL_KEYS)
+    scores = attention_importance_op(q, k, of, segments, span, softmax, reduction, chosen, of_keys)
     if packed:
         return scores[0]
     return scores if span.stop - span.start == scores.shape[1] else scores[:, span.start : span.stop].contiguous()
@@ -206,6 +223,18 @@ def _checked_span(op: str, key_range: Any, longest: int, packed: bool) -> Span:
     if start > stop or (stop > longest and not packed):
         raise ValueError(f"{op}: key_range: expected 0 <= start <= stop <= {longest}, got {key_range!r}")
     return Span(start, min(stop, longest))
+
+
+def _checked_keys(op: str, mask: Optional[Tensor], ranges: Any, k: Tensor, parts: int, packed: bool) -> Keys:
+    if mask is not None:
+        check.tensor(op, "key_mask", mask, "Tk" if packed else "B Nk", dtypes=(torch.bool,))
+        check.same_size(op, "key_mask", mask, k.shape[2:3] if packed else [k.shape[0], k.shape[2]], k.device)
+        mask = mask[None] if packed else mask
+    if not isinstance(ranges, Tensor):
+        return Keys(mask, None)
+    check.tensor(op, "key_range", ranges, "S 2" if packed else "B 2", dtypes=(torch.int32, torch.int64))
+    check.same_size(op, "key_range", ranges, [parts, 2], k.device)
+    return Keys(mask, ranges)
 
 
 def _checked_rows(op: str, name: str, x: Optional[Tensor], q: Tensor, packed: bool, layout: str) -> Optional[Tensor]:

@@ -51,13 +51,15 @@ def consecutive(indices: list[int], longest: int, causal: bool) -> Optional[slic
     return slice(start, start + len(indices))
 
 
-def centered(k: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+def centered(k: Tensor, segment: Tensor, segments: int, mask: Optional[Tensor]) -> tuple[Tensor, Tensor]:
     """(keys less the mean of their segment `[B, Hkv, Nk, D]`; the means `[B, Hkv, S, D]`), float32.
 
-    The mean is that of the rows without NaN and infinities.
+    The mean is that of the rows of the `mask` `[B, Nk]` without NaN and infinities.
     """
     rows = k.reshape(-1, *k.shape[2:]).to(torch.float32)
     finite = (rows.abs() < torch.inf).all(2)
+    if mask is not None:
+        finite &= mask.repeat_interleave(k.shape[1], 0)
     means = assign_mean(rows, torch.where(finite, segment, -1), segments).tokens.view(*k.shape[:2], segments, -1)
     return rows.view(k.shape) - means[:, :, segment], means
 

@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
 
 import pyramid_ops
+from pyramid_ops import plans
 from tests.launches import launched
 
 
@@ -20,8 +21,59 @@ def _scoring():
     yield "token_norm", "dense", partial(pyramid_ops.token_norm, x), (1, 0)
 
 
+def _attention():
+    query, key = torch.zeros(2, 16, 300, 64), torch.zeros(2, 4, 300, 64)
+    call = partial(pyramid_ops.attention_importance, query, key, causal=True)
+    yield "attention_importance", "all", call, (7, 0)
+    yield "attention_importance", "last", partial(call, query_indices=[-1]), (6, 0)
+    yield "attention_importance", "list", partial(call, query_indices=[-1, 3, 200]), (8, 0)
+    yield "attention_importance", "weights", partial(call, query_weights=torch.zeros(2, 300)), (8, 0)
+
+
+def _selection():
+    levels = [torch.zeros(2, size, 64) for size in (1024, 256, 64)]
+    yield "select_topk_levels", "three levels", partial(pyramid_ops.select_topk_levels, levels, 100), (3, 0)
+    scores, bounds = torch.zeros(3000), torch.tensor([0, 1000, 3000], dtype=torch.int32)
+    call = partial(pyramid_ops.segmented_topk, scores, bounds, 100)
+    yield "segmented_topk", "", partial(call, max_seqlen=2000), (2, 0)
+
+
+def _plans():
+    scores, flags = torch.zeros(2, 640), torch.zeros(2, 640, dtype=torch.bool)
+    hidden, cache = torch.zeros(2, 640, 1024), torch.zeros(2, 8, 640, 64)
+    positions, square = torch.zeros(2, 640, dtype=torch.int64), torch.zeros(2, 1, 640, 640)
+    keep = partial(plans.keep, scores, 144, candidates=flags, forced=flags)
+    yield "keep_tokens", "keep", keep, (3, 0)
+    yield "keep_tokens", "keep, long", partial(plans.keep, torch.zeros(2, 20000), 144), (7, 1)
+    packed = partial(plans.keep, scores.flatten(), 144, cu_seqlens=BOUNDS, max_seqlen=640)
+    yield "keep_tokens", "keep, packed", packed, (3, 0)
+    yield "keep_tokens", "keep, apply", lambda: plans.apply(keep(), [hidden, positions, cache, cache]), (6, 0)
+    plan = keep()
+    yield "move_tokens", "apply", partial(plans.apply, plan, [hidden, positions, cache, cache], align="right"), (3, 0)
+    yield "move_tokens", "apply, mask", partial(plans.apply, plan, square, dims=(2, 3)), (1, 0)
+    yield "mark_tokens", "mask", partial(plans.mask, plan), (1, 1)
+    yield "join_tokens", "join", partial(plans.join, hidden, plan), (7, 1)
+    yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, : plan.indices.shape[1]], 9)), (1, 0)
+
+
+def _tome():
+    x, flat = torch.zeros(2, 577, 64), torch.zeros(1154, 64)
+    options = {"cu_seqlens": BOUNDS, "max_seqlen": 640, "class_token": True}
+    dense = partial(plans.tome, x, 16, class_token=True)
+    packed = partial(plans.tome, flat, 16, **options)
+    yield "match_halves", "tome", dense, (5, 0)
+    yield "match_halves", "tome, apply", lambda: plans.apply(dense(), x), (7, 0)
+    yield "match_halves", "tome, apply, packed", lambda: plans.apply(packed(), flat), (7, 1)
+    yield "match_halves", "tome_matching", partial(pyramid_ops.tome_matching, x, 16, class_token=True), (4, 0)
+    plan = pyramid_ops.tome_matching(x, 16, class_token=True)
+    yield "fold_groups", "merge_tokens", partial(pyramid_ops.merge_tokens, x, plan), (3, 0)
+    yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
+    yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
+
+
+BOUNDS = torch.tensor([0, 500, 1154], dtype=torch.int32)
 # (op, what, call, (Triton launches, PyTorch kernels)) of each family.
-TABLE = [row for family in (_scoring,) for row in family()]
+TABLE = [row for family in (_scoring, _attention, _selection, _plans, _tome) for row in family()]
 
 
 @pytest.mark.parametrize(
