@@ -64,7 +64,11 @@ def _unit_rows_kernel(
     store_units(x_ptr, stride_n, token, row, mask, keep, units_ptr, norms_ptr, LIMBS, LOW_BITS, ROW)
 
 
-def unit_rows(x: Tensor, limbs: int, bits: int, mask: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
+    return masked_units(x, None, limbs, bits)
+
+
+def masked_units(x: Tensor, mask: Optional[Tensor], limbs: int, bits: int) -> tuple[Tensor, Tensor]:
     """Unit rows and norms of `[B, N, D]`, or of `[B, H, N, D]` as of B · H samples.
 
     With a `mask` uint8 `[B, N]`, rows where it is 0 are 0, of norm +inf.

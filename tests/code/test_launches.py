@@ -20,8 +20,25 @@ def _scoring():
     yield "token_norm", "dense", partial(pyramid_ops.token_norm, x), (1, 0)
 
 
+def _attention():
+    query, key = (torch.zeros(2, heads, count, 64, dtype=torch.bfloat16) for heads, count in ((4, 100), (2, 300)))
+    score, op = partial(pyramid_ops.attention_importance, query, key), "attention_importance"
+    yield op, "all", score, (7, 0)
+    yield op, "last", partial(score, query_indices=[-1]), (6, 0)
+    yield op, "last-causal", partial(score, query_indices=[-1], causal=True), (6, 0)
+    yield op, "list", partial(score, query_indices=[3, 5, 9], causal=True), (6, 2)
+    yield op, "list-on-device", partial(score, query_indices=torch.tensor([3, 5, 9])), (6, 0)
+    yield op, "weights", partial(score, query_weights=torch.ones(2, 100), causal=True), (8, 0)
+    yield op, "range", partial(score, key_range=(3, 100)), (7, 1)
+    offsets = {"cu_seqlens_q": torch.tensor([0, 50, 100]).int(), "cu_seqlens_k": torch.tensor([0, 100, 300]).int()}
+    packed = partial(pyramid_ops.attention_importance, query[0].transpose(0, 1), key[0].transpose(0, 1), **offsets)
+    yield op, "packed", packed, (7, 2)
+    yield op, "packed-last", partial(packed, query_indices=[-1]), (6, 3)
+    yield op, "packed-weights", partial(packed, query_weights=torch.ones(100)), (8, 2)
+
+
 # (op, what, call, (Triton launches, PyTorch kernels)) of each family.
-TABLE = [row for family in (_scoring,) for row in family()]
+TABLE = [row for family in (_scoring, _attention) for row in family()]
 
 
 @pytest.mark.parametrize(
