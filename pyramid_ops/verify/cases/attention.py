@@ -70,7 +70,7 @@ def _golden_choices() -> Cases:
         source.bits(2, 60) % 4 == 0,
         source.floats(2, 60, low=-40, high=40, signed=False),
         source.floats(2, 2, 60, low=0, high=5),
-        source.integers(-40, 40, 3, 1, dtype=torch.int32),
+        source.integers(-40, 40, 4, 1, dtype=torch.int32),
         source.bits(2, 50) % 3 > 0,
         source.integers(-5, 55, 2, 2, dtype=torch.int32),
     )
@@ -87,7 +87,7 @@ def _golden_choices() -> Cases:
             args = Queries(log_sum_exp=lse if limbs == 2 else None), Segments(None, None, 60, 50), Span(3, 50)
             made = (q, k, *args, Softmax(limbs == 1, 0.25, 0.0, limbs), reduction, chosen, of_keys)
             yield Case(f"{case}-limbs{limbs}", made)
-    keys = Keys(key_mask.view(1, -1), source.integers(-5, 55, 3, 2))
+    keys = Keys(key_mask.view(1, -1), source.integers(-5, 55, 4, 2))
     for case, chosen in (
         ("indices", Chosen(few, True)),
         ("query-weights", Chosen(weights=weights.view(1, -1))),
