@@ -12,7 +12,7 @@ from .arithmetic import bounds, cdiv
 from .dots import LOW_BITS, exact_dots
 from .launch import launch, target_arch
 from .tiles import flat_tiles, match_splits, match_tiles
-from .units import unit_rows
+from .units import masked_units, unit_rows
 
 
 @triton.jit
@@ -146,7 +146,7 @@ def match_evens(
 ) -> tuple[Tensor, Tensor]:
     """(the best odd token of each even one as (similarity, inverted number), norms), both `[B, N]`."""
     best = torch.empty(metric.shape[:2], dtype=torch.int64, device=metric.device)
-    units, norms = unit_rows(metric, limbs, LOW_BITS, best=best)
+    units, norms = masked_units(metric, None, limbs, LOW_BITS, best)
     of = Segments(cu_seqlens, cu_seqlens, (longest + 1) // 2, longest // 2)
     _matched((units, units, norms), None, best, of, parts, limbs, True, distill)
     return best, norms
@@ -165,7 +165,7 @@ def best_match(
     if not indices.numel():
         return indices, similarity
     best = torch.empty(batch, count, dtype=torch.int64, device=queries.device)
-    query_units, query_norms = unit_rows(queries, limbs, LOW_BITS, best=best)
+    query_units, query_norms = masked_units(queries, None, limbs, LOW_BITS, best)
     key_units, key_norms = unit_rows(keys, limbs, LOW_BITS)
     parts = batch if segments.cu_seqlens_q is None else segments.cu_seqlens_q.shape[0] - 1
     _matched((query_units, key_units, key_norms), key_mask, best, segments, parts, limbs)

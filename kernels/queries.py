@@ -107,7 +107,7 @@ def _unit_queries_kernel(
         if CAUSAL:
             position = index + length - count
         position = tl.where(used & (position >= 0), position, -1).to(tl.int32)
-        first = mask & (head % heads == 0)
+        first = mask & (token * 0 + head % heads == 0)
         store_rows(positions_ptr + (sample * rows + token)[:, None], position[:, None] + spread, first, ROW)
         if lse_ptr is not None:
             lse = tl.load(lse_ptr + head * queries + place, mask=used, other=0.0)

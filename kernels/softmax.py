@@ -14,7 +14,7 @@ from .logits import MASKED, factor_of, kept_rows, logits_of, norm_factor, query_
 from .queries import Problem, unit_queries
 from .rows import expand, load_rows, scaled_norm
 from .tiles import FEW, attention_splits, flat_tiles
-from .units import unit_rows
+from .units import masked_units
 
 
 @triton.jit(
@@ -252,7 +252,7 @@ def softmax_rows(
             LIMBS=limbs, LOW_BITS=LOW_BITS, ROWS=FEW, **keep, **problem.options,
         )  # fmt: skip
     else:
-        k_units, k_norms = unit_rows(key, limbs, LOW_BITS, problem.of_keys.mask)
+        k_units, k_norms = masked_units(key, problem.of_keys.mask, limbs, LOW_BITS)
     if log_sum_exp is None:
         programs *= cdiv(max_seqlen_q * group, tiles["DOT"].BLOCK_M)
         splits = attention_splits(programs, max_seqlen_k, tiles["DOT"].BLOCK_N)

@@ -69,8 +69,12 @@ def _unit_rows_kernel(
         store_rows(best_ptr + row[:, None], tl.full((ROW.TILES, 1), NONE, tl.int64), mask, ROW)
 
 
-def unit_rows(
-    x: Tensor, limbs: int, bits: int, mask: Optional[Tensor] = None, best: Optional[Tensor] = None
+def unit_rows(x: Tensor, limbs: int, bits: int) -> tuple[Tensor, Tensor]:
+    return masked_units(x, None, limbs, bits)
+
+
+def masked_units(
+    x: Tensor, mask: Optional[Tensor], limbs: int, bits: int, best: Optional[Tensor] = None
 ) -> tuple[Tensor, Tensor]:
     """Unit rows and norms of `[B, N, D]`, or of `[B, H, N, D]` as of B · H samples.
 

@@ -22,12 +22,20 @@ def _scoring():
 
 
 def _attention():
-    query, key = torch.zeros(2, 16, 300, 64), torch.zeros(2, 4, 300, 64)
-    call = partial(pyramid_ops.attention_importance, query, key, causal=True)
-    yield "attention_importance", "all", call, (7, 0)
-    yield "attention_importance", "last", partial(call, query_indices=[-1]), (6, 0)
-    yield "attention_importance", "list", partial(call, query_indices=[-1, 3, 200]), (8, 0)
-    yield "attention_importance", "weights", partial(call, query_weights=torch.zeros(2, 300)), (8, 0)
+    query, key = (torch.zeros(2, heads, count, 64, dtype=torch.bfloat16) for heads, count in ((4, 100), (2, 300)))
+    score, op = partial(pyramid_ops.attention_importance, query, key), "attention_importance"
+    yield op, "all", score, (7, 0)
+    yield op, "last", partial(score, query_indices=[-1]), (6, 0)
+    yield op, "last-causal", partial(score, query_indices=[-1], causal=True), (6, 0)
+    yield op, "list", partial(score, query_indices=[3, 5, 9], causal=True), (6, 2)
+    yield op, "list-on-device", partial(score, query_indices=torch.tensor([3, 5, 9])), (6, 0)
+    yield op, "weights", partial(score, query_weights=torch.ones(2, 100), causal=True), (8, 0)
+    yield op, "range", partial(score, key_range=(3, 100)), (7, 1)
+    offsets = {"cu_seqlens_q": torch.tensor([0, 50, 100]).int(), "cu_seqlens_k": torch.tensor([0, 100, 300]).int()}
+    packed = partial(pyramid_ops.attention_importance, query[0].transpose(0, 1), key[0].transpose(0, 1), **offsets)
+    yield op, "packed", packed, (7, 2)
+    yield op, "packed-last", partial(packed, query_indices=[-1]), (6, 3)
+    yield op, "packed-weights", partial(packed, query_weights=torch.ones(100)), (8, 2)
 
 
 def _selection():
@@ -42,7 +50,7 @@ def _plans():
     scores, flags = torch.zeros(2, 640), torch.zeros(2, 640, dtype=torch.bool)
     hidden, cache = torch.zeros(2, 640, 1024), torch.zeros(2, 8, 640, 64)
     positions, square = torch.zeros(2, 640, dtype=torch.int64), torch.zeros(2, 1, 640, 640)
-    keep = partial(plans.keep, scores, 144, candidates=flags, forced=flags)
+    keep = partial(plans.keep, scores, 144, candidates=flags, forced=flags, capacity=208)
     yield "keep_tokens", "keep", keep, (3, 0)
     yield "keep_tokens", "keep, long", partial(plans.keep, torch.zeros(2, 20000), 144), (7, 1)
     packed = partial(plans.keep, scores.flatten(), 144, cu_seqlens=BOUNDS, max_seqlen=640)
@@ -53,7 +61,7 @@ def _plans():
     yield "move_tokens", "apply, mask", partial(plans.apply, plan, square, dims=(2, 3)), (1, 0)
     yield "mark_tokens", "mask", partial(plans.mask, plan), (1, 1)
     yield "join_tokens", "join", partial(plans.join, hidden, plan), (7, 1)
-    yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, : plan.indices.shape[1]], 9)), (1, 0)
+    yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, :208], 9)), (1, 1)
 
 
 def _tome():
@@ -66,7 +74,7 @@ def _tome():
     yield "match_halves", "tome, apply, packed", lambda: plans.apply(packed(), flat), (7, 1)
     yield "match_halves", "tome_matching", partial(pyramid_ops.tome_matching, x, 16, class_token=True), (4, 0)
     plan = pyramid_ops.tome_matching(x, 16, class_token=True)
-    yield "fold_groups", "merge_tokens", partial(pyramid_ops.merge_tokens, x, plan), (3, 0)
+    yield "fold_groups", "merge_tokens", partial(pyramid_ops.merge_tokens, x, plan), (3, 25)
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import pyramid_ops
 
 from ...ops.attention import attention_importance_op
-from ...reference.arguments import Queries, Reduction, Segments, Softmax, Span
+from ...reference.arguments import ALL_KEYS, ALL_QUERIES, Chosen, Keys, Queries, Reduction, Segments, Softmax, Span
 from ..describe import Call, Case, Cases, Description
 from ..inputs import FLOATS, Source, few_features, name, offsets_to, special_rows
 
@@ -57,11 +57,49 @@ def attention_importance_golden() -> Cases:
         args = (q, k, *groups, Softmax(limbs == 2, 0.25, 0.0, limbs))
         yield Case(f"packed-limbs{limbs}", (*args, Reduction("mean", "mean", True)))
         yield Case(f"packed-max-limbs{limbs}", (*args, Reduction("max", "mean", True)))
+    yield from _golden_choices()
+
+
+def _golden_choices() -> Cases:
+    source = Source("choices")
+    q, k = source.floats(2, 2, 60, 24, low=-1, high=2), source.floats(2, 1, 50, 24, low=-1, high=2)
+    packed = [torch.cat(x.unbind(), 1)[None] for x in (q, k)]
+    segments = Segments(offsets_to(0, 17, 61, 120), offsets_to(9, 9, 70, 100), 50, 55)
+    indices, mask, weights, lse, few, key_mask, ranges = (
+        source.integers(-3, 70, 2, 9),
+        source.bits(2, 60) % 4 == 0,
+        source.floats(2, 60, low=-40, high=40, signed=False),
+        source.floats(2, 2, 60, low=0, high=5),
+        source.integers(-40, 40, 4, 1, dtype=torch.int32),
+        source.bits(2, 50) % 3 > 0,
+        source.integers(-5, 55, 2, 2, dtype=torch.int32),
+    )
+    keys = Keys(key_mask, ranges)
+    for case, chosen, of_keys in (
+        ("indices", Chosen(indices), ALL_KEYS),
+        ("indices-from-end", Chosen(indices - 50, True), keys),
+        ("query-mask", Chosen(mask=mask), keys),
+        ("query-weights", Chosen(weights=weights), Keys(key_mask)),
+        ("keys", ALL_QUERIES, keys),
+    ):
+        for limbs in (1, 2):
+            reduction = Reduction(("rms", "sum")[limbs - 1], "mean", limbs == 1)
+            args = Queries(log_sum_exp=lse if limbs == 2 else None), Segments(None, None, 60, 50), Span(3, 50)
+            made = (q, k, *args, Softmax(limbs == 1, 0.25, 0.0, limbs), reduction, chosen, of_keys)
+            yield Case(f"{case}-limbs{limbs}", made)
+    keys = Keys(key_mask.view(1, -1), source.integers(-5, 55, 4, 2))
+    for case, chosen in (
+        ("indices", Chosen(few, True)),
+        ("query-weights", Chosen(weights=weights.view(1, -1))),
+        ("keys", ALL_QUERIES),
+    ):
+        softmax, reduction = Softmax(True, 0.25, 0.0, 1), Reduction("max", "mean", True)
+        yield Case(f"packed-{case}", (*packed, Queries(), segments, Span(0, 55), softmax, reduction, chosen, keys))
 
 
 def _args(
     q, k, positions=None, weights=None, log_sum_exp=None, counts=None, *, offsets=(None, None), longest=None,
-    span=None, causal=False, cap=0.0, limbs=1, reduction=REDUCTIONS[0],
+    span=None, causal=False, cap=0.0, limbs=1, reduction=REDUCTIONS[0], chosen=ALL_QUERIES, of_keys=ALL_KEYS,
 ):  # fmt: skip
     scale = 0.3 if cap else 1.4426950408889634 * q.shape[3] ** -0.5
     return (
@@ -72,12 +110,15 @@ def _args(
         Span(0, k.shape[2]) if span is None else Span(*span),
         Softmax(causal, scale, cap, limbs),
         Reduction(*reduction),
+        chosen,
+        of_keys,
     )
 
 
 def attention_importance_bits() -> Cases:
     yield from _of_sizes()
     yield from _of_options()
+    yield from _of_choices()
     yield from _of_layouts()
 
 
@@ -150,6 +191,76 @@ def _of_options() -> Cases:
             q, k, offsets=few, longest=8, causal=i % 2 == 0, limbs=1 + i % 2, reduction=reduction, span=(2, 60)
         )
         yield Case(f"few-packed-{'-'.join(map(str, reduction))}", made)
+
+
+def _of_choices() -> Cases:
+    generator = torch.Generator().manual_seed(7)
+
+    def integers(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    q, k = (heads_of((2, heads, count), 16, torch.float32, heads) for heads, count in ((4, 40), (2, 75)))
+    weights = torch.exp2(integers(-70, 70, 2, 40) + torch.rand(2, 40, generator=generator))
+    weights[1, integers(0, 40, 9)] = 0.0
+    no_weights = weights.clone()
+    no_weights[0, :4] = torch.tensor([-0.0, -1.0, torch.nan, 2.0**126])
+    mask, key_mask, log_sum_exp = integers(0, 5, 2, 40) == 0, integers(0, 3, 2, 75) > 0, 5 + integers(0, 3, 2, 4, 40)
+    choices = (
+        Chosen(integers(-3, 45, 2, 20)),
+        Chosen(integers(-50, 50, 1, 18).int().expand(2, -1), True),
+        Chosen(mask=mask),
+        Chosen(mask=torch.zeros_like(mask)),
+        Chosen(weights=weights),
+        Chosen(weights=no_weights),
+        Chosen(weights=torch.zeros_like(weights)),
+        Chosen(torch.tensor([[-1], [40]]), True),
+        ALL_QUERIES,
+    )
+    ranges = (None, integers(-9, 80, 2, 2), torch.tensor([[60, 3], [0, 75]]).int())
+    for i, reduction in enumerate(REDUCTIONS):
+        for j, chosen in enumerate(choices):
+            of_keys = Keys(key_mask if (i + j) % 2 else None, ranges[(i + j // 2) % 3])
+            lse = log_sum_exp.float() if (i + j) % 4 == 3 else None
+            causal, limbs = bool((i + j // 2) % 2), 1 + (i // 2 + j) % 2
+            span = (5, 70) if j % 4 == 1 else None
+            made = _args(
+                q, k, None, None, lse, causal=causal, limbs=limbs, reduction=reduction, span=span, chosen=chosen,
+                of_keys=of_keys,
+            )  # fmt: skip
+            yield Case(f"chosen-{'-'.join(map(str, reduction))}-{j}", made, (i + j) % 6 != 0)
+    # Few queries, whose logits are kept; none of the keys; all keys of one sample only.
+    part = slice(7, 10)
+    for i, reduction in enumerate(REDUCTIONS[::3]):
+        chosen = (Chosen(mask=mask[:, part]), Chosen(weights=weights[:, part]), ALL_QUERIES)[i % 3]
+        of_keys = Keys(
+            (key_mask, key_mask & False, key_mask | (torch.arange(2) > 0)[:, None])[i // 2 % 3], ranges[i % 3]
+        )
+        made = _args(
+            q[:, :, part], k, causal=i % 2 == 0, limbs=1 + i // 2 % 2, reduction=reduction, chosen=chosen,
+            of_keys=of_keys,
+        )  # fmt: skip
+        yield Case(f"chosen-few-{'-'.join(map(str, reduction))}", made)
+    q, k = (torch.cat(x.unbind(), 1)[None] for x in (q, k))
+    offsets = [torch.tensor(x, dtype=torch.int32) for x in ([0, 10, 10, 43, 70], [3, 3, 60, 61, 140])]
+    packed_choices = (
+        Chosen(integers(-3, 45, 4, 20)),
+        Chosen(integers(-9, 9, 1, 1).int().expand(4, -1), True),
+        Chosen(weights=weights.view(1, -1)),
+        Chosen(weights=no_weights.view(1, -1)),
+        ALL_QUERIES,
+    )
+    for i, reduction in enumerate(REDUCTIONS):
+        of_keys = Keys(key_mask.view(1, -1) if i % 3 else None, integers(-9, 80, 4, 2) if i % 2 else None)
+        lse = torch.cat(log_sum_exp.float().unbind(), 1)[None] if i % 4 == 3 else None
+        made = _args(
+            q, k, log_sum_exp=lse, offsets=offsets, longest=30, causal=i % 2 == 0, limbs=1 + i // 2 % 2,
+            reduction=reduction, span=(2, 60), chosen=packed_choices[i % 5], of_keys=of_keys,
+        )  # fmt: skip
+        yield Case(f"chosen-packed-{'-'.join(map(str, reduction))}", made, i % 3 == 2)
+    many = torch.randn(1, 2, 2500, 8, generator=generator)
+    sparse = torch.arange(2500)[None] % 300 == 7
+    yield Case("chosen-mask-of-many", _args(many, many[:, :, :70], chosen=Chosen(mask=sparse), causal=True))
+    yield Case("chosen-weights-of-many", _args(many, many[:, :, :70], chosen=Chosen(weights=many[:, 0, :, 0].abs())))
 
 
 def _of_layouts() -> Cases:
