@@ -126,3 +126,12 @@ class Groups(NamedTuple):
     first: Tensor
     members: Tensor
     offsets: Tensor
+
+
+class Rule(NamedTuple):
+    """A threshold: "mean", "quantile" at numerator / denominator, or "iqr" with Q3 + factor · (Q3 − Q1)."""
+
+    name: str
+    numerator: int
+    denominator: int
+    factor: float

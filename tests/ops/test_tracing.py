@@ -238,6 +238,17 @@ def segmented_topk_of_numbers_on_the_device(x, bounds, k):
     return pyramid_ops.segmented_topk(x, bounds, k, max_seqlen=6, capacity=4, order="index")
 
 
+@call(scores)
+def segment_threshold(x):
+    rules = ("mean", "quantile", "iqr")
+    return [pyramid_ops.segment_threshold(x, rule=rule, q=0.9, candidates=x > 0.2) for rule in rules]
+
+
+@call(lambda batch, n: rand(batch * n), offsets)
+def segment_threshold_packed(x, bounds):
+    return pyramid_ops.segment_threshold(x, bounds, "iqr", max_seqlen=9)
+
+
 @call(tokens, more_tokens)
 def select_topk_levels(x, y):
     return pyramid_ops.select_topk_levels([x, y], 7, (0.5, 0.5), saliency="norm")

@@ -16,6 +16,7 @@ from . import (
     relevance,
     scoring,
     selection,
+    thresholds,
     units,
     walk,
 )
@@ -27,6 +28,7 @@ _FAMILIES = (
     pooling,
     regions,
     entropy,
+    thresholds,
     selection,
     gathering,
     ragged,
