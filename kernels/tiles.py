@@ -141,7 +141,7 @@ def threshold_tiles(rule: str, size: int) -> dict:
     row = {"CHUNKS": 4, "ROW": Row(256, 1, 1, 1, 1, 256, 8)}
     if rule == "mean":
         return {**row, "BLOCK": 256, "num_warps": 1}
-    registers = {"maxnreg": 64} if isinstance(target_arch(), int) else {}
+    registers = {"maxnreg": 128} if isinstance(target_arch(), int) else {}
     return {**row, **select_tiles(size), **registers}
 
 
