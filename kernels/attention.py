@@ -7,12 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
+from ..reference.arguments import ALL_KEYS, ALL_QUERIES, Chosen, Keys, Queries, Reduction, Segments, Softmax, Span
 from .arithmetic import cdiv, exp2
 from .dots import exact_dots
 from .launch import launch
 from .logits import MASKED, factor_of, kept_rows, logits_of, segment_rows
-from .softmax import Operands, Problem, problem_of, softmax_rows
+from .queries import Problem, problem_of
+from .softmax import Operands, softmax_rows
 from .tiles import FEW, attention_splits, attention_tiles, finish_tiles, kept_tiles, logits_tiles
 
 
@@ -44,6 +45,12 @@ def _probabilities(
     return (exp2(x, 3 if DOT.LIMBS == 1 else 5, 30) * share[None, :] + 0.5).to(tl.int32)
 
 
+@triton.jit
+def _range_of(ranges_ptr, segment):
+    """(first wanted key, one past the last) of a segment."""
+    return tl.load(ranges_ptr + 2 * segment), tl.load(ranges_ptr + 2 * segment + 1)
+
+
 @triton.jit(
     do_not_specialize=[
         "queries", "keys", "longest_q", "longest_k", "splits", "heads", "kv_heads", "cap", "key_start",
@@ -51,10 +58,11 @@ def _probabilities(
     ]
 )  # fmt: skip
 def _column_kernel(
-    q_ptr, k_ptr, k_norms_ptr, logits_ptr, factors_ptr, tops_ptr, shares_ptr, positions_ptr, weights_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, totals_ptr, queries, keys, longest_q, longest_k, key_start, key_stop, splits,
-    heads, kv_heads, out_heads, cap, JOINED: tl.constexpr, HEADS: tl.constexpr, REDUCTION: tl.constexpr,
-    CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, PACKED: tl.constexpr, DOT: tl.constexpr,
+    q_ptr, k_ptr, k_norms_ptr, logits_ptr, factors_ptr, tops_ptr, shares_ptr, positions_ptr, weights_ptr, used_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, ranges_ptr, totals_ptr, queries, keys, longest_q, longest_k, key_start,
+    key_stop, splits, heads, kv_heads, out_heads, cap, JOINED: tl.constexpr, HEADS: tl.constexpr,
+    REDUCTION: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, CLAMP: tl.constexpr, PACKED: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Attention received by BLOCK_M keys from one split of the queries: its sum, or the greatest.
 
@@ -74,8 +82,8 @@ def _column_kernel(
     sample = segment
     if PACKED:
         sample = segment - segment
-    start_q, count = segment_rows(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
-    start_k, length = segment_rows(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    start_q, count = segment_rows(cu_seqlens_q_ptr, used_ptr, segment, queries, longest_q, PACKED)
+    start_k, length = segment_rows(cu_seqlens_k_ptr, None, segment, keys, longest_k, PACKED)
     group = heads // kv_heads
     rows = count * JOINED
     first = key_start + tile * BLOCK_M
@@ -86,7 +94,11 @@ def _column_kernel(
     end = tl.minimum(begin + share, rows)
     if CAUSAL and JOINED == 1 and positions_ptr is None:  # earlier queries see none of these keys
         begin = tl.maximum(begin, (first + count - length) // BLOCK_N * BLOCK_N)
-    if (first < length) & (begin < end):
+    wanted = first < length
+    if ranges_ptr is not None:
+        start, stop = _range_of(ranges_ptr, segment)
+        wanted = wanted & (first < stop) & (first + BLOCK_M > start)
+    if wanted & (begin < end):
         total = tl.zeros((BLOCK_M,), tl.int64)
         for i in range(begin, end, BLOCK_N):
             index = i + tl.arange(0, BLOCK_N)
@@ -95,7 +107,7 @@ def _column_kernel(
             row = index
             if JOINED > 1:
                 place = index % count
-                if PACKED:
+                if PACKED or used_ptr is not None:
                     row = index // count * queries + place
             position = place
             crosses = True
@@ -148,13 +160,38 @@ def _column_kernel(
             tl.atomic_add(at, total, mask=key_mask, sem="relaxed")
 
 
+@triton.jit
+def _seen_counts(
+    positions_ptr, weights_ptr, start, count, length, key, CAUSAL: tl.constexpr, QUERIES: tl.constexpr
+):  # fmt: skip
+    """How many of a segment's queries see each key, or the sum of their weights in units of 2⁻³⁰: int64."""
+    seen = tl.zeros_like(key).to(tl.int64)
+    for n in range(0, count, QUERIES):
+        query = n + tl.arange(0, QUERIES)
+        mask = query < count
+        position = length - count + query
+        if positions_ptr is not None:
+            position = tl.load(positions_ptr + start + query, mask=mask, other=-1)
+            mask = mask & (position >= 0)
+        amount = mask.to(tl.int64)
+        if weights_ptr is not None:
+            weight = tl.load(weights_ptr + start + query, mask=mask, other=0.0)
+            amount = (weight * 1073741824.0 + 0.5).to(tl.int64)
+        if CAUSAL:
+            seen += tl.sum(tl.where(key[:, None] <= position[None, :], amount[None, :], 0), axis=1)
+        else:
+            seen += tl.sum(amount, axis=0)
+    return seen
+
+
 @triton.jit(
     do_not_specialize=["queries", "keys", "longest_q", "longest_k", "heads", "key_start", "key_stop", "out_heads"]
 )
 def _finish_kernel(
-    totals_ptr, unscales_ptr, counts_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, out_ptr, queries, keys, longest_q,
-    longest_k, key_start, key_stop, heads, out_heads, HEADS: tl.constexpr, MEAN: tl.constexpr, DIVIDE: tl.constexpr,
-    WEIGHTED: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
+    totals_ptr, head_unscales_ptr, unscales_ptr, counts_ptr, positions_ptr, weights_ptr, used_ptr, cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr, ranges_ptr, out_ptr, queries, keys, longest_q, longest_k, key_start, key_stop, heads, out_heads,
+    HEADS: tl.constexpr, MEAN: tl.constexpr, DIVIDE: tl.constexpr, CAUSAL: tl.constexpr, PACKED: tl.constexpr,
+    BLOCK: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """Scores from the integers of one or of all heads."""
     tiles = tl.cdiv(tl.minimum(key_stop, longest_k) - key_start, BLOCK)
@@ -162,24 +199,30 @@ def _finish_kernel(
     sample = segment
     if PACKED:
         sample = segment - segment
-    _, count = segment_rows(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
-    start, length = segment_rows(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    start_q, count = segment_rows(cu_seqlens_q_ptr, used_ptr, segment, queries, longest_q, PACKED)
+    start, length = segment_rows(cu_seqlens_k_ptr, None, segment, keys, longest_k, PACKED)
     key = key_start + (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
     mask = (key < length) & (key < key_stop)
-    divisor = tl.zeros((BLOCK,), tl.int64) + count
-    if counts_ptr is not None:
-        divisor = tl.load(counts_ptr + sample * keys + start + key, mask=mask, other=0)
-    elif CAUSAL:
-        divisor = tl.minimum(divisor, length - key)
-    divisor = divisor.to(tl.float32)
-    if WEIGHTED:
-        divisor = divisor * (1.0 / 1073741824.0)
+    if MEAN:
+        if counts_ptr is not None:
+            divisor = tl.load(counts_ptr + sample * keys + start + key, mask=mask, other=0)
+        elif positions_ptr is not None or weights_ptr is not None:
+            divisor = _seen_counts(
+                positions_ptr, weights_ptr, sample * queries + start_q, count, length, key, CAUSAL, QUERIES
+            )  # fmt: skip
+        else:
+            divisor = tl.zeros((BLOCK,), tl.int64) + count
+            if CAUSAL:
+                divisor = tl.minimum(divisor, length - key)
+        divisor = divisor.to(tl.float32)
+        if weights_ptr is not None:
+            divisor = divisor * (1.0 / 1073741824.0)
     score = tl.zeros((BLOCK,), tl.float32)
     for h in range(0, out_heads):
         total = tl.load(totals_ptr + (sample * out_heads + h) * keys + start + key, mask=mask, other=0)
         x = total.to(tl.float32) * (1.0 / 1073741824.0)
-        if unscales_ptr is not None:
-            x = x * tl.load(unscales_ptr + sample * out_heads + h)
+        if head_unscales_ptr is not None:
+            x = x * tl.load(head_unscales_ptr + sample * out_heads + h)
         if MEAN:
             x = tl.where(divisor > 0, tl.div_rn(x, divisor), 0.0)
         if HEADS == "max":
@@ -192,6 +235,14 @@ def _finish_kernel(
         score = tl.div_rn(score, tl.zeros_like(score) + heads)
     if HEADS == "rms":
         score = tl.sqrt_rn(score)
+    if unscales_ptr is not None:
+        unscale = tl.load(unscales_ptr + segment)
+        if MEAN:
+            unscale = tl.where(unscale > 0, 1.0, unscale)
+        score = score * unscale
+    if ranges_ptr is not None:
+        begin, end = _range_of(ranges_ptr, segment)
+        score = tl.where((key >= begin) & (key < end), score, 0.0)
     tl.store(out_ptr + sample * keys + start + key, score, mask=mask)
 
 
@@ -212,7 +263,7 @@ def add_columns(
     launch(
         _column_kernel, programs * splits,
         q_units, k_units, k_norms, logits, factors, tops, shares, of_queries.positions,
-        of_queries.weights if by_tile else None, segments.cu_seqlens_q, segments.cu_seqlens_k, totals, *problem.sizes,
+        of_queries.weights if by_tile else None, *problem.bounds, problem.of_keys.ranges, totals, *problem.sizes,
         *problem.span, splits, problem.heads, problem.kv_heads, totals.shape[1], problem.softmax.cap, JOINED=joined,
         HEADS=by_tile, REDUCTION=reduction, CLAMP=of_queries.log_sum_exp is not None, **tiles, **problem.options,
     )  # fmt: skip
@@ -228,14 +279,13 @@ def finish(
     mean: bool,
 ) -> None:
     """Scores from the integers of `heads` that are added up, compared or squared; `unscales` is one for each head."""
-    of_queries, segments = problem.of_queries, problem.segments
-    tiles = finish_tiles()
+    positions, weights, _, counts = problem.of_queries
+    tiles = finish_tiles(problem.softmax.causal)
     launch(
         _finish_kernel, problem.parts * cdiv(problem.columns, tiles["BLOCK"]),
-        totals, unscales, of_queries.counts, segments.cu_seqlens_q, segments.cu_seqlens_k, out, *problem.sizes,
-        *problem.span, problem.heads, totals.shape[1], HEADS=heads, MEAN=mean, DIVIDE=divide,
-        WEIGHTED=of_queries.weights is not None, CAUSAL=problem.softmax.causal,
-        PACKED=segments.cu_seqlens_q is not None, **tiles,
+        totals, unscales, problem.unscales, counts, positions, weights, *problem.bounds, problem.of_keys.ranges, out,
+        *problem.sizes, *problem.span, problem.heads, totals.shape[1], HEADS=heads, MEAN=mean, DIVIDE=divide,
+        CAUSAL=problem.softmax.causal, PACKED=problem.packed, **tiles,
     )  # fmt: skip
 
 
@@ -247,15 +297,15 @@ def attention_importance(
     span: Span,
     softmax: Softmax,
     reduction: Reduction,
+    chosen: Chosen = ALL_QUERIES,
+    keys: Keys = ALL_KEYS,
 ) -> Tensor:
-    problem = problem_of(query, key, queries, segments, span, softmax)
-    batch, heads, keys, longest = query.shape[0], problem.heads, problem.keys, segments.max_seqlen_q
-    partly = segments.cu_seqlens_q is not None or problem.columns < keys or not heads * longest
-    made = torch.zeros if partly else torch.empty
-    out = made(batch, keys, dtype=torch.float32, device=query.device)
+    out = torch.empty(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)
+    problem = problem_of(query, key, queries, segments, span, softmax, chosen, keys)
+    heads, longest, features = problem.heads, problem.segments.max_seqlen_q, query.shape[3]
     if problem.columns <= 0 or not problem.parts * heads * longest:
-        return out
-    group, features = heads // problem.kv_heads, query.shape[3]
+        return out.zero_()
+    group = heads // problem.kv_heads
     same = reduction.commutes
     by_tile = reduction.heads_first and not same
     # Heads that share a key head are one row of queries, but where many queries see the later keys only.
@@ -265,8 +315,19 @@ def attention_importance(
     if keep is not None:
         joined = heads if same else 1
         rows, columns = kept_tiles(features, softmax.limbs, longest * group, longest * joined)
-    operands = softmax_rows(query, key, problem, None if by_tile else problem.of_queries.weights, rows, keep)
-    totals = torch.zeros(batch, 1 if same or by_tile else heads, keys, dtype=torch.int64, device=query.device)
+    over_heads = 1 if same or by_tile else heads
+    totals = torch.empty(query.shape[0], over_heads, key.shape[2], dtype=torch.int64, device=query.device)
+    partly = problem.packed or problem.columns < problem.keys
+    operands = softmax_rows(
+        query,
+        key,
+        problem,
+        None if by_tile else problem.of_queries.weights,
+        rows,
+        keep,
+        totals,
+        out if partly else None,
+    )
     over_queries = "max" if reduction.queries == "max" else "sum"
     add_columns(totals, operands, problem, columns, joined, reduction.heads if by_tile else "", over_queries)
     divide = reduction.heads == "mean" or (reduction.heads == "rms" and not by_tile)

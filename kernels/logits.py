@@ -11,14 +11,22 @@ MASKED = tl.constexpr(-(2.0**121))
 
 
 @triton.jit
-def segment_rows(cu_seqlens_ptr, segment, size, longest, PACKED: tl.constexpr):
-    """(first row in the sample's heads, rows) of a segment, or of a sample."""
+def segment_rows(cu_seqlens_ptr, used_ptr, segment, size, longest, PACKED: tl.constexpr):
+    """(first row in the sample's heads, rows) of a segment, or of a sample; where it says so, of `used` rows only.
+
+    Packed segments without offsets have `longest` rows each.
+    """
     start = tl.zeros((), tl.int64)
     count = longest
     if PACKED:
-        first, count = bounds(cu_seqlens_ptr, segment, size)
-        start += first
-        count = tl.minimum(count, longest)
+        if cu_seqlens_ptr is None:
+            start += segment * longest
+        else:
+            first, count = bounds(cu_seqlens_ptr, segment, size)
+            start += first
+            count = tl.minimum(count, longest)
+    if used_ptr is not None:
+        count = tl.load(used_ptr + segment)
     return start, count
 
 

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.arguments import Queries, Segments, Softmax, Span
 from .arithmetic import cdiv, exp2, key_value, ordered_key
 from .dots import LOW_BITS, exact_dots, fixed_point, load_units, low_dots, to_limbs
 from .launch import launch
 from .logits import MASKED, factor_of, kept_rows, logits_of, norm_factor, query_rows, segment_rows
+from .queries import Problem, unit_queries
 from .rows import expand, load_rows, scaled_norm
 from .tiles import FEW, attention_splits, flat_tiles
 from .units import unit_rows
@@ -21,10 +21,10 @@ from .units import unit_rows
     do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "kv_heads", "group", "scale", "cap"]
 )
 def _logits_kernel(
-    q_ptr, q_norms_ptr, k_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr, logits_ptr, stride_b,
-    stride_h, stride_n, queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr, PACKED: tl.constexpr, LIMBS: tl.constexpr, LOW_BITS: tl.constexpr, ROWS: tl.constexpr,
-    ROW: tl.constexpr,
+    q_ptr, q_norms_ptr, k_ptr, k_mask_ptr, positions_ptr, used_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr,
+    logits_ptr, stride_b, stride_h, stride_n, queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap,
+    CAUSAL: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr, LIMBS: tl.constexpr, LOW_BITS: tl.constexpr,
+    ROWS: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     """Logits of at most ROWS query rows to one split of the keys, and the greatest. Keys are read once, as they are."""
     D: tl.constexpr = ROW.D
@@ -37,8 +37,8 @@ def _logits_kernel(
     sample = segment
     if PACKED:
         sample = segment - segment
-    start_q, count = segment_rows(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
-    start_k, length = segment_rows(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    start_q, count = segment_rows(cu_seqlens_q_ptr, used_ptr, segment, queries, longest_q, PACKED)
+    start_k, length = segment_rows(cu_seqlens_k_ptr, None, segment, keys, longest_k, PACKED)
     share = tl.cdiv(tl.cdiv(length, TILES), splits) * TILES
     end = tl.minimum((split + 1) * share, length)
     if (split * share < end) & (count > 0):
@@ -58,7 +58,11 @@ def _logits_kernel(
         for n in range(split * share, end, TILES):
             column = n + tl.arange(0, TILES)
             column_mask = column < end
-            chunks = load_rows(k_ptr, stride_n, start_k + column, column_mask, ROW)
+            kept = column_mask
+            if k_mask_ptr is not None:
+                k_mask = tl.load(k_mask_ptr + sample * keys + start_k + column, mask=column_mask, other=0)
+                kept = column_mask & (k_mask != 0)
+            chunks = load_rows(k_ptr, stride_n, start_k + column, kept, ROW)
             scale_k, length_k, unscale = scaled_norm(chunks, ROW)
             # Rows of NaN and infinities are not seen, whatever comes out.
             inverse = tl.where(length_k > 0, tl.div_rn(tl.zeros_like(length_k) + 2048.0, length_k), 0.0)
@@ -87,7 +91,7 @@ def _logits_kernel(
             factor_k, usable = norm_factor(length_k * unscale, 1.0)
             # Every element of a row is the same.
             factor_k = tl.max(tl.where(usable, factor_k, -1.0), axis=1)
-            seen = (factor_k >= 0)[None, :] & (column[None, :] <= position[:, None])
+            seen = ((factor_k >= 0) & kept)[None, :] & (column[None, :] <= position[:, None])
             x = logits_of(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
             tl.store(kept_ptr[:, None] + column[None, :], x, mask=mask[:, None] & column_mask[None, :])
             if tops_ptr is not None:
@@ -100,8 +104,8 @@ def _logits_kernel(
     do_not_specialize=["queries", "keys", "longest_q", "longest_k", "splits", "kv_heads", "group", "scale", "cap"]
 )
 def _row_kernel(
-    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, logits_ptr, positions_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tops_ptr,
-    sums_ptr, queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, SUM: tl.constexpr,
+    q_ptr, q_norms_ptr, k_ptr, k_norms_ptr, logits_ptr, positions_ptr, used_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr,
+    tops_ptr, sums_ptr, queries, keys, longest_q, longest_k, splits, kv_heads, group, scale, cap, SUM: tl.constexpr,
     CAUSAL: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Greatest logit of each query row, or the sum of 2^(logit − greatest), over one split of the keys.
@@ -119,8 +123,8 @@ def _row_kernel(
     sample = segment
     if PACKED:
         sample = segment - segment
-    start_q, count = segment_rows(cu_seqlens_q_ptr, segment, queries, longest_q, PACKED)
-    start_k, length = segment_rows(cu_seqlens_k_ptr, segment, keys, longest_k, PACKED)
+    start_q, count = segment_rows(cu_seqlens_q_ptr, used_ptr, segment, queries, longest_q, PACKED)
+    start_k, length = segment_rows(cu_seqlens_k_ptr, None, segment, keys, longest_k, PACKED)
     key_rows = (sample * kv_heads + head) * keys + start_k
     index = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row, mask, factor, position = query_rows(
@@ -132,7 +136,7 @@ def _row_kernel(
     if CAUSAL:
         end = tl.minimum(end, tl.max(tl.where(mask, position, -1), axis=0) + 1)
         sees = tl.min(tl.where(mask, position, 0x7FFFFFFE), axis=0) + 1  # so many keys all rows do
-    if split * share < end:
+    if (split * share < end) & (tile * BLOCK_M < count * group):
         if logits_ptr is not None:
             kept = kept_rows((sample * kv_heads + head) * group, index, count, longest_q) * keys + start_k
         if SUM:
@@ -167,16 +171,21 @@ def _row_kernel(
             tl.atomic_max(tops_ptr + row, ordered_key(best), mask=mask, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "heads", "scale"])
+@triton.jit(do_not_specialize=["rows", "queries", "heads", "cells", "columns", "scale"])
 def _share_kernel(
-    q_norms_ptr, positions_ptr, weights_ptr, lse_ptr, tops_ptr, sums_ptr, factors_ptr, shares_ptr, rows, queries, heads,
-    scale, BLOCK: tl.constexpr,
+    q_norms_ptr, positions_ptr, weights_ptr, lse_ptr, tops_ptr, sums_ptr, factors_ptr, shares_ptr, totals_ptr, out_ptr,
+    rows, queries, heads, cells, columns, scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Factors, greatest logits (in place) and weight / Σ 2^(logit − greatest) of queries.
 
-    Of an unused query the greatest is above all logits, so that 2^x is finite, and the last is 0.
+    Of an unused query the greatest is above all logits, so that 2^x is finite, and the last is 0. What columns are
+    added up in, so many cells, begins at 0, and so many scores.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if totals_ptr is not None:
+        tl.store(totals_ptr + row, tl.zeros((BLOCK,), tl.int64), mask=row < cells)
+    if out_ptr is not None:
+        tl.store(out_ptr + row, tl.zeros((BLOCK,), tl.float32), mask=row < columns)
     mask = row < rows
     query = row // (queries * heads) * queries + row % queries
     factor, used = factor_of(q_norms_ptr, row, mask, scale)
@@ -199,34 +208,6 @@ def _share_kernel(
     tl.store(shares_ptr + row, tl.where(used, share, 0.0), mask=mask)
 
 
-class Problem(NamedTuple):
-    """One call: how many samples or segments, heads, query and key rows there are, and the arguments of both rooms."""
-
-    parts: int
-    heads: int
-    kv_heads: int
-    queries: int
-    keys: int
-    of_queries: Queries
-    segments: Segments
-    span: Span
-    softmax: Softmax
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        return self.queries, self.keys, self.segments.max_seqlen_q, self.segments.max_seqlen_k
-
-    @property
-    def columns(self) -> int:
-        """How many columns are wanted of the longest segment."""
-        return min(self.span.stop, self.segments.max_seqlen_k) - self.span.start
-
-    @property
-    def options(self) -> dict:
-        packed = self.segments.cu_seqlens_q is not None
-        return {"CAUSAL": self.softmax.causal, "CAPPED": self.softmax.cap != 0, "PACKED": packed}
-
-
 class Operands(NamedTuple):
     """What columns are computed from: unit rows, or logits that are kept; factors, tops and shares of queries."""
 
@@ -239,55 +220,55 @@ class Operands(NamedTuple):
     shares: Tensor
 
 
-def problem_of(
-    query: Tensor, key: Tensor, queries: Queries, segments: Segments, span: Span, softmax: Softmax
-) -> Problem:
-    parts = query.shape[0] if segments.cu_seqlens_q is None else segments.cu_seqlens_q.shape[0] - 1
-    queries = Queries(*[None if x is None else x.contiguous() for x in queries])
-    heads, kv_heads, count, keys = query.shape[1], key.shape[1], query.shape[2], key.shape[2]
-    return Problem(parts, heads, kv_heads, count, keys, queries, segments, span, softmax)
-
-
 def softmax_rows(
-    query: Tensor, key: Tensor, problem: Problem, weights: Optional[Tensor], tiles: dict, keep: Optional[dict] = None
+    query: Tensor,
+    key: Tensor,
+    problem: Problem,
+    weights: Optional[Tensor],
+    tiles: dict,
+    keep: Optional[dict] = None,
+    totals: Optional[Tensor] = None,
+    out: Optional[Tensor] = None,
 ) -> Operands:
-    """Maxima and denominators of all query rows, times `weights`; with tiles to `keep` logits, no unit rows of keys."""
+    """Maxima and denominators of all query rows, times `weights`; with tiles to `keep` logits, no unit rows of keys.
+
+    `totals` and `out` become 0.
+    """
     positions, _, log_sum_exp, _ = problem.of_queries
-    cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = problem.segments
+    max_seqlen_q, max_seqlen_k = problem.segments[2:]
     _, scale, cap, limbs = problem.softmax
     group, programs = problem.heads // problem.kv_heads, problem.parts * problem.kv_heads
     numbers = (problem.kv_heads, group, scale, cap)
-    q_units, q_norms = unit_rows(query, limbs, LOW_BITS)
-    tops = torch.full(query.shape[:3], -(1 << 31), dtype=torch.int32, device=query.device)
-    sums = logits = k_units = k_norms = None
+    q_units, q_norms, tops, sums = unit_queries(query, problem)
+    logits = k_units = k_norms = None
     if keep is not None:
         shape = (query.shape[0], problem.heads, max_seqlen_q, problem.keys)
         logits = torch.empty(shape, dtype=torch.float32, device=query.device)
         splits = attention_splits(programs, max_seqlen_k, keep["ROW"].TILES)
         launch(
             _logits_kernel, programs * splits,
-            q_units, q_norms, key, positions, cu_seqlens_q, cu_seqlens_k, tops if log_sum_exp is None else None, logits,
-            *key.stride()[:3], *problem.sizes, splits, *numbers, LIMBS=limbs, LOW_BITS=LOW_BITS, ROWS=FEW, **keep,
-            **problem.options,
+            q_units, q_norms, key, problem.of_keys.mask, positions, *problem.bounds,
+            tops if log_sum_exp is None else None, logits, *key.stride()[:3], *problem.sizes, splits, *numbers,
+            LIMBS=limbs, LOW_BITS=LOW_BITS, ROWS=FEW, **keep, **problem.options,
         )  # fmt: skip
     else:
-        k_units, k_norms = unit_rows(key, limbs, LOW_BITS)
+        k_units, k_norms = unit_rows(key, limbs, LOW_BITS, problem.of_keys.mask)
     if log_sum_exp is None:
-        sums = torch.zeros(query.shape[:3], dtype=torch.int64, device=query.device)
         programs *= cdiv(max_seqlen_q * group, tiles["DOT"].BLOCK_M)
         splits = attention_splits(programs, max_seqlen_k, tiles["DOT"].BLOCK_N)
         for is_sum in (False, True) if logits is None else (True,):
             launch(
                 _row_kernel, programs * splits,
-                q_units, q_norms, k_units, k_norms, logits, positions, cu_seqlens_q, cu_seqlens_k, tops, sums,
-                *problem.sizes, splits, *numbers, SUM=is_sum, **tiles, **problem.options,
+                q_units, q_norms, k_units, k_norms, logits, positions, *problem.bounds, tops, sums, *problem.sizes,
+                splits, *numbers, SUM=is_sum, **tiles, **problem.options,
             )  # fmt: skip
-    factors = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
-    shares = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    factors = torch.empty(tops.shape, dtype=torch.float32, device=query.device)
+    shares = torch.empty(tops.shape, dtype=torch.float32, device=query.device)
     flat = flat_tiles()
+    cells, columns = (0 if x is None else x.numel() for x in (totals, out))
     launch(
-        _share_kernel, cdiv(shares.numel(), flat["BLOCK"]),
-        q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, shares.numel(), problem.queries,
-        problem.heads, scale, **flat,
+        _share_kernel, cdiv(max(shares.numel(), cells), flat["BLOCK"]),
+        q_norms, positions, weights, log_sum_exp, tops, sums, factors, shares, totals, out, shares.numel(),
+        problem.queries, problem.heads, cells, columns, scale, **flat,
     )  # fmt: skip
     return Operands(q_units, k_units, k_norms, logits, factors, tops, shares)

@@ -269,9 +269,9 @@ def flat_tiles() -> dict:
 
 
 @chooser
-def finish_tiles() -> dict:
-    """Columns whose scores are made of the integers of all heads."""
-    return {"BLOCK": 256}
+def finish_tiles(causal: bool) -> dict:
+    """Columns whose scores are made of the integers of all heads, and queries that see some of them at a time."""
+    return {"BLOCK": 256, "QUERIES": 16 if causal else 1024}
 
 
 @chooser

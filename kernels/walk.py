@@ -9,7 +9,8 @@ from ..reference.arguments import Queries, Segments, Softmax, Span
 from .arithmetic import below_one
 from .attention import add_columns, finish
 from .launch import launch
-from .softmax import problem_of, softmax_rows
+from .queries import problem_of
+from .softmax import softmax_rows
 from .tiles import attention_tiles, flat_tiles
 
 

@@ -32,6 +32,37 @@ class Queries(NamedTuple):
     counts: Optional[Tensor] = None
 
 
+class Chosen(NamedTuple):
+    """At most one of the ways in which callers say which queries count; `Queries` is what is made of it.
+
+    `indices` `[S, M]` within each sample or segment, negative ones counted `from_end` or of unused slots, as are all
+    others that are outside. `mask` bool `[B, Nq]` of dense queries. `weights` `[B, Nq]`: what each counts; negative
+    ones, those from 2¹²⁶ on and NaN make the scores of their sample or segment NaN.
+    """
+
+    indices: Optional[Tensor] = None
+    from_end: bool = False
+    mask: Optional[Tensor] = None
+    weights: Optional[Tensor] = None
+
+
+ALL_QUERIES = Chosen()
+
+
+class Keys(NamedTuple):
+    """Which keys there are, and which of them are wanted.
+
+    `mask` bool `[B, Nk]`: no query sees the others. `ranges` `[S, 2]`: the first and one past the last of each sample
+    or segment whose scores are wanted.
+    """
+
+    mask: Optional[Tensor] = None
+    ranges: Optional[Tensor] = None
+
+
+ALL_KEYS = Keys()
+
+
 class Span(NamedTuple):
     """The columns that are wanted, [start, stop) of each segment."""
 

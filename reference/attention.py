@@ -5,11 +5,12 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .arguments import Queries, Reduction, Segments, Softmax, Span
+from .arguments import ALL_KEYS, ALL_QUERIES, Chosen, Keys, Queries, Reduction, Segments, Softmax, Span
 from .arithmetic import EXP2_DEGREE, exp2, fixed, sqrt
 from .blocks import HEAD_FEATURES, LOGITS, Work
 from .logits import MASKED, ONE, Rows, head_rows, logits, row_sums
-from .segments import Home, homes, segment_runs
+from .queries import chosen_queries, seen_counts
+from .segments import Home, Run, homes, segment_runs
 
 LOG2_E = 1.4426950408889634
 
@@ -76,53 +77,52 @@ def attention_importance(
     span: Span,
     softmax: Softmax,
     reduction: Reduction,
+    chosen: Chosen = ALL_QUERIES,
+    keys: Keys = ALL_KEYS,
 ) -> Tensor:
     """Attention that each key receives, float32 `[B, Nk]`: from `query` `[B, H, Nq, D]` and `key` `[B, Hkv, Nk, D]`.
 
-    The mean over queries divides by `queries.counts`, else by how many see the key. Keys outside of the span get 0.
+    The mean over queries divides by `queries.counts`, else by how many of those that count see the key, or the sum of
+    their weights. Keys that are not wanted get 0.
     """
+    query, queries, segments, unscale = chosen_queries(query, key.shape[2], chosen, queries, segments, softmax.causal)
+    if unscale is not None and reduction.queries == "mean":
+        unscale = torch.where(unscale > 0, 1.0, unscale)
     heads, features = query.shape[1], query.shape[3]
-    key_heads, keys = key.shape[1:3]
+    key_heads, size = key.shape[1:3]
     shared = heads // key_heads
-    out = torch.zeros(query.shape[0], keys, dtype=torch.float32, device=query.device)
+    out = torch.zeros(query.shape[0], size, dtype=torch.float32, device=query.device)
     heads_first = reduction.heads_first and not reduction.commutes
-    positions, weights, log_sum_exp, counts = queries
-    for run in segment_runs(query.shape[0], query.shape[2], keys, segments):
-        b, qs, ks = run[:3]
-        count, length = qs.stop - qs.start, ks.stop - ks.start
+    for run in segment_runs(query.shape[0], query.shape[2], size, segments):
+        b, ks = run.sample, run.keys
+        length = ks.stop - ks.start
         columns = slice(min(span.start, length), min(span.stop, length))
-        if not count or columns.start >= columns.stop:
-            continue
-        first = last = of_query = of_key = None
+        of_query = of_key = None
         if len(run.key_counts) > 1:
             of_query, of_key = homes(run, query.device)
             columns = slice(0, length)
-        position = _positions(count, length, of_query, query.device)
-        if positions is not None:
-            position = positions[b, qs]
-        elif not softmax.causal:
-            position = torch.zeros_like(position)
-        if of_query is not None:
-            first, last = of_query.key_start, of_query.key_stop - 1
-        if softmax.causal:
-            seen = position if first is None else first + position
-            last = seen if last is None else torch.where(seen < last, seen, last)
+        each = _each_query(run, queries, of_query, softmax.causal, query.device)
+        count = len(each.rows)
+        if not count or columns.start >= columns.stop:
+            continue
         step = max(1, LOGITS // max(length, heads))
         blocks = [slice(start, start + step) for start in range(0, count, step)]
-        size = columns.stop - columns.start
-        totals = torch.zeros(1 if heads_first else heads, size, dtype=torch.int64, device=query.device)
+        totals = torch.zeros(
+            1 if heads_first else heads, columns.stop - columns.start, dtype=torch.int64, device=query.device
+        )
         work = Work(min(step, count) * length, query.device)
         together = key_heads if heads_first else max(1, HEAD_FEATURES // (length * features))
         for head in range(0, key_heads, together):
             part_of = slice(head * shared, (head + together) * shared)
+            lse = queries.log_sum_exp
             attention = Attention(
-                head_rows(query[b, part_of, qs], softmax.scale, softmax.limbs),
-                head_rows(key[b, head : head + together, ks], 1.0, softmax.limbs),
-                position,
-                first,
-                last,
-                torch.ones(count, dtype=torch.float32, device=query.device) if weights is None else weights[b, qs],
-                None if log_sum_exp is None else log_sum_exp[b, part_of, qs],
+                head_rows(each.of(query[b, part_of]), softmax.scale, softmax.limbs),
+                head_rows(key[b, head : head + together, ks], 1.0, softmax.limbs, _part(keys.mask, b, ks)),
+                each.position,
+                each.first,
+                each.last,
+                torch.ones(count, dtype=torch.float32, device=query.device) if each.weight is None else each.weight,
+                None if lse is None else each.of(lse[b, part_of]),
                 columns,
                 softmax,
             )
@@ -130,7 +130,7 @@ def attention_importance(
                 for part in blocks:
                     each_head = [attention.probabilities(h, part, work, False) for h in range(heads)]
                     reduced = _reduce_heads(each_head, reduction.heads)
-                    if weights is not None:
+                    if each.weight is not None:
                         reduced = fixed(reduced.to(torch.float32) * attention.weight[part, None])
                     accumulate(totals[0], reduced, reduction.queries, work)
             else:
@@ -139,16 +139,62 @@ def attention_importance(
                         accumulate(total, attention.probabilities(h, part, work, True), reduction.queries, work)
         divisor = None
         if reduction.queries == "mean":
-            seen = _counts(count, length, softmax.causal, of_key, out.device) if counts is None else counts[b, ks]
+            seen = _part(queries.counts, b, ks)
+            seen = seen_counts(each.position, each.first, each.last, each.weight, length) if seen is None else seen
             divisor = seen[columns].to(torch.float32)
-            if weights is not None:
+            if each.weight is not None:
                 divisor = divisor * 2.0**-30
         scores = _finish(totals, divisor, heads, reduction, heads_first)
-        if of_key is not None:
-            place = torch.arange(length, device=out.device) - of_key.key_start
-            scores = torch.where((place >= span.start) & (place < span.stop), scores, 0.0)
-        out[b, ks][columns] = scores
+        number = run.first if of_key is None else of_key.number
+        if unscale is not None:
+            scores = scores * unscale[number]
+        place = torch.arange(length, device=out.device)[columns] - (0 if of_key is None else of_key.key_start)
+        wanted = (place >= span.start) & (place < span.stop)
+        if keys.ranges is not None:
+            start, stop = keys.ranges[number].unbind(-1)
+            wanted &= (place >= start) & (place < stop)
+        out[b, ks][columns] = torch.where(wanted, scores, 0.0)
     return out
+
+
+class _Queries(NamedTuple):
+    """The queries of a run that count: which rows they are, the keys that each sees as in `Attention`, its weight."""
+
+    rows: Tensor
+    position: Tensor
+    first: Optional[Tensor]
+    last: Optional[Tensor]
+    weight: Optional[Tensor]
+
+    def of(self, x: Tensor) -> Tensor:
+        """Their rows of `x` `[H, Nq, …]`."""
+        start = int(self.rows[0])
+        whole = int(self.rows[len(self.rows) - 1]) - start == len(self.rows) - 1
+        return x[:, start : start + len(self.rows)] if whole else x[:, self.rows]
+
+
+def _each_query(run: Run, queries: Queries, home: Optional[Home], causal: bool, device: torch.device) -> _Queries:
+    b, qs, ks = run[:3]
+    count = qs.stop - qs.start
+    rows = torch.arange(qs.start, qs.stop, device=device)
+    position, weight = _part(queries.positions, b, qs), _part(queries.weights, b, qs)
+    if position is None:
+        position = torch.zeros_like(rows) if not causal else _positions(count, ks.stop - ks.start, home, device)
+    first, stop = (None, None) if home is None else (home.key_start, home.key_stop)
+    if queries.positions is not None:
+        # Those that are left out cost nothing.
+        used = (position >= 0).nonzero()[:, 0]
+        rows, position = rows[used], position[used]
+        first, stop, weight = (None if x is None else x[used] for x in (first, stop, weight))
+    last = None if stop is None else stop - 1
+    if causal:
+        seen = position if first is None else first + position
+        last = seen if last is None else torch.where(seen < last, seen, last)
+    return _Queries(rows, position, first, last, weight)
+
+
+def _part(x: Optional[Tensor], sample: int, part: slice) -> Optional[Tensor]:
+    return None if x is None else x[sample, part]
 
 
 def _positions(queries: int, keys: int, home: Optional[Home], device: torch.device) -> Tensor:
@@ -156,15 +202,6 @@ def _positions(queries: int, keys: int, home: Optional[Home], device: torch.devi
     if home is None:
         return torch.arange(keys - queries, keys, device=device)
     return torch.arange(queries, device=device) - home.query_stop + (home.key_stop - home.key_start)
-
-
-def _counts(queries: int, keys: int, causal: bool, home: Optional[Home], device: torch.device) -> Tensor:
-    """How many of all queries see each key."""
-    seen = torch.full((keys,), queries, dtype=torch.int64, device=device) if home is None else home.queries
-    if not causal:
-        return seen
-    after = (keys if home is None else home.key_stop) - torch.arange(keys, device=device)
-    return torch.where(after < seen, after, seen)
 
 
 def _reduce_heads(p: list[Tensor], reduction: str) -> Tensor:

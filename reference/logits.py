@@ -27,10 +27,12 @@ class Rows(NamedTuple):
         return Rows(*[x[part] for x in self])
 
 
-def head_rows(x: Tensor, scale: float, limbs: int) -> list[Rows]:
-    """Rows of each head of `x` `[H, N, D]`."""
+def head_rows(x: Tensor, scale: float, limbs: int, mask: Optional[Tensor] = None) -> list[Rows]:
+    """Rows of each head of `x` `[H, N, D]`; of no use where `mask` `[N]` is False."""
     units, norms = grid_rows(x, limbs, LOW_BITS)
     usable = norms < torch.inf
+    if mask is not None:
+        usable = usable & mask
     factor = norms * scale
     factor = torch.where(usable, torch.where(factor < LARGEST, factor, LARGEST), 0.0)
     return [Rows(*head) for head in zip(units, factor, usable, strict=True)]

@@ -15,23 +15,35 @@ def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Te
     return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)
 
 
+def segment_rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """(segment, row) of each row that segments hold, one segment after another."""
+    segment = torch.arange(len(starts), device=starts.device).repeat_interleave(lengths)
+    shift = starts - lengths.cumsum(0) + lengths
+    return segment, torch.arange(len(segment), device=starts.device) + shift[segment]
+
+
 class Run(NamedTuple):
-    """A sample, or packed segments one after another: the queries, the keys, and how many of them each segment has."""
+    """A sample, or packed segments from `first` on: the queries, the keys, and how many of them each segment has."""
 
     sample: int
     queries: slice
     keys: slice
     query_counts: list[int]
     key_counts: list[int]
+    first: int
 
 
 class Home(NamedTuple):
-    """The segment of each row of a run: how many queries it has and where they end, where its keys begin and end."""
+    """The segment of each row of a run: how many queries it has and where they end, where its keys begin and end.
+
+    And its number.
+    """
 
     queries: Tensor
     query_stop: Tensor
     key_start: Tensor
     key_stop: Tensor
+    number: Tensor
 
 
 def homes(run: Run, device: torch.device) -> tuple[Home, Home]:
@@ -39,7 +51,8 @@ def homes(run: Run, device: torch.device) -> tuple[Home, Home]:
     queries = torch.tensor(run.query_counts, device=device)
     keys = torch.tensor(run.key_counts, device=device)
     key_stops = keys.cumsum(0)
-    table = queries, queries.cumsum(0), key_stops - keys, key_stops
+    number = torch.arange(run.first, run.first + len(keys), device=device)
+    table = queries, queries.cumsum(0), key_stops - keys, key_stops, number
     of_queries, of_keys = ([x.repeat_interleave(rows) for x in table] for rows in (queries, keys))
     return Home(*of_queries), Home(*of_keys)
 
@@ -47,11 +60,11 @@ def homes(run: Run, device: torch.device) -> tuple[Home, Home]:
 def segment_runs(batch: int, queries: int, keys: int, of: Segments) -> list[Run]:
     """Every sample, or the segments of the one packed sample, short neighbours together."""
     if of.cu_seqlens_q is None or of.cu_seqlens_k is None:
-        return [Run(b, slice(0, queries), slice(0, keys), [queries], [keys]) for b in range(batch)]
+        return [Run(b, slice(0, queries), slice(0, keys), [queries], [keys], b) for b in range(batch)]
     bounds = (segments(of.cu_seqlens_q, queries, of.max_seqlen_q), segments(of.cu_seqlens_k, keys, of.max_seqlen_k))
     slices = [map(slice, starts.tolist(), (starts + lengths).tolist()) for starts, lengths in bounds]
     runs: list[Run] = []
-    for q, k in zip(*slices, strict=True):
+    for number, (q, k) in enumerate(zip(*slices, strict=True)):
         counts = [q.stop - q.start], [k.stop - k.start]
         if runs and runs[-1].queries.stop == q.start and runs[-1].keys.stop == k.start:
             before = runs[-1]
@@ -59,9 +72,9 @@ def segment_runs(batch: int, queries: int, keys: int, of: Segments) -> list[Run]
             if (joined[0].stop - joined[0].start) * (joined[1].stop - joined[1].start) <= TOGETHER:
                 before.query_counts.extend(counts[0])
                 before.key_counts.extend(counts[1])
-                runs[-1] = Run(0, *joined, before.query_counts, before.key_counts)
+                runs[-1] = Run(0, *joined, before.query_counts, before.key_counts, before.first)
                 continue
-        runs.append(Run(0, q, k, *counts))
+        runs.append(Run(0, q, k, *counts, number))
     return runs
 
 

@@ -10,18 +10,8 @@ from .. import _checks as check
 from .._op import Op
 from .._packed import Extents, ascending, extents
 from ..reference import attention as reference
-from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
-from .queries import (
-    INT32_MAX,
-    centered,
-    chosen_queries,
-    consecutive,
-    index_list,
-    mean_logits,
-    query_counts,
-    query_positions,
-    scaled_weights,
-)
+from ..reference.arguments import ALL_KEYS, Chosen, Queries, Reduction, Segments, Softmax, Span
+from .queries import centered, consecutive, index_list, mean_logits, query_positions
 
 __all__ = ["attention_importance"]
 
@@ -160,33 +150,22 @@ def attention_importance(
         if view is not None:
             q, segments = q[:, :, view], segments._replace(max_seqlen_q=len(query_indices))
             query_indices, log_sum_exp = None, None if log_sum_exp is None else log_sum_exp[:, :, view]
-    unscale = seen = None
-    of = Queries(log_sum_exp=log_sum_exp)
-    if center_keys or query_indices is not None or query_weights is not None:
+    chosen = Chosen(weights=query_weights)
+    if query_indices is not None:
+        from_end = not isinstance(query_indices, Tensor)
+        chosen = Chosen(query_positions(op, query_indices, parts, packed, q.device), from_end)
+    if center_keys:
         at = Extents(
             *extents(q, 2, segments.cu_seqlens_q, segments.max_seqlen_q),
             *extents(k, 2, segments.cu_seqlens_k, segments.max_seqlen_k),
         )
-    if center_keys:
         k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1)
         if log_sum_exp is not None:
             bias = mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], base2 / LOG2_E)
-            of = of._replace(log_sum_exp=log_sum_exp - bias)
-    if query_indices is not None:
-        positions = query_positions(op, query_indices, parts, packed, q.device)
-        q, of, segments, seen = _gathered(q, of, segments, at, positions, causal)
-    elif query_weights is not None:
-        weights, unscale, seen = _weighted(at, query_weights, causal)
-        of = of._replace(weights=weights)
-        if query_reduction == "mean":
-            unscale = torch.where(unscale > 0, 1.0, unscale)
-    size_k = k.shape[0] * k.shape[2]
-    if query_reduction == "mean" and seen is not None:
-        of = of._replace(counts=query_counts(at, *seen, of.weights, size_k).view(k.shape[0], k.shape[2]))
+            log_sum_exp = log_sum_exp - bias
+    of, softmax = Queries(log_sum_exp=log_sum_exp), Softmax(causal, base2, cap, limbs)
     reduction = Reduction(head_reduction, query_reduction, reduce_first == "heads")
-    scores = attention_importance_op(q, k, of, segments, span, Softmax(causal, base2, cap, limbs), reduction)
-    if unscale is not None:
-        scores = scores * unscale[at.of(keys=True, size=size_k)[0]].view_as(scores)
+    scores = attention_importance_op(q, k, of, segments, span, softmax, reduction, chosen, ALL_KEYS)
     if packed:
         return scores[0]
     return scores if span.stop - span.start == scores.shape[1] else scores[:, span.start : span.stop].contiguous()
@@ -238,34 +217,6 @@ def _checked_rows(op: str, name: str, x: Optional[Tensor], q: Tensor, packed: bo
     check.same_size(op, name, x, sizes if packed else (q.shape[0], *sizes), q.device)
     x = x.resolve_neg()
     return x[None] if packed else x
-
-
-def _gathered(
-    q: Tensor, of: Queries, segments: Segments, at: Extents, index: Tensor, causal: bool
-) -> tuple[Tensor, Queries, Segments, tuple[Tensor, Tensor]]:
-    """The queries at `index` `[S, M]`, what is known of them, and for each its segment and the last key it sees."""
-    place, last = chosen_queries(at, index, causal)
-    parts, longest = last.shape
-    segments = segments._replace(max_seqlen_q=longest)
-    if segments.cu_seqlens_q is not None:
-        place = (place + at.start_q[:, None]).clamp(max=q.shape[2] - 1).view(1, -1)
-        bounds = torch.arange(parts + 1, dtype=torch.int32, device=q.device) * longest
-        segments = segments._replace(cu_seqlens_q=bounds)
-    from_head = place[:, None].expand(-1, q.shape[1], -1)
-    of = of._replace(positions=last.to(torch.int32).view_as(place))
-    if of.log_sum_exp is not None:
-        of = of._replace(log_sum_exp=of.log_sum_exp.gather(2, from_head))
-    q = q.gather(2, from_head[..., None].expand(-1, -1, -1, q.shape[3]))
-    segment = torch.arange(parts, device=q.device)[:, None].expand_as(last)
-    return q, of, segments, (segment.flatten(), last.flatten())
-
-
-def _weighted(at: Extents, weights: Tensor, causal: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Weights below 1, what undoes their scale, and for each query its segment and the last key it sees."""
-    weights, unscale = scaled_weights(at, weights)
-    segment, place = at.of(keys=False, size=weights.numel())
-    last = place + (at.count_k - at.count_q)[segment] if causal else torch.full_like(place, INT32_MAX)
-    return weights, unscale, (segment, torch.where((place >= 0) & (place < at.count_q[segment]), last, -1))
 
 
 def received(x: Tensor, cu_seqlens: Optional[Tensor] = None, longest: Optional[int] = None) -> Tensor:
