@@ -75,7 +75,7 @@ def _segment_threshold_kernel(
 ):  # fmt: skip
     """One program for each segment, or sample."""
     segment = tl.program_id(0).to(tl.int64)
-    start, length = segment_rows(cu_ptr, segment, size, max_seqlen, PACKED)
+    start, length = segment_rows(cu_ptr, None, segment, size, max_seqlen, PACKED)
     scores_ptr += segment * stride + start
     if candidates_ptr is not None:
         candidates_ptr += segment * candidates_stride + start

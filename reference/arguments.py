@@ -63,6 +63,25 @@ class Keys(NamedTuple):
 ALL_KEYS = Keys()
 
 
+class Similarity(NamedTuple):
+    """What a token has of a text token: their cosine, times their norms if not `cosine`, times `scale`.
+
+    More than `threshold` counts as one, for a count. Unit rows have so many `limbs`.
+    """
+
+    cosine: bool
+    scale: float
+    threshold: float
+    limbs: int
+
+
+class Masks(NamedTuple):
+    """Which tokens and text tokens count, bool `[B, N]` and `[B, T]`: all where nothing is given."""
+
+    tokens: Optional[Tensor] = None
+    text: Optional[Tensor] = None
+
+
 class Span(NamedTuple):
     """The columns that are wanted, [start, stop) of each segment."""
 

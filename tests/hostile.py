@@ -78,6 +78,12 @@ OF_OFFSETS = {
     "compact": lambda cu: pyramid_ops.compact(
         [X, X.T], far(len(cu) - 1, 3), cu[1:].contiguous(), cu_seqlens=cu, token_dims=(0, 1)
     ),
+    "text_relevance": lambda cu: [
+        pyramid_ops.text_relevance(
+            X, Y, cu_seqlens_tokens=cu, cu_seqlens_text=cu.flip(0), reduction=reduction, token_mask=X[:, 0] > -1
+        )
+        for reduction in ("max", "var", "softmax")
+    ],
     "tome_matching": lambda cu: plan_results(pyramid_ops.tome_matching(X, 1, cu_seqlens=cu)),
     "tome_matching-tokens": lambda cu: plan_results(
         pyramid_ops.tome_matching(X, 2, cu_seqlens=cu, class_token=True, distill_token=True, max_seqlen=3)

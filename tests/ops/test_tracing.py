@@ -273,8 +273,16 @@ def select_topk_levels_packed(x, y, bounds):
 def text_relevance(x, text, mask):
     return [
         pyramid_ops.text_relevance(x, text, text_mask=mask, reduction=reduction)
-        for reduction in ("max", "mean", "softmax")
+        for reduction in ("max", "mean", "var", "softmax")
     ]
+
+
+@call(packed, packed, offsets, lambda batch, n: rand(batch * n) > 0.4)
+def text_relevance_packed(x, text, bounds, mask):
+    options = {"cu_seqlens_tokens": bounds, "cu_seqlens_text": bounds, "max_seqlen_text": 7, "token_mask": mask}
+    return pyramid_ops.text_relevance(x, text, **options), pyramid_ops.text_relevance(
+        x, text, reduction="softmax", **options
+    )
 
 
 @call(tokens)
