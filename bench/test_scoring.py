@@ -54,6 +54,23 @@ def test_combine_scores(compare, shape):
     compare({"pyramid_ops": ours, "eager": eager}, tuple(scores), 3 * scores[0].nbytes)
 
 
+@pytest.mark.parametrize("rule", ["mean", "quantile", "iqr"])
+@pytest.mark.parametrize("shape", [(4, 576), (2, 5440), (16, 65536)], ids=lambda shape: "x".join(map(str, shape)))
+def test_segment_threshold(compare, shape, rule):
+    scores = torch.randn(shape, device=DEVICE)
+
+    def eager(x):
+        if rule == "mean":
+            return x.mean(1)
+        if rule == "quantile":
+            return x.quantile(0.9, 1)
+        first, third = x.quantile(torch.tensor([0.25, 0.75], device=DEVICE), 1)
+        return third + 1.5 * (third - first)
+
+    ours = lambda x: pyramid_ops.segment_threshold(x, rule=rule, q=0.9)  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, (scores,), scores.nbytes)
+
+
 @pytest.mark.parametrize("segments", [4, 4096])
 def test_combine_scores_packed(compare, segments):
     """2^18 tokens in segments of any length; eager finds the segment of each token and scatters."""

@@ -3,27 +3,32 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import ordered_key, widen
+from .arithmetic import NO_KEY, ordered_key, widen
 
 
 @triton.jit
-def load_words(keys_ptr, index, mask):
-    """Words that ascend where scores descend, from ordered keys (int32) or from the scores themselves."""
+def load_words(keys_ptr, index, mask, candidates_ptr=None):
+    """Words that ascend where scores descend, from ordered keys (int32) or from the scores themselves.
+
+    The word of what is not a candidate is past those of all scores.
+    """
     key = tl.load(keys_ptr + index, mask=mask, other=0)
     if key.dtype != tl.int32:
         key = ordered_key(widen(key))
+    if candidates_ptr is not None:
+        key = tl.where(tl.load(candidates_ptr + index, mask=mask, other=0) != 0, key, NO_KEY)
     return (key ^ 0x7FFFFFFF).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def histogram(
-    keys_ptr, begin, end, threshold, SHIFT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
+    keys_ptr, begin, end, threshold, SHIFT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, candidates_ptr=None
 ):  # fmt: skip
     """How many words have each next digit, of those that agree with the threshold so far."""
     counts = tl.zeros((1 << BITS,), tl.int32)
     for start in range(begin, end, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        word = load_words(keys_ptr, index, index < end)
+        word = load_words(keys_ptr, index, index < end, candidates_ptr)
         live = index < end
         if SHIFT + BITS < 32:
             live = live & ((word >> (SHIFT + BITS)) == (threshold >> (SHIFT + BITS)))
@@ -41,12 +46,15 @@ def next_digit(counts, threshold, wanted, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def select_threshold(keys_ptr, size, wanted, BLOCK: tl.constexpr):
+def select_threshold(keys_ptr, size, wanted, BLOCK: tl.constexpr, candidates_ptr=None):
     """The word of the wanted-th best key, and how many words equal to it are wanted: 11 + 11 + 10 bit radix select."""
     threshold = tl.zeros((), tl.uint32)
-    threshold, wanted = next_digit(histogram(keys_ptr, 0, size, threshold, 21, 11, BLOCK), threshold, wanted, 21)
-    threshold, wanted = next_digit(histogram(keys_ptr, 0, size, threshold, 10, 11, BLOCK), threshold, wanted, 10)
-    threshold, wanted = next_digit(histogram(keys_ptr, 0, size, threshold, 0, 10, BLOCK), threshold, wanted, 0)
+    counts = histogram(keys_ptr, 0, size, threshold, 21, 11, BLOCK, candidates_ptr)
+    threshold, wanted = next_digit(counts, threshold, wanted, 21)
+    counts = histogram(keys_ptr, 0, size, threshold, 10, 11, BLOCK, candidates_ptr)
+    threshold, wanted = next_digit(counts, threshold, wanted, 10)
+    counts = histogram(keys_ptr, 0, size, threshold, 0, 10, BLOCK, candidates_ptr)
+    threshold, wanted = next_digit(counts, threshold, wanted, 0)
     return threshold, wanted
 
 

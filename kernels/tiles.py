@@ -133,6 +133,19 @@ def select_tiles(size: int) -> dict:
 
 
 @chooser
+def threshold_tiles(rule: str, size: int) -> dict:
+    """A warp adds scores for the mean, 1024 at a time; quantiles are selected.
+
+    The assembler stops at 40 registers there for sm_100, and spills, unless it is told otherwise.
+    """
+    row = {"CHUNKS": 4, "ROW": Row(256, 1, 1, 1, 1, 256, 8)}
+    if rule == "mean":
+        return {**row, "BLOCK": 256, "num_warps": 1}
+    registers = {"maxnreg": 128} if isinstance(target_arch(), int) else {}
+    return {**row, **select_tiles(size), **registers}
+
+
+@chooser
 def gather_tiles(levels: Sequence[Tensor]) -> dict:
     """One row to a program, 16 bytes to a thread where the strides allow."""
     element = levels[0].element_size()

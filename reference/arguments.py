@@ -63,6 +63,25 @@ class Keys(NamedTuple):
 ALL_KEYS = Keys()
 
 
+class Similarity(NamedTuple):
+    """What a token has of a text token: their cosine, times their norms if not `cosine`, times `scale`.
+
+    More than `threshold` counts as one, for a count. Unit rows have so many `limbs`.
+    """
+
+    cosine: bool
+    scale: float
+    threshold: float
+    limbs: int
+
+
+class Masks(NamedTuple):
+    """Which tokens and text tokens count, bool `[B, N]` and `[B, T]`: all where nothing is given."""
+
+    tokens: Optional[Tensor] = None
+    text: Optional[Tensor] = None
+
+
 class Span(NamedTuple):
     """The columns that are wanted, [start, stop) of each segment."""
 
@@ -192,3 +211,12 @@ class Halves(NamedTuple):
     class_token: bool
     distill_token: bool
     in_order: bool
+
+
+class Rule(NamedTuple):
+    """A threshold: "mean", "quantile" at numerator / denominator, or "iqr" with Q3 + factor · (Q3 − Q1)."""
+
+    name: str
+    numerator: int
+    denominator: int
+    factor: float

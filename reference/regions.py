@@ -8,7 +8,7 @@ from torch import Tensor
 from .arguments import Grid
 from .arithmetic import widen
 from .blocks import CACHE_ELEMENTS, each_block
-from .rows import LANES, tree_sum
+from .rows import token_sum
 from .scoring import moments
 
 
@@ -16,7 +16,7 @@ def region_variance(features: Tensor, lengths: Optional[Tensor], grid: Grid) -> 
     """Unbiased variance over all features of the tokens of each region: `[B, rows · columns]`.
 
     From the mean m + r and the squares q of each token: (Σq + D · Σ(m + r − mean of m + r)²) / (tokens · D − 1). A sum
-    over tokens: lane j of 256 adds the tokens j, j + 256, … of the region in order from +0, then a tree over the lanes.
+    over tokens is a `token_sum` of those of the region in ascending order.
     """
     batch, tokens, count = features.shape
     of_tokens = features.new_empty(3, batch, tokens, dtype=torch.float32)
@@ -37,12 +37,12 @@ def region_variance(features: Tensor, lengths: Optional[Tensor], grid: Grid) -> 
     width_of = torch.full((), count, dtype=torch.float32, device=features.device)
 
     same = (((mean == mean[..., :1]) & (rest == rest[..., :1])) | ~live).all(-1)
-    center = _token_sum(mean) / widen(size)
+    center = token_sum(mean) / widen(size)
     deviations = torch.where(live, (mean - center[..., None]) + rest, 0.0)
-    center = _token_sum(deviations) / widen(size)
+    center = token_sum(deviations) / widen(size)
     deviations = torch.where(live, deviations - center[..., None], 0.0)
-    between = torch.where(same, 0.0, _token_sum(deviations * deviations))
-    total = _token_sum(squares) + between * width_of
+    between = torch.where(same, 0.0, token_sum(deviations * deviations))
+    total = token_sum(squares) + between * width_of
     freedom = size * count - 1
     variance = torch.where(freedom > 0, total / widen(freedom), torch.nan)
     return variance.expand(batch, grid.rows * grid.columns).contiguous()
@@ -58,14 +58,6 @@ def _members(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     local = torch.arange(-(-height // rows) * -(-width // columns), device=device)
     live = local < down * across
     return torch.where(live, (top + local // across) * width + left + local % across, 0), live
-
-
-def _token_sum(x: Tensor) -> Tensor:
-    lanes = x.new_zeros(*x.shape[:-1], LANES)
-    for start in range(0, x.shape[-1], LANES):
-        chunk = x[..., start : start + LANES]
-        lanes[..., : chunk.shape[-1]] += chunk
-    return tree_sum(lanes)
 
 
 def broadcast_regions(scores: Tensor, grid: Grid) -> Tensor:

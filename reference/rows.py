@@ -61,6 +61,15 @@ def row_sum(x: Tensor, lanes: Tensor | None = None) -> Tensor:
     return tree_sum(lanes)
 
 
+def token_sum(x: Tensor) -> Tensor:
+    """`[..., N]` → `[...]`: lane j of 256 adds j, j + 256, … in order from +0, then one tree over the lanes."""
+    lanes = x.new_zeros(*x.shape[:-1], LANES)
+    for start in range(0, x.shape[-1], LANES):
+        chunk = x[..., start : start + LANES]
+        lanes[..., : chunk.shape[-1]] += chunk
+    return tree_sum(lanes)
+
+
 def row_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Powers of two (s, 1/s) `[R]` that bring the largest magnitude of each row into [1, 4) where it is normal."""
     largest = torch.maximum(widen(x.amax(-1)), -widen(x.amin(-1)))

@@ -97,6 +97,7 @@ def tiles(made):
         kept_tiles=attention,
         logits_tiles={"TILES": made.choice(16, 64)},
         attention_splits=made.choice(1, 2, 3),
+        threshold_tiles={**some, "CHUNKS": made.choice(1, 2), "num_warps": 4},
         combine_tiles={"ROWS": made.choice(1, 4), "COLUMNS": made.choice(32, 128), "num_warps": 1},
         pool_tiles={"BLOCK": made.choice(32, 256), "num_warps": 1},
         blur_tiles={"ROWS": made.choice(16, 5), "BLOCK": made.choice(16, 64, 128), "num_warps": 1},

@@ -65,6 +65,9 @@ OF_OFFSETS = {
         HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu, query_weights=X[:, 0].abs(), head_reduction="max"
     ),
     "combine_scores": lambda cu: pyramid_ops.combine_scores([SCORES], [2.0], normalize="minmax", cu_seqlens=cu),
+    "segment_threshold": lambda cu: [
+        pyramid_ops.segment_threshold(SCORES, cu, rule, candidates=SCORES > 0) for rule in ("mean", "quantile", "iqr")
+    ],
     "segmented_topk": lambda cu: pyramid_ops.segmented_topk(SCORES, cu, cu[1:].contiguous(), max_seqlen=3, capacity=3),
     "select_topk_levels_packed": lambda cu: pyramid_ops.select_topk_levels_packed(
         [X, Y], [cu, cu.flip(0)], torch.stack((cu[1:], cu[:-1]), 1), max_seqlen=4, capacity=5
@@ -75,6 +78,12 @@ OF_OFFSETS = {
     "compact": lambda cu: pyramid_ops.compact(
         [X, X.T], far(len(cu) - 1, 3), cu[1:].contiguous(), cu_seqlens=cu, token_dims=(0, 1)
     ),
+    "text_relevance": lambda cu: [
+        pyramid_ops.text_relevance(
+            X, Y, cu_seqlens_tokens=cu, cu_seqlens_text=cu.flip(0), reduction=reduction, token_mask=X[:, 0] > -1
+        )
+        for reduction in ("max", "var", "softmax")
+    ],
     "tome_matching": lambda cu: plan_results(pyramid_ops.tome_matching(X, 1, cu_seqlens=cu)),
     "tome_matching-tokens": lambda cu: plan_results(
         pyramid_ops.tome_matching(X, 2, cu_seqlens=cu, class_token=True, distill_token=True, max_seqlen=3)

@@ -1,21 +1,25 @@
 """How much tokens match a text, without the matrix."""
 
-from typing import Optional
+from typing import Literal, Optional
 
 import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
+from .._packed import ascending
 from ..reference import relevance as reference
-from ..reference.arguments import Queries, Reduction, Segments, Softmax, Span
-from .attention import attention_importance_op, base2_scale
+from ..reference.arguments import Masks, Segments, Similarity
+from .attention import base2_scale
 
 __all__ = ["text_relevance"]
 
 
-def _text_relevance_fake(tokens: Tensor, text: Tensor, reduction: str, scale: float, limbs: int) -> Tensor:
-    return tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
+def _text_relevance_fake(
+    tokens: Tensor, text: Tensor, masks: Masks, of: Segments, similarity: Similarity, reduction: str
+) -> Tensor:
+    like = text if reduction == "softmax" else tokens
+    return like.new_empty(like.shape[:2], dtype=torch.float32)
 
 
 text_relevance_op = Op(reference.text_relevance, _text_relevance_fake)
@@ -25,38 +29,61 @@ def text_relevance(
     tokens: Tensor,
     text: Tensor,
     *,
-    reduction: str = "max",
+    reduction: Literal["max", "mean", "var", "count", "softmax"] = "max",
     scale: Optional[float] = None,
     text_mask: Optional[Tensor] = None,
     precision: Optional[str] = None,
+    token_mask: Optional[Tensor] = None,
+    metric: Literal["dot", "cosine"] = "dot",
+    threshold: Optional[float] = None,
+    cu_seqlens_tokens: Optional[Tensor] = None,
+    cu_seqlens_text: Optional[Tensor] = None,
+    max_seqlen_tokens: Optional[int] = None,
+    max_seqlen_text: Optional[int] = None,
 ) -> Tensor:
     """How much each visual token matches the text, or each text token the visual ones: without the N × T matrix.
+
+    The similarity of a visual and a text token is ``tokens @ text.T * scale``, or their cosine times `scale`.
 
     Parameters
     ----------
     tokens, text : Tensor
-        ``[B, N, D]`` and ``[B, T, D]``, visual and text tokens; float16, bfloat16 or float32; D from 1 to 16384.
-    reduction : "max", "mean" or "softmax"
-        The greatest or the mean over text tokens of ``tokens @ text.T * scale``: the relevance of visual tokens to an
-        instruction. Or the mean over visual tokens of its softmax over the text, by which SparseVLM chooses its raters:
-        the text tokens above their mean.
+        ``[B, N, D]`` and ``[B, T, D]``, visual and text tokens, or packed ``[Tn, D]`` and ``[Tt, D]``; float16,
+        bfloat16 or float32; D from 1 to 16384.
+    reduction : "max", "mean", "var", "count" or "softmax"
+        The greatest or the mean similarity over text tokens: the relevance of visual tokens to an instruction. Its
+        unbiased variance; or how many text tokens have one above `threshold`. Or the mean over visual tokens of the
+        softmax over the text, by which SparseVLM chooses its raters: the text tokens above their mean
+        (:func:`segment_threshold`).
     scale : float, optional
-        Above 0. Default: 1 / √D, for "softmax" 1.
+        Above 0. Default: 1 / √D; for "softmax" and cosines 1.
     text_mask : Tensor, optional
-        bool ``[B, T]``: the text tokens that count (default: all).
+        bool ``[B, T]``, packed ``[Tt]``: the text tokens that count (default: all).
     precision : "grid", "high" or None
         As in :func:`best_match`.
+    token_mask : Tensor, optional
+        bool ``[B, N]``, packed ``[Tn]``: the visual tokens that count (default: all).
+    metric : "dot" or "cosine"
+        Cosines not for "softmax".
+    threshold : float, optional
+        For "count", and only there.
+    cu_seqlens_tokens, cu_seqlens_text : Tensor, optional
+        int32 or int64 ``[S + 1]``: segments of packed rows. An offset outside the tensor is clamped, one below an
+        earlier one counts as that one.
+    max_seqlen_tokens, max_seqlen_text : int, optional
+        Rows of the longest segment (default: all rows); rows of a segment past it are left out.
 
     Returns
     -------
     Tensor
-        float32 ``[B, N]``, for "softmax" ``[B, T]``.
+        float32 ``[B, N]`` or ``[Tn]``, for "softmax" ``[B, T]`` or ``[Tt]``.
 
-        "max" and "mean": NaN for a visual token with a NaN or an infinity. Such text tokens do not count. Where no text
-        token of a sample does, the greatest is −inf and the mean 0.
+        All but "softmax": NaN for a visual token with a NaN or an infinity. Such text tokens do not count. Where no
+        text token of a sample does, the greatest is −inf, the mean and the count 0; the variance is NaN where fewer
+        than two do. A visual token that does not count, or is in no segment, has −inf for "max" and else 0.
 
         "softmax": 0 for a text token that does not count. A visual token with a NaN or an infinity, or one that sees
-        no text, adds 0 to the mean over all N.
+        no text, adds 0 to the mean over all visual tokens that count.
 
     Raises
     ------
@@ -66,8 +93,9 @@ def text_relevance(
     Notes
     -----
     Cosines of unit rows are exact (:func:`unit_rows`) and norms are multiplied back. The mean is a sum of integers in
-    units of 2⁻³⁰ of (a power of two above) the largest text norm, the softmax is that of :func:`attention_importance`:
-    the same bits on every device, for any tile or batch. Norms and norms · scale above 2⁶⁰ count as 2⁶⁰. No host
+    units of 2⁻³⁰ of (a power of two above) the largest text norm; the variance one of squares of such integers less
+    their mean, in units of 2⁻²⁹, exact before its division; the softmax is that of :func:`attention_importance`: the
+    same bits on every device, for any tile or batch. Norms and norms · scale above 2⁶⁰ count as 2⁶⁰. No host
     synchronisation.
 
     References
@@ -82,37 +110,68 @@ def text_relevance(
     >>> mask = torch.tensor([[True, True, False]])
     >>> pyramid_ops.text_relevance(tokens, text, scale=1.0, text_mask=mask)
     tensor([[4., 6.]])
+    >>> pyramid_ops.text_relevance(tokens, text, metric="cosine", reduction="count", threshold=0.9)
+    tensor([[1., 2.]])
     """
     op = "text_relevance"
-    for name, x in (("tokens", tokens), ("text", text)):
-        check.tensor(op, name, x, "B N D" if name == "tokens" else "B T D", dtypes=check.FLOATS)
+    check.choice(op, "reduction", reduction, "max", "mean", "var", "count", "softmax")
+    cosine = check.choice(op, "metric", metric, "dot", "cosine") == "cosine"
+    if cosine and reduction == "softmax":
+        raise ValueError(f"{op}: metric: expected 'dot' for the reduction 'softmax', got 'cosine'")
+    if (threshold is None) == (reduction == "count"):
+        expected = "a number" if reduction == "count" else "only with the reduction 'count'"
+        raise ValueError(f"{op}: threshold: expected {expected}, got {threshold}")
+    threshold = 0.0 if threshold is None else check.float32(op, "threshold", threshold)
+    packed = isinstance(tokens, Tensor) and tokens.dim() == 2
+    rows = []
+    for name, x, layout in (("tokens", tokens, "B N D"), ("text", text, "B T D")):
+        check.tensor(op, name, x, layout, "T D", dtypes=check.FLOATS)
         check.features(op, name, x)
-    batch, count, features = tokens.shape
-    length = text.shape[1]
-    if text.shape[0] != batch or text.shape[2] != features or text.device != tokens.device:
+        rows.append(check.rows(x[None] if packed and x.dim() == 2 else x))
+    x, words = rows
+    if text.dim() != tokens.dim() or [*words.shape[::2]] != [*x.shape[::2]] or text.device != tokens.device:
         raise ValueError(
             f"{op}: text: expected the batch size, feature size and device of tokens ({check.describe(tokens)}), got "
             f"{check.describe(text)}"
         )
-    softmax = check.choice(op, "reduction", reduction, "max", "mean", "softmax") == "softmax"
     if scale is None:
-        scale = 1.0 if softmax else features**-0.5
-    base2, _ = base2_scale(op, scale, None, 1.0)
-    limbs = check.limbs(op, precision, tokens, text)
-    if text_mask is not None:
-        check.tensor(op, "text_mask", text_mask, "B T", dtypes=(torch.bool,))
-        check.same_size(op, "text_mask", text_mask, [batch, length], tokens.device)
-        # Rows with a NaN are of no use, as keys and as text.
-        text = torch.where(text_mask[:, :, None], text, torch.nan)
-    tokens, text = check.rows(tokens), check.rows(text)
-    if not softmax:
-        return text_relevance_op(tokens, text, reduction, float(scale), limbs)
-    return attention_importance_op(
-        tokens[:, None],
-        text[:, None],
-        Queries(),
-        Segments(None, None, count, length),
-        Span(0, length),
-        Softmax(False, base2, 0.0, limbs),
-        Reduction("sum", "mean", True),
+        scale = 1.0 if cosine or reduction == "softmax" else tokens.shape[-1] ** -0.5
+    base2_scale(op, scale, None, 1.0)
+    masks = []
+    for name, mask, of, layout in (("token_mask", token_mask, tokens, "B N"), ("text_mask", text_mask, text, "B T")):
+        if mask is not None:
+            check.tensor(op, name, mask, "T" if packed else layout, dtypes=(torch.bool,))
+            check.same_size(op, name, mask, of.shape[:-1], tokens.device)
+            mask = mask[None] if packed else mask
+        masks.append(mask)
+    segments = _segments(
+        op, x, words, packed, (cu_seqlens_tokens, cu_seqlens_text), (max_seqlen_tokens, max_seqlen_text)
     )
+    similarity = Similarity(cosine, float(scale), threshold, check.limbs(op, precision, tokens, text))
+    relevance = text_relevance_op(x, words, Masks(*masks), segments, similarity, reduction)
+    return relevance[0] if packed else relevance
+
+
+def _segments(
+    op: str,
+    tokens: Tensor,
+    text: Tensor,
+    packed: bool,
+    offsets: tuple[Optional[Tensor], Optional[Tensor]],
+    longest: tuple[Optional[int], Optional[int]],
+) -> Segments:
+    """Checked offsets, ascending, and the longest segments."""
+    cu_tokens, cu_text = offsets
+    if packed != (cu_tokens is not None) or packed != (cu_text is not None):
+        expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, D] rows"
+        raise ValueError(f"{op}: cu_seqlens_tokens, cu_seqlens_text: expected {expected}, got {check.describe(tokens)}")
+    most = []
+    for name, value, x in zip(("max_seqlen_tokens", "max_seqlen_text"), longest, (tokens, text), strict=True):
+        if value is not None and not packed:
+            raise ValueError(f"{op}: {name}: expected only with packed rows, got {value}")
+        most.append(check.longest(op, name, value, x.shape[1]))
+    if cu_tokens is None or cu_text is None:
+        return Segments(None, None, *most)
+    cu_tokens = check.cu_seqlens(op, "cu_seqlens_tokens", cu_tokens, tokens)
+    cu_text = check.cu_seqlens(op, "cu_seqlens_text", cu_text, text, cu_tokens.shape[0] - 1)
+    return Segments(ascending(cu_tokens), ascending(cu_text), *most)

@@ -165,6 +165,10 @@ def of_the_rest():
                 "pool_tiles": {"BLOCK": count * columns, "num_warps": 1},
             }
             yield f"scores-{count}-{columns}", tiles, scores(), False
+    for block, chunks in ((16, 1), (64, 3), (1024, 8)):
+        tiles = {"threshold_tiles": {"BLOCK": block, "CHUNKS": chunks, "num_warps": 1}}
+        calls = some("segment_threshold", "1025-0", "1025-1", "primes-2", "257-3", "pairs-1")
+        yield f"thresholds-{block}-{chunks}", tiles, calls, False
     for block in (32, 256, 2048):
         for warps in (1, 8):
             tiles = {"entropy_tiles": {"BLOCK": block, "num_warps": warps}}

@@ -238,6 +238,17 @@ def segmented_topk_of_numbers_on_the_device(x, bounds, k):
     return pyramid_ops.segmented_topk(x, bounds, k, max_seqlen=6, capacity=4, order="index")
 
 
+@call(scores)
+def segment_threshold(x):
+    rules = ("mean", "quantile", "iqr")
+    return [pyramid_ops.segment_threshold(x, rule=rule, q=0.9, candidates=x > 0.2) for rule in rules]
+
+
+@call(lambda batch, n: rand(batch * n), offsets)
+def segment_threshold_packed(x, bounds):
+    return pyramid_ops.segment_threshold(x, bounds, "iqr", max_seqlen=9)
+
+
 @call(tokens, more_tokens)
 def select_topk_levels(x, y):
     return pyramid_ops.select_topk_levels([x, y], 7, (0.5, 0.5), saliency="norm")
@@ -262,8 +273,16 @@ def select_topk_levels_packed(x, y, bounds):
 def text_relevance(x, text, mask):
     return [
         pyramid_ops.text_relevance(x, text, text_mask=mask, reduction=reduction)
-        for reduction in ("max", "mean", "softmax")
+        for reduction in ("max", "mean", "var", "softmax")
     ]
+
+
+@call(packed, packed, offsets, lambda batch, n: rand(batch * n) > 0.4)
+def text_relevance_packed(x, text, bounds, mask):
+    options = {"cu_seqlens_tokens": bounds, "cu_seqlens_text": bounds, "max_seqlen_text": 7, "token_mask": mask}
+    return pyramid_ops.text_relevance(x, text, **options), pyramid_ops.text_relevance(
+        x, text, reduction="softmax", **options
+    )
 
 
 @call(tokens)

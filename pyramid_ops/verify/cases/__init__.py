@@ -19,6 +19,7 @@ from . import (
     relevance,
     scoring,
     selection,
+    thresholds,
     units,
     walk,
 )
@@ -30,6 +31,7 @@ _FAMILIES = (
     pooling,
     regions,
     entropy,
+    thresholds,
     selection,
     gathering,
     ragged,
