@@ -15,6 +15,15 @@ def segments(cu_seqlens: Tensor, size: int, max_seqlen: int) -> tuple[Tensor, Te
     return bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(0, max_seqlen)
 
 
+def packed_grids(cu_seqlens: Tensor, grids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(starts, heights, widths) int64 `[S]`: of a grid that is too large for its segment, the rows that there are."""
+    starts, lengths = segments(cu_seqlens, size, size)
+    heights, widths = grids.to(torch.int64).unbind(1)
+    widths = torch.where(widths < lengths, widths, lengths).clamp(min=0)
+    most = lengths // widths.clamp(min=1)
+    return starts, torch.where(heights < most, heights, most).clamp(min=0), widths
+
+
 class Run(NamedTuple):
     """A sample, or packed segments one after another: the queries, the keys, and how many of them each segment has."""
 
