@@ -112,6 +112,9 @@ def _of_scores() -> Iterator[Counted]:
     x = tokens("pool", 2, 4096, dtype=FP32)
     call = functools.partial(pyramid_ops.pool_scores, x, (64, 64))
     yield Counted("pool_scores, 2 of 64×64, mean, float32", 2 * 1024, "outputs", call)
+    bounds, grids = int32(0, 1024, 1024 + 2500, 8192), int32(32, 32, 50, 50, 58, 80).view(3, 2)
+    call = functools.partial(pyramid_ops.pool_scores_packed, x.flatten(), bounds, grids, capacity=2048)
+    yield Counted("pool_scores_packed, 32×32, 50×50 and 58×80, mean, float32", 2041, "outputs", call)
     call = functools.partial(pyramid_ops.broadcast_regions, tokens("regions", 2, 16, dtype=FP32), (64, 64))
     yield Counted("broadcast_regions, 2 of 4×4 to 64×64, float32", 2 * 4096, "outputs", call)
 

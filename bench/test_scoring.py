@@ -41,6 +41,24 @@ def test_pool_scores(compare, side, reduction):
     compare({"pyramid_ops": ours, "eager": eager}, (scores,), scores.nbytes + scores.nbytes // 4)
 
 
+def test_pool_scores_packed(compare):
+    """32 images of 16 to 64 patches a side; eager pools one after the other, and knows their sides on the host."""
+    sides = torch.randint(16, 65, (32, 2), generator=torch.Generator().manual_seed(0))
+    bounds = torch.nn.functional.pad(sides.prod(1).cumsum(0), (1, 0)).int().to(DEVICE)
+    scores, grids, table = torch.randn(int(bounds[-1]), device=DEVICE), sides.int().to(DEVICE), sides.tolist()
+
+    def eager(scores):
+        images = scores.split([height * width for height, width in table])
+        pooled = [
+            torch.nn.functional.avg_pool2d(x.view(1, *side), 2, ceil_mode=True, count_include_pad=False).flatten()
+            for x, side in zip(images, table, strict=True)
+        ]
+        return torch.cat(pooled)
+
+    ours = lambda x: pyramid_ops.pool_scores_packed(x, bounds, grids).scores  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, (scores,), scores.nbytes + scores.nbytes // 4)
+
+
 def min_max(x):
     low, high = x.aminmax(dim=1, keepdim=True)
     return (x - low) / (high - low)

@@ -79,6 +79,33 @@ def bounds(cu_ptr, segment, size):
     return first, tl.maximum(last - first, 0)
 
 
+@triton.jit
+def packed_grid(cu_ptr, grids_ptr, segment, size):
+    """(start, height, width) of a packed grid; of one that is too large for its segment, the rows that there are."""
+    start, length = bounds(cu_ptr, segment, size)
+    width = tl.maximum(tl.minimum(tl.load(grids_ptr + 2 * segment + 1), length), 0)
+    height = tl.minimum(tl.load(grids_ptr + 2 * segment), length // tl.maximum(width, 1))
+    return start, tl.maximum(height, 0), width
+
+
+@triton.jit
+def segment_of(cu_ptr, place, segments, top_bit):
+    """The last segment that does not begin after a place, found bit by bit from `top_bit`; −1 if all do."""
+    segment = tl.full(place.shape, -1, tl.int32)
+    bit = tl.zeros((), tl.int32) + top_bit
+    while bit > 0:
+        candidate = segment + bit
+        begin = tl.load(cu_ptr + candidate, mask=candidate <= segments, other=0x7FFFFFFF)
+        segment = tl.where(begin <= place, candidate, segment)
+        bit = bit >> 1
+    return segment
+
+
+def highest_bit(segments: int) -> int:
+    """The largest power of two that an index from −1 to `segments` can rise by."""
+    return 1 << ((segments + 1).bit_length() - 1)
+
+
 def cdiv(a: int, b: int) -> int:
     """Quotient rounded up. Triton's own of this name costs microseconds a call on the host."""
     return -(-a // b)

@@ -6,26 +6,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.arguments import Windows
-from .arithmetic import NO_KEY, cdiv, ordered_key, widen
+from .arithmetic import NO_KEY, cdiv, highest_bit, ordered_key, packed_grid, segment_of, widen
 from .launch import launch
-from .tiles import pool_tiles
+from .tiles import flat_tiles, pool_tiles
 
 
-@triton.jit(do_not_specialize=["height", "width", "down", "across"])
-def _pool_scores_kernel(
-    scores_ptr, out_ptr, stride_b, stride_n, height, width, down, across,
+@triton.jit
+def _pool(
+    scores_ptr, stride_n, top, left, height, width, mask, down, across,
     REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program reduces BLOCK windows of a sample."""
-    columns = tl.cdiv(width, across)
-    windows = tl.cdiv(height, down) * columns
-    programs = tl.cdiv(windows, BLOCK)
-    sample = (tl.program_id(0) // programs).to(tl.int64)
-    window = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    mask = window < windows
-    top = window // columns * down
-    left = window % columns * across
-    scores_ptr += sample * stride_b
+    """BLOCK windows of at most down · across scores that begin at (top, left) of a grid."""
     total = tl.zeros((BLOCK,), tl.float32)
     best = tl.full((BLOCK,), NO_KEY, tl.int32)
     for i in range(down):
@@ -44,6 +35,25 @@ def _pool_scores_kernel(
         heights = tl.minimum(height - top, down)
         widths = tl.minimum(width - left, across)
         total = tl.div_rn(total, (heights * widths).to(tl.float32))
+    return total
+
+
+@triton.jit(do_not_specialize=["height", "width", "down", "across"])
+def _pool_scores_kernel(
+    scores_ptr, out_ptr, stride_b, stride_n, height, width, down, across,
+    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program reduces BLOCK windows of a sample."""
+    columns = tl.cdiv(width, across)
+    windows = tl.cdiv(height, down) * columns
+    programs = tl.cdiv(windows, BLOCK)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    window = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    mask = window < windows
+    top = window // columns * down
+    left = window % columns * across
+    scores_ptr += sample * stride_b
+    total = _pool(scores_ptr, stride_n, top, left, height, width, mask, down, across, REDUCTION, BLOCK)
     tl.store(out_ptr + sample * windows + window, total, mask=mask)
 
 
@@ -59,3 +69,67 @@ def pool_scores(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
             REDUCTION=reduction, **tiles,
         )  # fmt: skip
     return out
+
+
+@triton.jit(do_not_specialize=["tokens", "segments", "down", "across", "capacity"])
+def _windows_kernel(
+    cu_ptr, grids_ptr, offsets_ptr, windows_ptr, tokens, segments, down, across, capacity, BLOCK: tl.constexpr
+):
+    """One program: where the windows of each segment begin, and how many rows and columns of them there are."""
+    total = tl.zeros((), tl.int64)
+    tl.store(offsets_ptr, tl.zeros((), tl.int32))
+    for start in range(0, segments, BLOCK):
+        segment = start + tl.arange(0, BLOCK)
+        mask = segment < segments
+        _, height, width = packed_grid(cu_ptr, grids_ptr, tl.where(mask, segment, 0), tokens)
+        rows = tl.cdiv(height, down)
+        columns = tl.cdiv(width, across)
+        tl.store(windows_ptr + 2 * segment, rows, mask=mask)
+        tl.store(windows_ptr + 2 * segment + 1, columns, mask=mask)
+        count = tl.where(mask, rows * columns, 0).to(tl.int64)
+        end = tl.minimum(total + tl.cumsum(count, 0), capacity)
+        tl.store(offsets_ptr + segment + 1, end.to(tl.int32), mask=mask)
+        total += tl.sum(count)
+
+
+@triton.jit(do_not_specialize=["tokens", "segments", "down", "across", "capacity", "top_bit"])
+def _pool_scores_packed_kernel(
+    scores_ptr, cu_ptr, grids_ptr, offsets_ptr, out_ptr, stride_n, tokens, segments, down, across, capacity, top_bit,
+    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program reduces BLOCK windows, of whatever segments."""
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    segment = segment_of(offsets_ptr, slot, segments, top_bit)
+    mask = (slot < capacity) & (segment < segments)
+    segment = tl.where(mask, segment, 0)
+    start, height, width = packed_grid(cu_ptr, grids_ptr, segment, tokens)
+    columns = tl.maximum(tl.cdiv(width, across), 1)
+    window = slot - tl.load(offsets_ptr + segment)
+    top = window // columns * down
+    left = window % columns * across
+    heights = tl.max(tl.where(mask, tl.minimum(height - top, down), 0))
+    widths = tl.max(tl.where(mask, tl.minimum(width - left, across), 0))
+    scores_ptr += start.to(tl.int64) * stride_n
+    total = _pool(scores_ptr, stride_n, top, left, height, width, mask, heights, widths, REDUCTION, BLOCK)
+    tl.store(out_ptr + slot, tl.where(mask, total, 0.0), mask=slot < capacity)
+
+
+def pool_scores_packed(
+    scores: Tensor, cu_seqlens: Tensor, grids: Tensor, down: int, across: int, capacity: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    segments, device = grids.shape[0], scores.device
+    out = torch.empty(capacity, dtype=torch.float32, device=device)
+    offsets = torch.empty(segments + 1, dtype=torch.int32, device=device)
+    windows = torch.empty(segments, 2, dtype=torch.int32, device=device)
+    if not segments:
+        return out.zero_(), offsets.zero_(), windows
+    sizes = scores.shape[0], segments, down, across, capacity
+    launch(_windows_kernel, 1, cu_seqlens, grids, offsets, windows, *sizes, **flat_tiles())
+    if capacity:
+        tiles = pool_tiles(capacity)
+        launch(
+            _pool_scores_packed_kernel, cdiv(capacity, tiles["BLOCK"]),
+            scores, cu_seqlens, grids, offsets, out, scores.stride(0), *sizes, highest_bit(segments),
+            REDUCTION=reduction, **tiles,
+        )  # fmt: skip
+    return out, offsets, windows

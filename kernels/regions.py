@@ -38,10 +38,10 @@ def _moments_kernel(
 
 @triton.jit
 def _extent(region, size, regions):
-    """(first, number) of the rows or columns of a region."""
+    """(first, number) of the rows or columns of a region, at least one."""
     wide = region.to(tl.int64)
     first = (wide * size // regions).to(tl.int32)
-    return first, ((wide + 1) * size // regions).to(tl.int32) - first
+    return first, tl.maximum(((wide + 1) * size // regions).to(tl.int32) - first, 1)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from .dots import LOW_BITS, exact_dots
 from .launch import launch
 from .logits import norm_factor, segment_rows
 from .tiles import flat_tiles, relevance_tiles
-from .units import unit_rows
+from .units import masked_units, unit_rows
 
 LOG2_E = 1.4426950408889634
 
@@ -173,7 +173,7 @@ def text_relevance(
         return out
     cosine, scale, threshold, limbs = similarity
     units, norms = unit_rows(tokens, limbs, LOW_BITS)
-    text_units, text_norms = unit_rows(text, limbs, LOW_BITS, masks.text)
+    text_units, text_norms = masked_units(text, masks.text, limbs, LOW_BITS)
     tiles = relevance_tiles(features, limbs, of.max_seqlen_q, reduction in ("mean", "var"))
     launch(
         _relevance_kernel, parts * cdiv(of.max_seqlen_q, tiles["DOT"].BLOCK_M),

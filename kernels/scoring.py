@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import NO_KEY, cdiv, key_value, ordered_key, widen
+from .arithmetic import NO_KEY, cdiv, highest_bit, key_value, ordered_key, segment_of, widen
 from .launch import launch
 from .rows import expand, features, load_rows, row_reduce, row_sum, scaled_norm, store_rows
 from .tiles import combine_tiles, row_tiles
@@ -149,8 +149,8 @@ def token_norm(features: Tensor) -> Tensor:
 def _tile(cu_ptr, tokens, segments, top_bit, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(sample, token, segment, whether there is a token in a segment) of a program: [ROWS, COLUMNS].
 
-    A segment is a sample; with offsets, the last segment that does not begin after the token, found bit by bit. What is
-    past the last token is in its segment, which leaves rows of one segment as they are.
+    A segment is a sample; with offsets, the last segment that does not begin after the token. What is past the last
+    token is in its segment, which leaves rows of one segment as they are.
     """
     programs = tl.cdiv(tokens, ROWS * COLUMNS)
     sample = tl.program_id(0) // programs
@@ -159,13 +159,7 @@ def _tile(cu_ptr, tokens, segments, top_bit, ROWS: tl.constexpr, COLUMNS: tl.con
     segment = tl.zeros((ROWS, COLUMNS), tl.int32) + sample
     live = token < tokens
     if cu_ptr is not None:
-        segment = tl.full((ROWS, COLUMNS), -1, tl.int32)
-        bit = tl.zeros((), tl.int32) + top_bit
-        while bit > 0:
-            candidate = segment + bit
-            begin = tl.load(cu_ptr + candidate, mask=candidate <= segments, other=0x7FFFFFFF)
-            segment = tl.where(begin <= tl.minimum(token, tokens - 1), candidate, segment)
-            bit = bit >> 1
+        segment = segment_of(cu_ptr, tl.minimum(token, tokens - 1), segments, top_bit)
         live = live & (segment >= 0) & (segment < segments)
     return sample.to(tl.int64), token, segment, live
 
@@ -235,17 +229,15 @@ def combine_scores(
     if not out.numel():
         return out
     segments = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    # The largest power of two that an index from −1 to `segments` can rise by.
-    top_bit = 1 << ((segments + 1).bit_length() - 1)
     tiles = combine_tiles(tokens)
     programs = batch * cdiv(tokens, tiles["ROWS"] * tiles["COLUMNS"])
     tensors = tuple(scores), tuple(x.stride(0) for x in scores), tuple(x.stride(1) for x in scores)
-    limits = None
+    limits, top = None, highest_bit(segments)
     if normalize:
         limits = torch.full((segments, len(scores), 2), NO_KEY.value, dtype=torch.int32, device=device)
-        launch(_limits_kernel, programs, *tensors, cu_seqlens, limits, tokens, segments, top_bit, **tiles)
+        launch(_limits_kernel, programs, *tensors, cu_seqlens, limits, tokens, segments, top, **tiles)
     launch(
         _combine_scores_kernel, programs,
-        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top_bit, **tiles,
+        *tensors, tuple(weights), cu_seqlens, limits, out, tokens, segments, top, **tiles,
     )  # fmt: skip
     return out

@@ -201,6 +201,12 @@ def cu_seqlens(op: str, name: str, x: Any, like: Tensor, *segments: int) -> Tens
     return x
 
 
+def packed_grids(op: str, name: str, x: Any, like: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """int32 `[S, 2]`, height and width of each of the segments."""
+    dtypes = (torch.int32, torch.int64)
+    return device_integers(op, name, x, like, "S 2", cu_seqlens.shape[0] - 1, 2, dtypes=dtypes)
+
+
 def feature_rows(op: str, name: str, x: Tensor) -> Tensor:
     """A checked feature tensor as `[B, N, D]` with contiguous rows; packed `[T, D]` becomes one sample."""
     features(op, name, tensor(op, name, x, "B N D", "T D"))

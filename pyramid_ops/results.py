@@ -14,6 +14,7 @@ __all__ = [
     "MergePlan",
     "MergedTokens",
     "PackedLevelSelection",
+    "PooledScores",
     "SegmentedTopK",
 ]
 
@@ -154,3 +155,11 @@ class Compaction(NamedTuple):
     tensors: list[Tensor]
     cu_seqlens: Tensor
     positions: Tensor
+
+
+class PooledScores(NamedTuple):
+    """Packed float32 scores ``[capacity]``, int32 offsets ``[S + 1]`` and grids ``[S, 2]`` of merged tokens."""
+
+    scores: Tensor
+    cu_seqlens: Tensor
+    grids: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 from .arguments import Amount, Choice, Placed, Slots
 from .arithmetic import NO_KEY, ordered_key, widen
 from .ragged import amounts, segment_topk
+from .segments import segment_rows
 
 FORCED = (1 << 31) - 1
 
@@ -64,9 +65,8 @@ def _keys(scores: Tensor, choice: Choice, starts: Tensor, lengths: Tensor) -> tu
     if choice.thresholds is not None or choice.threshold is not None:
         threshold = torch.full_like(value, choice.threshold or 0.0)
         if choice.thresholds is not None:
-            segment = torch.arange(len(starts), device=scores.device).repeat_interleave(lengths)
-            place = torch.arange(len(segment), device=scores.device) - (lengths.cumsum(0) - lengths)[segment]
-            threshold[starts[segment] + place] = choice.thresholds[segment]
+            segment, token = segment_rows(starts, lengths)
+            threshold[token] = choice.thresholds[segment]
         allowed = allowed & ((value > threshold) if choice.largest else (value < threshold))
     allowed = allowed & ~forced
     return torch.where(forced, FORCED, torch.where(allowed, key, NO_KEY)), allowed, forced

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .arguments import Windows
 from .arithmetic import NO_KEY, ordered_key, widen
+from .segments import packed_grids
 
 
 def pool_scores(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
@@ -34,3 +35,23 @@ def pool_scores(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
         widths = (width - across * torch.arange(columns, device=scores.device)).clamp(0, across)
         out = out / widen(heights[:, None] * widths)
     return out.flatten(1)
+
+
+def pool_scores_packed(
+    scores: Tensor, cu_seqlens: Tensor, grids: Tensor, down: int, across: int, capacity: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(`[capacity]`, offsets int32 `[S + 1]`, rows and columns of windows int32 `[S, 2]`) of scores `[T]`.
+
+    Segment s has the scores of a grid of `grids[s]`, row by row. What the capacity does not hold is left out.
+    """
+    starts, heights, widths = packed_grids(cu_seqlens, grids, len(scores))
+    rows, columns = -(-heights // down), -(-widths // across)
+    offsets = torch.cat((starts.new_zeros(1), (rows * columns).cumsum(0).clamp(max=capacity)))
+    out = scores.new_zeros(capacity, dtype=torch.float32)
+    table = torch.stack((starts, heights, widths, offsets[:-1], offsets[1:]), 1)
+    for start, height, width, first, last in table.tolist():
+        if first < last:
+            windows = Windows(height, width, min(down, height), min(across, width))
+            pooled = pool_scores(scores[None, start : start + height * width], windows, reduction)
+            out[first:last] = pooled[0, : last - first]
+    return out, offsets.to(torch.int32), torch.stack((rows, columns), 1).to(torch.int32)

@@ -54,7 +54,8 @@ def _members(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     region = torch.arange(rows * columns, device=device)[:, None]
     row, column = region // columns, region % columns
     top, left = row * height // rows, column * width // columns
-    down, across = (row + 1) * height // rows - top, (column + 1) * width // columns - left
+    down = ((row + 1) * height // rows - top).clamp(min=1)
+    across = ((column + 1) * width // columns - left).clamp(min=1)
     local = torch.arange(-(-height // rows) * -(-width // columns), device=device)
     live = local < down * across
     return torch.where(live, (top + local // across) * width + left + local % across, 0), live

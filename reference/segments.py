@@ -22,6 +22,15 @@ def segment_rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return segment, torch.arange(len(segment), device=starts.device) + shift[segment]
 
 
+def packed_grids(cu_seqlens: Tensor, grids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(starts, heights, widths) int64 `[S]`: of a grid that is too large for its segment, the rows that there are."""
+    starts, lengths = segments(cu_seqlens, size, size)
+    heights, widths = grids.to(torch.int64).unbind(1)
+    widths = torch.where(widths < lengths, widths, lengths).clamp(min=0)
+    most = lengths // widths.clamp(min=1)
+    return starts, torch.where(heights < most, heights, most).clamp(min=0), widths
+
+
 class Run(NamedTuple):
     """A sample, or packed segments from `first` on: the queries, the keys, and how many of them each segment has."""
 

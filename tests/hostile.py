@@ -68,6 +68,9 @@ OF_OFFSETS = {
     "segment_threshold": lambda cu: [
         pyramid_ops.segment_threshold(SCORES, cu, rule, candidates=SCORES > 0) for rule in ("mean", "quantile", "iqr")
     ],
+    "pool_scores_packed": lambda cu: pyramid_ops.pool_scores_packed(
+        SCORES, cu, far(len(cu) - 1, 2, seed=int(cu[-1]) % 97), window=(1, 2), capacity=5
+    ),
     "segmented_topk": lambda cu: pyramid_ops.segmented_topk(SCORES, cu, cu[1:].contiguous(), max_seqlen=3, capacity=3),
     "select_topk_levels_packed": lambda cu: pyramid_ops.select_topk_levels_packed(
         [X, Y], [cu, cu.flip(0)], torch.stack((cu[1:], cu[:-1]), 1), max_seqlen=4, capacity=5
@@ -99,6 +102,9 @@ OF_INTEGERS = {
     ),
     "attention_importance-packed": lambda s: pyramid_ops.attention_importance(
         HEADS, HEADS, query_indices=far(3, 5, seed=s), cu_seqlens_q=int32(OFFSETS[2]), cu_seqlens_k=int32(OFFSETS[0])
+    ),
+    "pool_scores_packed": lambda s: pyramid_ops.pool_scores_packed(
+        SCORES, int32(OFFSETS[s % 10]), far(3, 2, seed=s), window=(2, 1), reduction="max"
     ),
     "region_variance": lambda s: pyramid_ops.region_variance(TOKENS, (2, 2), (1, 2), lengths=far(2, seed=s)),
     "adaptive_budgets": lambda s: pyramid_ops.adaptive_budgets(

@@ -1,6 +1,6 @@
 """Scores pooled over windows."""
 
-from typing import Literal
+from typing import Literal, Optional
 
 import torch
 from torch import Tensor
@@ -9,8 +9,9 @@ from .. import _checks as check
 from .._op import Op
 from ..reference import pooling as reference
 from ..reference.arguments import Windows
+from ..results import PooledScores
 
-__all__ = ["pool_scores"]
+__all__ = ["pool_scores", "pool_scores_packed"]
 
 
 def _pool_scores_fake(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
@@ -18,7 +19,14 @@ def _pool_scores_fake(scores: Tensor, windows: Windows, reduction: str) -> Tenso
     return scores.new_empty(scores.shape[0], -(-height // down) * -(-width // across), dtype=torch.float32)
 
 
+def _pool_scores_packed_fake(
+    scores: Tensor, cu_seqlens: Tensor, grids: Tensor, down: int, across: int, capacity: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return scores.new_empty(capacity, dtype=torch.float32), torch.empty_like(cu_seqlens), torch.empty_like(grids)
+
+
 pool_scores_op = Op(reference.pool_scores, _pool_scores_fake)
+pool_scores_packed_op = Op(reference.pool_scores_packed, _pool_scores_packed_fake)
 
 
 def pool_scores(
@@ -82,3 +90,71 @@ def pool_scores(
     rows = scores.resolve_neg() if scores.dim() == 2 else scores.resolve_neg()[None]
     pooled = pool_scores_op(rows, Windows(height, width, min(down, height), min(across, width)), reduction)
     return pooled if scores.dim() == 2 else pooled[0]
+
+
+def pool_scores_packed(
+    scores: Tensor,
+    cu_seqlens: Tensor,
+    grids: Tensor,
+    *,
+    window: tuple[int, int] = (2, 2),
+    reduction: Literal["mean", "sum", "max"] = "mean",
+    capacity: Optional[int] = None,
+) -> PooledScores:
+    """:func:`pool_scores` for ragged batches: images of any size, packed one after another.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Packed ``[T]``; float16, bfloat16 or float32; at most 2³⁰ of them. Those of an image stand row by row.
+    cu_seqlens : Tensor
+        int32 or int64 ``[S + 1]``: image s, or frame s of a video, has the scores ``cu_seqlens[s]`` to
+        ``cu_seqlens[s + 1] - 1``.
+    grids : Tensor
+        int32 or int64 ``[S, 2]`` on the device: height and width of each image in patches. Of a segment that is longer
+        the first height · width scores count; in one that is shorter, the rows that it has in full.
+    window : (int, int)
+        Rows and columns of patches that become one token, the same for all images; cut off at the border.
+    reduction : "mean", "sum" or "max"
+        As in :func:`pool_scores`.
+    capacity : int, optional
+        Slots of the result, at most 2³⁰. Default: T, which is enough where segments do not overlap. What is beyond is
+        left out.
+
+    Returns
+    -------
+    PooledScores
+        ``scores`` float32 ``[capacity]``: the windows of image after image, row by row, without gaps; zeros past the
+        last. ``cu_seqlens`` int32 ``[S + 1]``: where those of each image start, at most the capacity. ``grids`` int32
+        ``[S, 2]``: rows and columns of windows of each image.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype, device or option, or an input that requires grad.
+
+    Notes
+    -----
+    The bits of :func:`pool_scores` for each image. No host synchronisation: offsets on the device are clamped to
+    [0, T], negative lengths, heights and widths to 0, widths to the length. Two launches. Offsets and grids that are
+    not int32 are converted first.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> scores = torch.arange(10.0)  # an image of 2×3 patches, and one of 1×4
+    >>> bounds, grids = torch.tensor([0, 6, 10]), torch.tensor([[2, 3], [1, 4]])
+    >>> pooled = pyramid_ops.pool_scores_packed(scores, bounds, grids, capacity=6)
+    >>> pooled.scores.tolist(), pooled.cu_seqlens.tolist(), pooled.grids.tolist()
+    ([2.0, 3.5, 6.5, 8.5, 0.0, 0.0], [0, 2, 4], [[1, 2], [1, 2]])
+    """
+    op = "pool_scores_packed"
+    scores = check.tensor(op, "scores", scores, "T", dtypes=check.FLOATS).resolve_neg()
+    size = check.packed_size(op, "scores", scores.shape[0])
+    cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, scores)
+    check.packed_size(op, "cu_seqlens", cu_seqlens.shape[0])
+    grids = check.packed_grids(op, "grids", grids, scores, cu_seqlens)
+    down, across = (min(side, max(size, 1)) for side in check.pair(op, "window", window))
+    check.choice(op, "reduction", reduction, "mean", "sum", "max")
+    slots = size if capacity is None else check.packed_size(op, "capacity", check.integer(op, "capacity", capacity, 0))
+    return PooledScores(*pool_scores_packed_op(scores, cu_seqlens, grids, down, across, slots, reduction))

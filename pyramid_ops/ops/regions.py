@@ -42,7 +42,9 @@ def region_variance(
         Height H and width W of the token grid, H · W = N.
     regions : (int, int)
         Rows R_h and columns R_w of regions. Region row i covers the token rows from ``i * H // R_h`` to
-        ``(i + 1) * H // R_h - 1``, region columns likewise.
+        ``(i + 1) * H // R_h - 1``, and where there is none, as in a grid smaller than the regions, row
+        ``i * H // R_h`` all the same; region columns likewise. So each token is a region where the grid is no larger
+        than the regions, and some tokens are several.
     lengths : Tensor, optional
         int32, int64 or bool ``[B]``, ``[1]`` for one sample: only the first ``lengths[b]`` tokens of a sample count
         (text of several lengths is ``grid=(1, N), regions=(1, 1)``).
@@ -60,8 +62,7 @@ def region_variance(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or dtype, a grid that is not that of the tokens or smaller than the regions, or an input
-        that requires grad.
+        For a wrong type, shape or dtype, a grid that is not that of the tokens, or an input that requires grad.
 
     Notes
     -----
@@ -88,11 +89,9 @@ def region_variance(
 
 
 def _regions(op: str, grid: Any, regions: Any) -> Grid:
-    height, width = check.pair(op, "grid", grid)
-    rows, columns = check.pair(op, "regions", regions)
-    if height < rows or width < columns:
-        raise ValueError(f"{op}: grid: expected at least the {rows}×{columns} regions, got {height}×{width}")
-    return Grid(height, width, rows, columns)
+    of = Grid(*check.pair(op, "grid", grid), *check.pair(op, "regions", regions))
+    check.packed_size(op, "regions", of.rows * of.columns)
+    return of
 
 
 def broadcast_regions(scores: Tensor, grid: tuple[int, int], regions: tuple[int, int] = (4, 4)) -> Tensor:
@@ -108,12 +107,13 @@ def broadcast_regions(scores: Tensor, grid: tuple[int, int], regions: tuple[int,
     Returns
     -------
     Tensor
-        ``[B, H * W]`` or ``[H * W]`` in the dtype of `scores`, bits unchanged.
+        ``[B, H * W]`` or ``[H * W]`` in the dtype of `scores`, bits unchanged. Every token is in one region, of those
+        that are the same token the last.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or dtype, a grid smaller than the regions, or an input that requires grad.
+        For a wrong type, shape or dtype, or an input that requires grad.
 
     Examples
     --------

@@ -217,6 +217,30 @@ def offsets(so_far: Any, tokens: Any) -> Any:
     return torch.tensor([*ends, 0], dtype=torch.int32)
 
 
+#: Offsets and (height, width) of packed grids: some fit, some are too large or too small, some are no grids.
+GRIDS = {
+    "fitting": (int32(0, 12, 12, 19, 49, 50), int32(3, 4, 0, 5, 1, 7, 5, 6, 1, 1).view(-1, 2)),
+    "other": (int32(3, 15, 15, 20, 50, 49), int32(2, 5, 3, 3, 9, 2, 99, 7, 2, 2).view(-1, 2)),
+    "hostile": (
+        int32(-9, 40, 4, 1 << 30, 0, 50, 50),
+        int32(-1, 4, 1 << 30, 1 << 30, 2, (1 << 31) - 1, -(1 << 31), -3, 0, 0, 7, 1).view(-1, 2),
+    ),
+    "one": (int32(0, 50), int32(5, 10).view(-1, 2)),
+    "none": (int32(0), torch.empty(0, 2, dtype=torch.int32)),
+}
+
+
+def grids(so_far: Any, tokens: int) -> tuple[Tensor, Tensor]:
+    """Offsets of a few grids and their sides, which mostly fit into so many tokens."""
+    sides = [[so_far.integer(0, 6), so_far.integer(0, 6)] for _ in range(so_far.integer(0, 5))]
+    if so_far.choice(*[True] * 4, False):
+        ends = torch.tensor([0, *[height * width for height, width in sides]]).cumsum(0)
+        return ends.to(torch.int32), torch.tensor(sides, dtype=torch.int32).view(-1, 2)
+    cu_seqlens = offsets(so_far, tokens)
+    sides = [so_far.choice(-1, 0, 1, 3, 9, 1 << 30) for _ in range(2 * len(cu_seqlens) - 2)]
+    return cu_seqlens, torch.tensor(sides, dtype=torch.int32).view(-1, 2)
+
+
 def few_features(so_far: Any, level: Any) -> Any:
     """At most 70 mostly, for the time that interpreted tiles of 16 features take."""
     return level.shape[2] if so_far.choice(*[False] * 7, True) else min(level.shape[2], 70)

@@ -59,6 +59,7 @@ def scores():
     made, bounds = scoring.mixed_scores(1, 700, 2, 5), inputs.int32(3, 40, 41, 300, 690)
     yield from (("combine_scores", (made, [0.3, 0.7], True, packed)) for packed in (None, bounds))
     yield "pool_scores", (made[0], Windows(20, 35, 2, 3), "mean")
+    yield "pool_scores_packed", (made[0][0], *inputs.GRIDS["hostile"], 2, 3, 90, "mean")
 
 
 def histograms():
@@ -163,6 +164,7 @@ def of_the_rest():
             tiles = {
                 "combine_tiles": {"ROWS": count, "COLUMNS": columns, "num_warps": 1},
                 "pool_tiles": {"BLOCK": count * columns, "num_warps": 1},
+                "flat_tiles": {"BLOCK": count},
             }
             yield f"scores-{count}-{columns}", tiles, scores(), False
     for block, chunks in ((16, 1), (64, 3), (1024, 8)):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyramid_ops import pool_scores
-from pyramid_ops.verify.inputs import FLOATS, special_scores
+from pyramid_ops import pool_scores, pool_scores_packed
+from pyramid_ops.verify.inputs import FLOATS, GRIDS, int32, special_scores
 from tests.bits import assert_same_bits
 
 from .test_scoring import S
@@ -58,6 +58,93 @@ def test_pooling_a_window_of_one_changes_nothing():
     scores = special_scores(2, 12, torch.float32, 4)
     assert_same_bits(pool_scores(scores, (3, 4), window=(1, 1), reduction="max"), scores)
     assert_same_bits(pool_scores(scores, (3, 4), window=(1, 1)), scores + 0.0)
+
+
+SIDES = [(8, 8), (0, 3), (7, 9), (1, 1), (1, 5), (6, 1), (5, 0)]
+
+
+def packed(sides):
+    return torch.tensor([0, *[height * width for height, width in sides]]).cumsum(0), torch.tensor(sides)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", [(2, 2), (3, 1), (100, 100)])
+def test_images_of_different_sizes_are_pooled_each_alone(window, dtype):
+    cu_seqlens, grids = packed(SIDES)
+    scores = torch.rand(int(cu_seqlens[-1]), generator=torch.Generator().manual_seed(0)).to(dtype)
+    for reduction in ("mean", "sum", "max"):
+        pooled = pool_scores_packed(scores, cu_seqlens, grids, window=window, reduction=reduction)
+        expected, counts = [], []
+        for part, side in zip(scores.split((grids[:, 0] * grids[:, 1]).tolist()), SIDES, strict=True):
+            alone = pool_scores(part, side, window=window, reduction=reduction) if len(part) else part.float()
+            if len(part) and window != (100, 100):  # torch wants at most half of a window outside
+                by_torch = pooled_by_torch(part, side, window, reduction)[0]
+                torch.testing.assert_close(alone.double(), by_torch, rtol=1e-6, atol=0)
+            expected.append(alone)
+            counts.append(len(alone))
+        ends = torch.tensor([0, *counts]).cumsum(0)
+        assert_same_bits(pooled.cu_seqlens, ends.int())
+        assert_same_bits(pooled.scores, torch.cat([*expected, torch.zeros(len(scores) - ends[-1])]))
+        windows = torch.where(grids.amin(1, keepdim=True) > 0, -(-grids // torch.tensor(window)), 0)
+        assert_same_bits(pooled.grids, windows.int())
+        less = pool_scores_packed(scores, cu_seqlens, grids, window=window, reduction=reduction, capacity=7)
+        assert_same_bits(less.scores, torch.nn.functional.pad(pooled.scores, (0, 7))[:7])
+        assert_same_bits(less.cu_seqlens, pooled.cu_seqlens.clamp(max=7))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_that_do_not_fit_are_cut_to_whole_rows(name):
+    cu_seqlens, grids = GRIDS[name]
+    scores = torch.randn(50)
+    pooled = pool_scores_packed(scores, cu_seqlens, grids, reduction="sum", capacity=200)
+    for s, (height, width) in enumerate(grids.tolist()):
+        start, stop = (min(max(x, 0), 50) for x in cu_seqlens[s : s + 2].tolist())
+        segment = scores[start : max(start, stop)]
+        width = min(max(width, 0), len(segment))
+        rows = list(segment.split(width))[: max(height, 0)] if width else []
+        rows = [row for row in rows if len(row) == width]
+        here = pooled.scores[pooled.cu_seqlens[s] : pooled.cu_seqlens[s + 1]]
+        if rows:
+            assert_same_bits(here, pool_scores(torch.cat(rows), (len(rows), width), reduction="sum"))
+        else:
+            assert not len(here)
+
+
+def test_pooled_images_are_packed_images():
+    cu_seqlens, grids = packed(SIDES)
+    scores = torch.rand(int(cu_seqlens[-1]))
+    halves = pool_scores_packed(scores, cu_seqlens, grids, window=(2, 2), reduction="max")
+    twice = pool_scores_packed(*halves, window=(2, 2), reduction="max")
+    assert_same_bits(list(twice), list(pool_scores_packed(scores, cu_seqlens, grids, window=(4, 4), reduction="max")))
+
+
+def test_no_images():
+    pooled = pool_scores_packed(torch.rand(3), int32(0), torch.empty(0, 2, dtype=torch.int32))
+    assert_same_bits(list(pooled), [torch.zeros(3), int32(0), torch.empty(0, 2, dtype=torch.int32)])
+
+
+CU, SIDES_2 = int32(0, 6, 12), int32(2, 3, 3, 2).view(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        (r"scores: expected shape \[T\], got float32 \[2, 12\]", lambda: pool_scores_packed(S, CU, SIDES_2)),
+        ("scores: expected dtype float32, float16, bf", lambda: pool_scores_packed(S[0].long(), CU, SIDES_2)),
+        (r"cu_seqlens: expected shape \[S\+1\]", lambda: pool_scores_packed(S[0], SIDES_2, SIDES_2)),
+        ("cu_seqlens: expected at least one element", lambda: pool_scores_packed(S[0], CU[:0], SIDES_2[:0])),
+        ("grids: expected a tensor, got \\[", lambda: pool_scores_packed(S[0], CU, [(2, 3), (3, 2)])),
+        (r"grids: expected shape \[2, 2\] on cpu, got int32 \[1", lambda: pool_scores_packed(S[0], CU, SIDES_2[:1])),
+        ("grids: expected dtype int32, int64, got bool", lambda: pool_scores_packed(S[0], CU, SIDES_2.bool())),
+        ("window", lambda: pool_scores_packed(S[0], CU, SIDES_2, window=(0, 1))),
+        ("reduction: expected one of", lambda: pool_scores_packed(S[0], CU, SIDES_2, reduction="min")),
+        ("capacity: expected at least 0, got -1", lambda: pool_scores_packed(S[0], CU, SIDES_2, capacity=-1)),
+        (r"capacity: expected at most 2\^30", lambda: pool_scores_packed(S[0], CU, SIDES_2, capacity=1 << 31)),
+    ],
+)
+def test_bad_packed_pooling(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^pool_scores_packed: {message}"):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Variance of regions, and scores of regions for their tokens."""
 
+import itertools
 import math
 
 import pytest
@@ -15,16 +16,18 @@ from tests.ops.test_scoring import ulps
 
 def cut(x: torch.Tensor, grid: tuple, regions: tuple) -> list[torch.Tensor]:
     """The tokens of each region `[B, T, D]`."""
-    (height, width), (rows, columns) = grid, regions
-    x = x.view(x.shape[0], height, width, x.shape[2])
-    cells = []
-    for i in range(rows):
-        for j in range(columns):
-            cell = x[
-                :, i * height // rows : (i + 1) * height // rows, j * width // columns : (j + 1) * width // columns
-            ]
-            cells.append(cell.flatten(1, 2))
-    return cells
+    x = x.view(x.shape[0], *grid, x.shape[2])
+    return [
+        x[:, down, across].flatten(1, 2)
+        for down in pieces(grid[0], regions[0])
+        for across in pieces(grid[1], regions[1])
+    ]
+
+
+def pieces(size: int, count: int) -> list[slice]:
+    """The rows or columns of each region: one where it would have none."""
+    bounds = [k * size // count for k in range(count + 1)]
+    return [slice(a, b if b > a else a + 1) for a, b in itertools.pairwise(bounds)]
 
 
 def exact(x: torch.Tensor, grid: tuple, regions: tuple) -> torch.Tensor:
@@ -40,9 +43,10 @@ GRIDS = [
     ((40, 30), (1, 1)),
     ((33, 1), (4, 1)),
 ]
+SMALL = [((2, 2), (4, 4)), ((3, 5), (4, 4)), ((1, 1), (3, 2))]
 
 
-@pytest.mark.parametrize(("grid", "regions"), GRIDS)
+@pytest.mark.parametrize(("grid", "regions"), GRIDS + SMALL)
 @pytest.mark.parametrize("features", [2, 3, 17, 64, 1000, 1537])
 def test_region_variance_is_within_8_ulp(grid, regions, features):
     generator = torch.Generator().manual_seed(features)
@@ -144,6 +148,26 @@ def test_strided_inputs_agree_with_contiguous_ones(view):
     assert_same_bits(region_variance(x, (3, 4), (2, 2)), region_variance(x.contiguous(), (3, 4), (2, 2)))
 
 
+def test_no_region_is_empty_and_each_token_is_in_that_which_it_is_given():
+    for height, width, *regions in itertools.product(range(1, 7), repeat=4):
+        token = torch.arange(height * width)[None, :, None]
+        cells = [set(cell.flatten().tolist()) for cell in cut(token, (height, width), regions)]
+        home = broadcast_regions(torch.arange(len(cells)), (height, width), regions).tolist()
+        assert all(cells)
+        assert all(token in cells[region] for token, region in enumerate(home))
+        if height <= regions[0] and width <= regions[1]:
+            assert all(cells[region] == {token} for token, region in enumerate(home))
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_regions_of_a_coarse_level_are_those_of_adaptive_pooling(side):
+    x = torch.randn(2, side * side, 6)
+    variance = region_variance(x, (side, side))
+    pooled = torch.nn.functional.adaptive_avg_pool2d(token_variance(x).view(2, side, side), (4, 4))
+    assert_same_bits(variance, pooled.flatten(1))
+    assert_same_bits(broadcast_regions(variance, (side, side)), token_variance(x))
+
+
 @pytest.mark.parametrize(("grid", "regions"), GRIDS)
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bool, torch.int64, torch.complex64])
 def test_broadcast_gives_each_token_its_region(grid, regions, dtype):
@@ -187,7 +211,10 @@ S = torch.zeros(2, 4)
         ("features: expected 1 to 16384 features", lambda: region_variance(X[..., :0], (3, 4))),
         ("features: expected no gradient", lambda: region_variance(X.clone().requires_grad_(), (3, 4))),
         ("grid: expected H·W = 12, the number of tokens, got 3×5", lambda: region_variance(X, (3, 5), (1, 1))),
-        ("grid: expected at least the 4×4 regions, got 3×4", lambda: region_variance(X, (3, 4))),
+        (
+            r"regions: expected at most 2\^30 rows in all, got 1152921504606846976",
+            lambda: region_variance(X, (3, 4), (1 << 30, 1 << 30)),
+        ),
         ("grid: expected a list or tuple", lambda: region_variance(X, 12, (1, 1))),
         (r"grid: expected \(rows, columns\), got \[12\]", lambda: region_variance(X, (12,), (1, 1))),
         (r"grid\[0\]: expected an integer, got 3.0", lambda: region_variance(X, (3.0, 4), (1, 1))),
@@ -209,7 +236,6 @@ def test_bad_region_variance(message, call):
         (r"scores: expected shape \[B, R\]", lambda: broadcast_regions(S[0, 0], (2, 2), (2, 2))),
         ("scores: expected 6 a sample", lambda: broadcast_regions(S, (4, 4), (2, 3))),
         ("scores: expected a dtype of at most 8", lambda: broadcast_regions(S.to(torch.complex128), (2, 2), (2, 2))),
-        ("grid: expected at least the 2×2 regions, got 1×4", lambda: broadcast_regions(S, (1, 4), (2, 2))),
     ],
 )
 def test_bad_broadcast(message, call):

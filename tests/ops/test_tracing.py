@@ -218,6 +218,11 @@ def pool_scores(x):
     return pyramid_ops.pool_scores(x, (x.shape[1] // 6, 6), reduction="max")
 
 
+@call(lambda batch, n: rand(batch * n), offsets, lambda batch, n: torch.tensor([[2, n // 2]]).repeat(batch, 1))
+def pool_scores_packed(x, bounds, grids):
+    return pyramid_ops.pool_scores_packed(x, bounds, grids, window=(2, 3), capacity=x.shape[0] // 2)
+
+
 @call(images)
 def progressive_select(x):
     return pyramid_ops.progressive_select(x, lambda y: pyramid_ops.patchify(y, 2), (6, 3), target_tokens=5)

@@ -8,10 +8,10 @@ import torch
 
 import pyramid_ops
 
-from ...ops.pooling import pool_scores_op
+from ...ops.pooling import pool_scores_op, pool_scores_packed_op
 from ...reference.arguments import Windows
 from ..describe import Call, Case, Cases, Description
-from ..inputs import FLOATS, Source, name, special_scores
+from ..inputs import FLOATS, GRIDS, Source, grids, int32, name, special_scores
 
 
 def pool_scores_golden() -> Cases:
@@ -43,6 +43,39 @@ def pool_scores_bits() -> Cases:
         yield Case(f"no-samples-{reduction}", (scores[:0], Windows(4, 6, 2, 2), reduction))
 
 
+def pool_scores_packed_golden() -> Cases:
+    for which, of in GRIDS.items():
+        for k, reduction in enumerate(("mean", "sum", "max")):
+            dtype = FLOATS[k]
+            source = Source(f"packed-{which}-{reduction}")
+            scores = source.floats(50, dtype=dtype)
+            scores[::2] = source.scores(1, 25, dtype)[0]
+            yield Case(f"{which}-{reduction}-{name(dtype)}", (scores, *of, 2, 3, 40, reduction))
+
+
+def pool_scores_packed_bits() -> Cases:
+    windows = ((1, 1), (2, 2), (3, 2), (50, 50), (1 << 30, 1))
+    for k, (which, of) in enumerate(GRIDS.items()):
+        for j, window in enumerate(windows):
+            for i, reduction in enumerate(("mean", "sum", "max")):
+                dtype, capacity = FLOATS[(i + j + k) % 3], (50, 9, 100)[(j + k) % 3]
+                scores = special_scores(1, 50, dtype, 2 * k)[0]
+                if (i + j) % 2:
+                    scores += torch.rand(50, generator=torch.Generator().manual_seed(k)).to(dtype)
+                case = f"{which}-{window[0]}x{window[1]}-{reduction}-{name(dtype)}"
+                yield Case(case, (scores, *of, *window, capacity, reduction))
+    scores, (cu_seqlens, sides) = special_scores(5, 50, torch.float32, 2), GRIDS["fitting"]
+    yield Case("strided", (scores.T.contiguous()[:, 1], cu_seqlens, sides, 2, 2, 50, "mean"))
+    yield Case("expanded", (scores[0, :1].expand(50), cu_seqlens, sides, 2, 2, 50, "sum"))
+    yield Case("no-scores", (scores[0, :0], cu_seqlens, sides, 2, 2, 5, "mean"))
+    yield Case("no-capacity", (scores[0], cu_seqlens, sides, 2, 2, 0, "max"))
+    many = torch.arange(1501, dtype=torch.int32) * 6
+    sides = int32(2, 3, 3, 2).view(2, 2).repeat(750, 1)
+    scores = torch.rand(9000, generator=torch.Generator().manual_seed(0))
+    yield Case("many-segments", (scores, many, sides, 2, 2, 9000, "mean"))
+    yield Case("many-segments-capacity", (scores, many * 0 + many[-1:] * (many > 0), sides, 2, 2, 2000, "max"))
+
+
 def pool_scores_ones() -> Iterator[Call]:
     one, column = torch.empty(1, 1), torch.empty(1, 256)
     yield Call("pool_scores", lambda: pyramid_ops.pool_scores(one, (1, 1), window=(1, 1), reduction="max"))
@@ -56,6 +89,21 @@ def pool_scores_compiled() -> Iterator[Call]:
         yield Call("pool_scores, 2×2 of 64×64, max", functools.partial(pool, reduction="max"), dtype)
 
 
+def pool_scores_packed_ones() -> Iterator[Call]:
+    one, bounds, sides = torch.empty(1), torch.zeros(2, dtype=torch.int32), torch.ones(1, 2, dtype=torch.int32)
+    pack = pyramid_ops.pool_scores_packed
+    yield Call("pool_scores_packed", lambda: pack(one, bounds, sides, window=(1, 1), reduction="max"))
+    yield Call("pool_scores_packed-several", lambda: pack(one.expand(256), bounds, sides, capacity=1))
+
+
+def pool_scores_packed_compiled() -> Iterator[Call]:
+    bounds, sides = torch.empty(9, dtype=torch.int32), torch.empty(8, 2, dtype=torch.int32)
+    for dtype in (torch.float32, torch.bfloat16):
+        pack = functools.partial(pyramid_ops.pool_scores_packed, torch.empty(32768, dtype=dtype), bounds, sides)
+        yield Call("pool_scores_packed, 2×2 of 32768", pack, dtype)
+        yield Call("pool_scores_packed, 2×2 of 32768, max", functools.partial(pack, reduction="max"), dtype)
+
+
 def pool(so_far: Any) -> None:
     tokens = so_far.levels[0].shape[1]
     if tokens:
@@ -66,6 +114,9 @@ def pool(so_far: Any) -> None:
             "reduction": so_far.choice("mean", "sum", "max"),
         }
         so_far.same(pyramid_ops.pool_scores, scores, (down, tokens // down), **options)
+    scores = so_far.tensor(tokens, dtype=so_far.choice(*FLOATS))
+    options = {"reduction": so_far.choice("mean", "sum", "max"), "capacity": so_far.choice(None, 3, 50)}
+    so_far.same(pyramid_ops.pool_scores_packed, scores, *grids(so_far, tokens), **options)
 
 
 DESCRIPTIONS = [
@@ -79,5 +130,16 @@ DESCRIPTIONS = [
         "test_pool_scores",
         dtypes=FLOATS,
         scattered=("_pool_scores_kernel",),
+    ),
+    Description(
+        pool_scores_packed_op,
+        pool_scores_packed_golden,
+        pool_scores_packed_bits,
+        pool_scores_packed_ones,
+        pool_scores_packed_compiled,
+        pool,
+        "test_pool_scores_packed",
+        dtypes=FLOATS,
+        scattered=("_windows_kernel", "_pool_scores_packed_kernel"),
     ),
 ]

@@ -18,7 +18,7 @@ def region_variance_golden() -> Cases:
     for features in (1, 65, 1024):
         for dtype in FEATURES:
             x = Source(f"{features}-{name(dtype)}").rows(features, dtype)
-            for grid in ((3, 3, 1, 1), (3, 3, 3, 2), (9, 1, 4, 1)):
+            for grid in ((3, 3, 1, 1), (3, 3, 3, 2), (9, 1, 4, 1), *([(3, 3, 4, 7)] if features == 65 else [])):
                 yield Case(f"{features}-{name(dtype)}-{'x'.join(map(str, grid))}", (x, None, Grid(*grid)))
     x = Source("lengths").floats(2, 600, 24)
     yield Case("lengths", (x, torch.tensor([600, 37]), Grid(20, 30, 2, 3)))
@@ -28,6 +28,7 @@ def broadcast_regions_golden() -> Cases:
     for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
         scores = Source(name(dtype)).integers(0, 255, 2, 12, dtype=dtype)
         yield Case(name(dtype), (scores, Grid(7, 9, 3, 4)))
+    yield Case("small", (scores, Grid(2, 5, 3, 4)))
 
 
 def region_variance_bits() -> Cases:
@@ -54,11 +55,16 @@ def region_variance_bits() -> Cases:
     yield Case("no-samples", (x[:0, :64], None, Grid(8, 8, 4, 4)))
     yield Case("expanded", (x[:1, :1].expand(3, 64, 24), None, Grid(8, 8, 3, 5)))
     yield Case("constant", (torch.full((1, 64, 24), -0.1), None, Grid(8, 8, 3, 5)))
+    for grid in ((1, 1, 4, 4), (2, 2, 4, 4), (3, 5, 4, 4), (5, 3, 7, 1)):
+        tokens = x[:, : grid[0] * grid[1]]
+        yield Case("x".join(map(str, grid)), (tokens, None, Grid(*grid)))
+        yield Case(f"lengths-{'x'.join(map(str, grid))}", (tokens, torch.tensor([1, 9]), Grid(*grid)))
 
 
 def broadcast_regions_bits() -> Cases:
     generator = torch.Generator().manual_seed(0)
-    for grid in ((1, 1, 1, 1), (4, 4, 4, 4), (7, 9, 3, 4), (5, 300, 2, 7), (64, 1, 63, 1), (33, 32, 1, 1)):
+    large = (1, 1, 1, 1), (4, 4, 4, 4), (7, 9, 3, 4), (5, 300, 2, 7), (64, 1, 63, 1), (33, 32, 1, 1)
+    for grid in (*large, (1, 1, 4, 4), (2, 2, 4, 4), (3, 5, 4, 4), (1, 40, 9, 33)):
         for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
             scores = torch.randint(0, 99, (2, grid[2] * grid[3]), generator=generator).to(dtype)
             case = f"{'x'.join(map(str, grid))}-{name(dtype)}"
@@ -73,6 +79,7 @@ def region_variance_ones() -> Iterator[Call]:
     one, count, column = torch.empty(1, 1, 1), torch.ones(1, dtype=torch.int64), torch.empty(2, 256, 64)
     yield Call("region_variance", lambda: pyramid_ops.region_variance(one, (1, 1), (1, 1)))
     yield Call("region_variance-lengths", lambda: pyramid_ops.region_variance(one, (1, 1), (1, 1), lengths=count))
+    yield Call("region_variance-small", lambda: pyramid_ops.region_variance(one, (1, 1), (4, 4)))
     yield Call("region_variance-column", lambda: pyramid_ops.region_variance(column, (256, 1), (3, 1)))
 
 
@@ -87,6 +94,7 @@ def region_variance_compiled() -> Iterator[Call]:
 def broadcast_regions_ones() -> Iterator[Call]:
     one = torch.empty(1, 1)
     yield Call("broadcast_regions", lambda: pyramid_ops.broadcast_regions(one, (1, 1), (1, 1)))
+    yield Call("broadcast_regions-small", lambda: pyramid_ops.broadcast_regions(one.expand(2, 16), (1, 1), (4, 4)))
     yield Call("broadcast_regions-row", lambda: pyramid_ops.broadcast_regions(one.expand(2, 3), (1, 256), (1, 3)))
 
 
@@ -102,7 +110,7 @@ def regions(so_far: Any) -> None:
     if tokens:
         down = so_far.choice(*[side for side in range(1, tokens + 1) if tokens % side == 0])
         grid = (down, tokens // down)
-        parts = tuple(so_far.integer(1, min(side, 3)) for side in grid)
+        parts = tuple(so_far.integer(1, 5) for _ in grid)
         scores = so_far.same(pyramid_ops.region_variance, level, grid, parts)
         so_far.same(pyramid_ops.broadcast_regions, scores, grid, parts)
 

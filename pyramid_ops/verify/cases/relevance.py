@@ -50,7 +50,7 @@ def text_relevance_golden() -> Cases:
             source, dtype = Source(case), FLOATS[(len(reduction) + limbs) % 3]
             tokens, text = (source.rows(40, dtype).view(1, 18, 40) for _ in range(2))
             masks = Masks(*[source.bits(1, 18) % 4 > 0 for _ in range(2)])
-            options = {"masks": masks, "bounds": (offsets_to(3, 3, 14, 17), offsets_to(7, 9, 10, 18))}
+            options: dict[str, Any] = {"masks": masks, "bounds": (offsets_to(3, 3, 14, 17), offsets_to(7, 9, 10, 18))}
             yield Case(case, _args(tokens, text, reduction, 0.25, limbs, **options, longest=(9, 7)))
             if reduction != "softmax":
                 options = {"masks": masks, "cosine": True, "threshold": 0.02}
@@ -104,7 +104,9 @@ def _of_options() -> Cases:
             case = f"{reduction}-{name(dtype)}-limbs{limbs}"
             options = {"masks": masks, "cosine": reduction != "softmax" and j > 0, "threshold": 0.1 * j}
             yield Case(f"masks-{case}", _args(x, text, reduction, 0.3, limbs, **options))
-            options["masks"] = Masks(*[y.view(1, -1) if (i + j + k) % 3 else None for k, y in enumerate(masks)])
+            options["masks"] = Masks(
+                *[y.view(1, -1) if y is not None and (i + j + k) % 3 else None for k, y in enumerate(masks)]
+            )
             packed = (x.reshape(1, -1, features), text.reshape(1, -1, features))
             bounds = (int32(-3, 70, 70, 71, 99, 150), int32(3, 40, 47, 47, 50, 999))
             for most in ((None, None), (67, 30), (0, 80)):
@@ -155,7 +157,7 @@ def relate(so_far: Any) -> None:
     batch, features = level.shape[0], few_features(so_far, level)
     dtype = so_far.choice(*FLOATS)
     counts = so_far.integer(0, 25), so_far.integer(0, 25)
-    shapes = [(batch, count) for count in counts]
+    shapes: list[tuple[int, ...]] = [(batch, count) for count in counts]
     options = {"reduction": so_far.choice(*REDUCTIONS), "precision": so_far.choice("grid", "high")}
     if so_far.choice(True, False):
         shapes = [(count,) for count in counts]
