@@ -21,6 +21,7 @@ from torch import Tensor
 import pyramid_ops
 from bench.compile import RESULTS
 from pyramid_ops import kernels as _kernels
+from pyramid_ops import plans
 from pyramid_ops.verify.inputs import Source, int32, name
 from tests.ptx import TARGETS, Run, executing
 from tests.ptx.link import link
@@ -57,6 +58,7 @@ def calls() -> Iterator[Counted]:
     yield from _of_scores()
     yield from _of_selection()
     yield from _of_merging()
+    yield from _of_plans()
     yield from _of_attention()
     yield from _of_budgets()
 
@@ -109,6 +111,9 @@ def _of_scores() -> Iterator[Counted]:
     bounds = int32(0, 1000, 1003, 5000, count)
     call = functools.partial(combine, normalize="minmax", cu_seqlens=bounds)
     yield Counted(f"combine_scores, 2 of {count} in 4 segments, min-max, bfloat16", count, "tokens", call)
+    for rule in ("mean", "iqr"):
+        call = functools.partial(pyramid_ops.segment_threshold, pair[0], bounds, rule)
+        yield Counted(f"segment_threshold, {rule}, {count} in 4 segments, bfloat16", count, "tokens", call)
     x = tokens("pool", 2, 4096, dtype=FP32)
     call = functools.partial(pyramid_ops.pool_scores, x, (64, 64))
     yield Counted("pool_scores, 2 of 64×64, mean, float32", 2 * 1024, "outputs", call)
@@ -157,6 +162,27 @@ def _of_merging() -> Iterator[Counted]:
     yield Counted("merge_tokens, 256 × 1024 to 160, bfloat16", 256 * 1024, "features", call)
 
 
+def _of_plans() -> Iterator[Counted]:
+    scores, flags = tokens("scores", 2, 640, dtype=FP32), Source("flags").integers(0, 3, 2, 640) > 0
+    keep = functools.partial(plans.keep, scores, 96, candidates=flags, forced=~flags, capacity=320)
+    for order in ("index", "value"):
+        call = functools.partial(keep, order=order)
+        yield Counted(f"keep, 96 of 2 × 640, by {order}, float32", 2 * 640, "tokens", call)
+    plan = keep()
+    hidden, cache, positions = tokens("h", 2, 640, 1024), tokens("c", 2, 4, 640, 64), flags.to(torch.int64)
+    call = functools.partial(plans.apply, plan, [hidden, cache, cache, positions], align="right")
+    yield Counted("apply, 2 of 640 × 1024, keys and values of 4 × 64", 2 * 320 * (1024 + 512), "features", call)
+    square = tokens("square", 1, 1, 640, 640)
+    call = functools.partial(plans.apply, plan, square, dims=(2, 3))
+    yield Counted("apply, mask of 640 × 640 for 2, bfloat16", 2 * 320 * 320, "outputs", call)
+    yield Counted("mask, 2 × 640", 2 * 640, "tokens", functools.partial(plans.mask, plan))
+    metric = tokens("metric", 2, 640, 64)
+    call = functools.partial(plans.join, metric, plan, precision="grid")
+    yield Counted("join, grid, 2 × 640 × 64 to 320, bfloat16", 2 * 640 * 640, "products", call)
+    call = functools.partial(plans.tome, metric, 160, class_token=True, precision="grid")
+    yield Counted("tome, grid, 2 × 640 × 64, 160 merged, bfloat16", 2 * 320 * 320, "products", call)
+
+
 def _of_attention() -> Iterator[Counted]:
     q, k = tokens("q", 1, 4, 256, 64), tokens("k", 1, 2, 256, 64)
     score, logits = pyramid_ops.attention_importance, 4 * 256 * 256
@@ -172,6 +198,14 @@ def _of_attention() -> Iterator[Counted]:
         call = functools.partial(score, q, k, query_indices=[-1], causal=True, precision=precision)
         case = f"attention_importance, {precision}, last query, 16 heads, 4 of 1024 × 128, bfloat16"
         yield Counted(case, 16 * 1024, "logits", call)
+    q, k, seen = tokens("q", 2, 4, 256, 64), tokens("k", 2, 2, 256, 64), Source("seen").integers(0, 4, 2, 256)
+    for what, options in (
+        ("8 queries", {"query_indices": [3, 50, 51, 90, 120, 200, 201, 255]}),
+        ("a quarter of the queries, masked keys", {"query_mask": seen == 0, "key_mask": seen > 0}),
+        ("weighted queries", {"query_weights": seen.to(FP32)}),
+    ):
+        call = functools.partial(score, q, k, causal=True, precision="grid", **options)
+        yield Counted(f"attention_importance, grid, {what}, 2 × 4 heads of 256 × 64", 2 * 4 * 256 * 256, "logits", call)
     x, words = tokens("tokens", 1, 256, 256), tokens("words", 1, 32, 256)
     for precision, reduction in (("grid", "max"), ("high", "mean")):
         call = functools.partial(pyramid_ops.text_relevance, x, words, reduction=reduction, precision=precision)

@@ -89,7 +89,7 @@ def _reduced(rows: Rows, words: Rows, similarity: Similarity, reduction: str) ->
         return mean * rows.factor * unscale + 0.0
     if count == 1:
         return torch.full_like(rows.factor, torch.nan)
-    squares = _squared_deviations(fixed(cosines * (ONE / 2))) / torch.full_like(rows.factor, count - 1)
+    squares = _squared_deviations(fixed(cosines * (ONE * 0.5))) / torch.full_like(rows.factor, count - 1)
     factor = rows.factor * unscale
     return squares * 2.0**-58 * factor * factor
 
