@@ -207,3 +207,86 @@ def match_halves(
         size, longest, segments, halves.r, **flags, IN_ORDER=halves.in_order, **tiles,
     )  # fmt: skip
     return sources, destinations, unmerged, similarities, rows, owners, counts, offsets
+
+
+@triton.jit(do_not_specialize=["count", "merged", "groups"])
+def _owning_kernel(
+    rows_ptr, sources_ptr, traced_ptr, own_ptr, count, merged, groups, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The rows of ROWS tokens of a sample, −1 for none, and again of those that are no sources."""
+    programs = tl.cdiv(count, ROWS)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    token = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    row = tl.load(rows_ptr + sample * count + token, mask=token < count, other=-1)
+    row = tl.where((row >= 0) & (row < groups), row, -1)
+    is_source = tl.zeros((ROWS,), tl.int32)
+    for i in range(0, merged, BLOCK):
+        at = i + tl.arange(0, BLOCK)
+        source = tl.load(sources_ptr + sample * merged + at, mask=at < merged, other=-1)
+        is_source += tl.sum((source[None, :] == token[:, None]).to(tl.int32), axis=1)
+    tl.store(traced_ptr + sample * count + token, row, mask=token < count)
+    tl.store(own_ptr + sample * count + token, tl.where(is_source > 0, -1, row).to(tl.int32), mask=token < count)
+
+
+@triton.jit(do_not_specialize=["count", "groups"])
+def _owners_kernel(own_ptr, owners_ptr, count, groups, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The last token that owns each of ROWS rows of a sample."""
+    programs = tl.cdiv(groups, ROWS)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    row = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    owner = tl.full((ROWS,), -1, tl.int32)
+    for i in range(0, count, BLOCK):
+        token = i + tl.arange(0, BLOCK)
+        own = tl.load(own_ptr + sample * count + token, mask=token < count, other=-1)
+        owner = tl.maximum(owner, tl.max(tl.where(own[None, :] == row[:, None], token[None, :], -1), axis=1))
+    tl.store(owners_ptr + sample * groups + row, owner.to(tl.int64), mask=row < groups)
+
+
+@triton.jit(do_not_specialize=["count", "groups"])
+def _order_rows_kernel(
+    own_ptr, owner_ptr, traced_ptr, owners_ptr, count, groups, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rows (in place) and owners in the order of the tokens that could own a row."""
+    programs = tl.cdiv(tl.maximum(count, groups), ROWS)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    token = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]: tokens, and places
+    row = tl.load(traced_ptr + sample * count + token, mask=token < count, other=-1)
+    owner = tl.load(owner_ptr + sample * groups + row, mask=row >= 0, other=-1)
+    own = tl.load(own_ptr + sample * count + token, mask=token < count, other=-1)
+    row_place = tl.zeros((ROWS,), tl.int32)
+    place = tl.zeros((ROWS,), tl.int32)
+    total = tl.zeros((), tl.int32)
+    for i in range(0, count, BLOCK):
+        other = i + tl.arange(0, BLOCK)
+        owns = tl.load(own_ptr + sample * count + other, mask=other < count, other=-1) >= 0
+        row_place += tl.sum((owns[None, :] & (other[None, :] < owner[:, None])).to(tl.int32), axis=1)
+        place += tl.sum((owns[None, :] & (other[None, :] < token[:, None])).to(tl.int32), axis=1)
+        total += tl.sum(owns.to(tl.int32))
+    row = tl.where((owner >= 0) & (row_place < groups), row_place, -1)
+    tl.store(traced_ptr + sample * count + token, row.to(tl.int64), mask=token < count)
+    tl.store(owners_ptr + sample * groups + place, token.to(tl.int64), mask=(own >= 0) & (place < groups))
+    none = (token >= total) & (token < groups)
+    tl.store(owners_ptr + sample * groups + token, tl.full((ROWS,), -1, tl.int64), mask=none)
+
+
+def trace_rows(rows: Tensor, sources: Tensor, num_rows: int, in_order: bool) -> tuple[Tensor, Tensor]:
+    batch, count = rows.shape
+    traced = torch.empty(batch, count, dtype=torch.int64, device=rows.device)
+    owners = torch.empty(batch, num_rows, dtype=torch.int64, device=rows.device)
+    if not traced.numel():
+        return traced, owners.fill_(-1)
+    own = torch.empty(batch, count, dtype=torch.int32, device=rows.device)
+    tiles = scan_tiles()
+    launch(
+        _owning_kernel, batch * cdiv(count, tiles["ROWS"]),
+        rows.contiguous(), sources.contiguous(), traced, own, count, sources.shape[1], num_rows, **tiles,
+    )  # fmt: skip
+    if owners.numel():
+        launch(_owners_kernel, batch * cdiv(num_rows, tiles["ROWS"]), own, owners, count, num_rows, **tiles)
+        if in_order:
+            first, owners = owners, torch.empty_like(owners)
+            launch(
+                _order_rows_kernel, batch * cdiv(max(count, num_rows), tiles["ROWS"]),
+                own, first, traced, owners, count, num_rows, **tiles,
+            )  # fmt: skip
+    return traced, owners

@@ -132,3 +132,34 @@ def _places(
     target = partner[merged]
     row[2 * merged] = torch.where(target >= 0, row[2 * target.clamp(min=0) + 1] if r else target, -1)
     return merged, kept, row, target
+
+
+def trace_rows(rows: Tensor, sources: Tensor, num_rows: int, in_order: bool) -> tuple[Tensor, Tensor]:
+    """(row of each token `[B, N]`, owner of each row `[B, num_rows]`) of a plan; −1 for none.
+
+    A row is owned by its last token that is none of the `sources`. Rows are those of the plan, or `in_order` of the
+    tokens that could own them. What is outside is no row and no token.
+    """
+    batch, count = rows.shape
+    rows = torch.where((rows >= 0) & (rows < num_rows), rows, -1)
+    token = torch.arange(count, device=rows.device).expand(batch, count)
+    is_source = torch.zeros(batch, count + 1, dtype=torch.int64, device=rows.device)
+    spare = torch.where((sources >= 0) & (sources < count), sources, count)
+    is_source.scatter_reduce_(1, spare, torch.ones_like(spare), "amax")
+    owns = (is_source[:, :count] == 0) & (rows >= 0)
+    owner = _owners(torch.where(owns, rows, num_rows), token, num_rows)
+    if not in_order or not count:
+        return rows, owner[:, :num_rows].contiguous()
+    place = torch.where(owns, owns.cumsum(1) - 1, num_rows).clamp(max=num_rows)
+    sample = torch.arange(batch, device=rows.device)[:, None].expand(batch, count)
+    of_row = owner[sample, torch.where(rows < 0, num_rows, rows)]
+    rows = torch.where(of_row < 0, num_rows, place[sample, of_row.clamp(min=0)])
+    return torch.where(rows < num_rows, rows, -1), _owners(place, token, num_rows)[:, :num_rows].contiguous()
+
+
+def _owners(place: Tensor, token: Tensor, count: int) -> Tensor:
+    """The token at each of `count` places, the last of several; −1 where there is none, and at a last one more."""
+    owner = torch.full((len(place), count + 1), -1, dtype=torch.int64, device=place.device)
+    owner.scatter_reduce_(1, place, token, "amax")
+    owner[:, count] = -1
+    return owner

@@ -24,3 +24,7 @@ def _match_halves_fake(
 
 
 match_halves_op = Op(reference.match_halves, _match_halves_fake)
+trace_rows_op = Op(
+    reference.trace_rows,
+    lambda rows, sources, num_rows, in_order: (torch.empty_like(rows), rows.new_empty(rows.shape[0], num_rows)),
+)

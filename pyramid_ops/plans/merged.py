@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
+from ..ops.bipartite import trace_rows_op
 from ..ops.gathering import gather_levels
 from ..ops.grouping import group_tokens_op
 from ..ops.merging import fold_groups_op, token_rows, token_weights
@@ -60,27 +61,7 @@ def _assignment(op: str, plan: MergePlan, order: str) -> tuple[Tensor, Tensor]:
         )
     num_rows = check.integer(op, "plan.num_rows", plan.num_rows, 0)
     rows, sources = (x if x.dim() == 2 else x[None] for x in (plan.rows, plan.sources))
-    batch, count = rows.shape
-    # A plan may come from anywhere: what is outside is no row and no token.
-    rows = torch.where((rows >= 0) & (rows < num_rows), rows, -1)
-    sources = torch.where((sources >= 0) & (sources < count), sources, -1)
-    token = torch.arange(count, device=rows.device).expand(batch, count)
-    spare = torch.where(sources < 0, count, sources)
-    is_source = torch.zeros(batch, count + 1, dtype=torch.bool, device=rows.device).scatter_(1, spare, True)[:, :count]
-    owns = ~is_source & (rows >= 0)
-    owner = _owners(torch.where(owns, rows, num_rows), token, num_rows)
-    if order == "original" and count:
-        place = torch.where(owns, owns.to(torch.int64).cumsum(1) - 1, num_rows).clamp(max=num_rows)
-        row_owner = owner.gather(1, rows.clamp(min=0)) if num_rows else rows
-        rows = torch.where(rows < 0, -1, place.gather(1, row_owner.clamp(min=0)))
-        owner = _owners(place, token, num_rows)
-    return rows, owner
-
-
-def _owners(place: Tensor, token: Tensor, count: int) -> Tensor:
-    """The token at each of `count` places, the last of several; −1 where there is none."""
-    owner = torch.full((place.shape[0], count + 1), -1, dtype=torch.int64, device=place.device)
-    return owner.scatter_reduce_(1, place, token, "amax")[:, :count]
+    return trace_rows_op(rows, sources, num_rows, order == "original")
 
 
 def merge_tokens(

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from ...ops.bipartite import match_halves_op
+import pyramid_ops
+
+from ...ops.bipartite import match_halves_op, trace_rows_op
 from ...plans.applied import apply
 from ...plans.halves import tome
 from ...reference.arguments import Halves
@@ -72,6 +74,40 @@ def tome_plan(so_far: Any) -> None:
     so_far.same(apply, plan, [level], mode=so_far.choice("mean", "sum", "amax"))
 
 
+def trace_rows_golden() -> Cases:
+    source = Source("trace")
+    for in_order in (False, True):
+        args = (source.integers(-2, 45, 2, 60), source.integers(-2, 62, 2, 20), 42, in_order)
+        yield Case("in-order" if in_order else "tome", args)
+
+
+def trace_rows_bits() -> Cases:
+    generator = torch.Generator().manual_seed(0)
+    for count, merged, num_rows in ((1, 0, 1), (33, 7, 26), (260, 100, 160), (40, 3, 200), (9, 4, 0), (0, 0, 3)):
+        rows = torch.randint(-2, num_rows + 2, (2, count), generator=generator)
+        sources = torch.randint(-2, count + 2, (2, merged), generator=generator)
+        for in_order in (False, True):
+            yield Case(f"{count}-{num_rows}-{'ordered' if in_order else 'tome'}", (rows, sources, num_rows, in_order))
+    far = torch.randint(-(1 << 40), 1 << 40, (2, 40), generator=generator)
+    far[:, ::2] %= 30
+    yield Case("far", (far, far[:, 5:25], 30, True))
+    yield Case("strided", (far.T.contiguous().T, far[:, ::3], 30, False))
+    yield Case("no-samples", (far[:0], far[:0], 30, True))
+
+
+def trace_rows_ones() -> Iterator[Call]:
+    plan = pyramid_ops.tome_matching(torch.empty(1, 2, 1), 1)
+    for order in ("tome", "original"):
+        call = functools.partial(pyramid_ops.merge_tokens, torch.empty(1, 2, 1), plan, order=order)
+        yield Call(f"merge_tokens-{order}", call)
+
+
+def trace_rows_compiled() -> Iterator[Call]:
+    plan = pyramid_ops.tome_matching(torch.zeros(8, 577, 8), 16)
+    call = functools.partial(pyramid_ops.merge_tokens, torch.empty(8, 577, 1024), plan, order="original")
+    yield Call("merge_tokens, 577 tokens, original order", call)
+
+
 DESCRIPTIONS = [
     Description(
         match_halves_op,
@@ -83,5 +119,16 @@ DESCRIPTIONS = [
         "test_tome",
         scattered=("_rank_halves_kernel", "_place_halves_kernel"),
         dots=("_best_match_kernel",),
+    ),
+    Description(
+        trace_rows_op,
+        trace_rows_golden,
+        trace_rows_bits,
+        trace_rows_ones,
+        trace_rows_compiled,
+        tome_plan,
+        "test_tome",
+        dtypes=(torch.int64,),
+        scattered=("_owning_kernel", "_owners_kernel", "_order_rows_kernel"),
     ),
 ]
