@@ -160,6 +160,8 @@ def _of_merging() -> Iterator[Counted]:
     plan = pyramid_ops.tome_matching(tokens("merge", 1, 256, 64), 96)
     call = functools.partial(pyramid_ops.merge_tokens, tokens("merge", 1, 256, 1024), plan)
     yield Counted("merge_tokens, 256 × 1024 to 160, bfloat16", 256 * 1024, "features", call)
+    call = functools.partial(pyramid_ops.merge_indices, plan, order="original")
+    yield Counted("merge_indices, 256 to 160, original order", 256, "tokens", call)
 
 
 def _of_plans() -> Iterator[Counted]:
@@ -212,6 +214,10 @@ def _of_attention() -> Iterator[Counted]:
         yield Counted(
             f"text_relevance, {precision}, {reduction}, 256 × 32, D = 256, bfloat16", 256 * 32, "products", call
         )
+    call = functools.partial(
+        pyramid_ops.text_relevance, x, words, reduction="softmax", token_mask=seen[:1] > 0, precision="grid"
+    )
+    yield Counted("text_relevance, grid, softmax, masked, 256 × 32, D = 256, bfloat16", 256 * 32, "products", call)
     q, k = tokens("q", 1, 4, 128, 64), tokens("k", 1, 2, 128, 64)
     call = functools.partial(pyramid_ops.attention_walk, q, k, steps=2, precision="grid")
     yield Counted("attention_walk, grid, 2 steps, 4 heads of 128 × 64, bfloat16", 2 * 4 * 128 * 128, "logits", call)

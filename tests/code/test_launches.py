@@ -15,10 +15,38 @@ from pyramid_ops import plans
 from tests.launches import launched
 
 
+def _images():
+    image = torch.zeros(2, 3, 256, 256)
+    yield "blur_downsample", "one level", partial(pyramid_ops.blur_downsample, image), (1, 0)
+    yield "blur_downsample", "gaussian_pyramid, 4 levels", partial(pyramid_ops.gaussian_pyramid, image, 4), (3, 0)
+    yield "patch_entropy", "", partial(pyramid_ops.patch_entropy, image, 16), (1, 0)
+    encode = partial(pyramid_ops.patchify, patch_size=16)
+    call = partial(pyramid_ops.progressive_select, image, encode, (9, 4, 1), target_tokens=12)
+    yield "select_topk_levels", "progressive_select", call, (15, 6)
+
+
 def _scoring():
-    x = torch.zeros(2, 1360, 1024, dtype=torch.bfloat16)
+    x, scores = torch.zeros(2, 1360, 1024, dtype=torch.bfloat16), torch.zeros(2, 256)
     yield "token_variance", "dense", partial(pyramid_ops.token_variance, x), (1, 0)
     yield "token_norm", "dense", partial(pyramid_ops.token_norm, x), (1, 0)
+    yield "unit_rows", "", partial(pyramid_ops.unit_rows, x), (1, 0)
+    yield "region_variance", "", partial(pyramid_ops.region_variance, x[:, :256], (16, 16)), (2, 0)
+    yield "broadcast_regions", "", partial(pyramid_ops.broadcast_regions, scores[:, :16], (16, 16)), (1, 0)
+    yield "pool_scores", "", partial(pyramid_ops.pool_scores, scores, (16, 16)), (1, 0)
+    bounds, grids = torch.tensor([0, 200, 512]).int(), torch.tensor([[10, 20], [26, 12]]).int()
+    call = partial(pyramid_ops.pool_scores_packed, scores.flatten(), bounds, grids)
+    yield "pool_scores_packed", "", call, (2, 0)
+    yield "segment_threshold", "", partial(pyramid_ops.segment_threshold, scores, rule="iqr"), (1, 0)
+    call = partial(pyramid_ops.combine_scores, [scores, scores], [0.5, 0.5])
+    yield "combine_scores", "", call, (1, 0)
+    yield "combine_scores", "min-max", partial(call, normalize="minmax"), (2, 1)
+    words, heads = x[:, :64], torch.zeros(2, 4, 256, 32)
+    yield "text_relevance", "max", partial(pyramid_ops.text_relevance, x, words), (3, 0)
+    yield "text_relevance", "softmax", partial(pyramid_ops.text_relevance, x, words, reduction="softmax"), (7, 0)
+    yield "attention_walk", "5 steps", partial(pyramid_ops.attention_walk, heads, heads, steps=5), (16, 2)
+    call = partial(pyramid_ops.allocate_budgets_batch, 99, torch.zeros(2, 4), [64] * 4)
+    yield "allocate_budgets_batch", "", call, (1, 0)
+    yield "adaptive_weights", "", partial(pyramid_ops.adaptive_weights, x), (3, 0)
 
 
 def _attention():
@@ -44,6 +72,11 @@ def _selection():
     scores, bounds = torch.zeros(3000), torch.tensor([0, 1000, 3000], dtype=torch.int32)
     call = partial(pyramid_ops.segmented_topk, scores, bounds, 100)
     yield "segmented_topk", "", partial(call, max_seqlen=2000), (2, 0)
+    indices, cache = torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 4, 1024, 16)
+    call = partial(pyramid_ops.compact, [levels[0], cache], indices, token_dims=(1, 2))
+    yield "compact", "", call, (3, 1)
+    call = partial(pyramid_ops.gather_levels, levels, torch.zeros(2, 9, 2, dtype=torch.int64))
+    yield "gather_levels", "", call, (1, 0)
 
 
 def _plans():
@@ -74,14 +107,18 @@ def _tome():
     yield "match_halves", "tome, apply, packed", lambda: plans.apply(packed(), flat), (7, 1)
     yield "match_halves", "tome_matching", partial(pyramid_ops.tome_matching, x, 16, class_token=True), (4, 0)
     plan = pyramid_ops.tome_matching(x, 16, class_token=True)
-    yield "fold_groups", "merge_tokens", partial(pyramid_ops.merge_tokens, x, plan), (3, 25)
+    yield "fold_groups", "merge_tokens", partial(pyramid_ops.merge_tokens, x, plan), (5, 0)
+    call = partial(pyramid_ops.merge_tokens, x, plan, order="original")
+    yield "fold_groups", "merge_tokens, original order", call, (6, 0)
+    yield "trace_rows", "merge_indices", partial(pyramid_ops.merge_indices, plan), (2, 0)
+    yield "gather_levels", "unmerge_tokens", partial(pyramid_ops.unmerge_tokens, x[:, :561], plan), (3, 2)
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
 
 
 BOUNDS = torch.tensor([0, 500, 1154], dtype=torch.int32)
 # (op, what, call, (Triton launches, PyTorch kernels)) of each family.
-TABLE = [row for family in (_scoring, _attention, _selection, _plans, _tome) for row in family()]
+TABLE = [row for family in (_images, _scoring, _attention, _selection, _plans, _tome) for row in family()]
 
 
 @pytest.mark.parametrize(
