@@ -75,7 +75,7 @@ def tensors(
     batch, sizes = first.shape[0], first.shape[1 if packed else 2 :]
     for k, x in enumerate(xs[1:], 1):
         shape = tensor(op, f"{name}[{k}]", x, *layouts, dtypes=dtypes).shape
-        same_batch = packed or shape[0] == batch or (broadcast and 1 in (shape[0], batch))
+        same_batch = packed or shape[0] == batch or (broadcast and (shape[0] == 1 or batch == 1))
         same_sizes = shape[1 if packed else 2 :] == sizes
         if x.device != first.device or x.dtype != first.dtype or not (same_batch and same_sizes):
             what = "feature size" if packed else "batch size and feature size"

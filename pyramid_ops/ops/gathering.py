@@ -74,7 +74,7 @@ def gather_levels(levels: Sequence[Tensor], indices: Tensor) -> Tensor:
     if levels[0].element_size() > 8:
         raise TypeError(f"{op}: levels: expected a dtype of at most 8 bytes, got {check.describe(levels[0])}")
     for k, level in enumerate(levels):
-        if level.shape[0] not in (1, batch) or level.device != indices.device:
+        if (level.shape[0] != 1 and level.shape[0] != batch) or level.device != indices.device:
             raise ValueError(
                 f"{op}: levels[{k}]: expected a batch size of 1 or {batch} on {indices.device}, got "
                 f"{check.describe(level)}"
@@ -196,7 +196,7 @@ def compact(
         if dense:
             if not dim:
                 raise ValueError(f"{op}: token_dims[{k}]: expected a dimension other than that of the batch, got 0")
-            if x.shape[0] not in (1, segments):
+            if x.shape[0] != 1 and x.shape[0] != segments:
                 raise ValueError(
                     f"{op}: tensors[{k}]: expected a batch size of 1 or {segments} in dimension 0, got "
                     f"{check.describe(x)}"

@@ -27,7 +27,7 @@ def _move_tokens_fake(
     placed: Placed,
     fills: Sequence[float],
 ) -> list[Tensor]:
-    samples = next(len(x) for x in (counts, tokens) if x is not None)
+    samples = next(x.shape[0] for x in (counts, tokens) if x is not None)
     return [
         x.new_empty(samples, x.shape[1], placed.slots, placed.slots if placed.columns else x.shape[3]) for x in tensors
     ]

@@ -190,7 +190,7 @@ def _job(op: str, plan: Union[Keep, Merge], k: int, x: Tensor, dim: Any, batch_d
     x = x[None] if without else x.movedim(batch, 0)
     first += without or first < batch
     samples = 1 if packed else plan.indices.shape[0]
-    if x.shape[0] not in (1, samples):
+    if x.shape[0] != 1 and x.shape[0] != samples:
         raise ValueError(f"{op}: {name}: expected a batch of 1 or {samples} in dimension {batch}, got {x.shape[0]}")
     before, after, slots = x.shape[1:first], x.shape[first + 1 :], plan.indices.shape[-1]
     rows = check.rows(x.reshape(x.shape[0], math.prod(before), plan.num_tokens, math.prod(after)))
@@ -228,7 +228,7 @@ def _folded(plan: Union[Keep, Merge], job: _Job, weights: Optional[Tensor]) -> T
     assert isinstance(plan, Merge)
     indices, members, bounds = (x if x.dim() == 2 else x[None] for x in (plan.indices, plan.members, plan.bounds))
     samples, (_, outer, count, inner) = indices.shape[0], job.rows.shape
-    rows = job.rows.transpose(1, 2).reshape(len(job.rows), count, outer * inner).expand(samples, -1, -1)
+    rows = job.rows.transpose(1, 2).reshape(job.rows.shape[0], count, outer * inner).expand(samples, -1, -1)
     weights = weights if job.mode == "mean" else None
     tokens, _ = fold_groups_op(rows, weights, Groups(indices, members, bounds), job.mode)
     return tokens.view(samples, indices.shape[1], outer, inner).transpose(1, 2)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyramid_ops
 from pyramid_ops import plans
+from tests.bits import assert_same_bits
 
 K = st.integers(0, 10)
 VALUES = st.sampled_from([0.0, -0.0, 1.0, 1.0, 2.5, -3.0, math.inf, -math.inf, math.nan])
@@ -308,6 +310,42 @@ def test_plans_compile_in_one_graph(packed):
     compiled = torch.compile(both, backend="eager", fullgraph=True)(*args)
     for actual, expected in zip(compiled, both(*args), strict=True):
         assert torch.equal(actual, expected)
+
+
+def all_plans(scores, hidden, positions):
+    plan = plans.keep(scores, 3, candidates=scores > -1, forced=scores > 1)
+    moved = plans.apply(plan, [hidden, positions], align="right")
+    second = plans.keep(moved[0][..., 0].contiguous(), 2)
+    merged = plans.apply(plans.tome(hidden, 2, class_token=True), [hidden, scores], mode=["mean", "sum"])
+    return *moved, *merged, plans.mask(plan), plans.apply(plans.join(hidden, plan), hidden), plans.then(plan, second)
+
+
+def inputs(batch, tokens):
+    return torch.randn(batch, tokens), torch.randn(batch, tokens, 6), torch.arange(tokens).expand(batch, tokens)
+
+
+def test_plans_compile_once_for_any_size():
+    compiled = torch.compile(all_plans, backend="eager", fullgraph=True, dynamic=True)
+    for batch, tokens in ((2, 9), (3, 12), (4, 15)):
+        args = inputs(batch, tokens)
+        assert_same_bits(compiled(*args), all_plans(*args))
+
+
+def test_plans_export_for_any_batch():
+    class Module(torch.nn.Module):
+        def forward(self, scores, hidden, positions):
+            return all_plans(scores, hidden, positions)[:-1]
+
+    dynamic = {0: torch.export.Dim("B")}
+    exported = torch.export.export(Module(), inputs(2, 9), dynamic_shapes=(dynamic, dynamic, dynamic))
+    args = inputs(5, 9)
+    assert_same_bits(exported.module()(*args), all_plans(*args)[:-1])
+
+
+def test_plans_of_fake_tensors():
+    with FakeTensorMode():
+        shapes = [tuple(x.shape) for x in all_plans(*inputs(2, 9))[:-1]]
+    assert shapes == [tuple(x.shape) for x in all_plans(*inputs(2, 9))[:-1]]
 
 
 def test_host_arguments_of_any_integer_type():
