@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import pyramid_ops
-from pyramid_ops import compat
+from pyramid_ops import compat, plans
 from tests.bits import assert_same_bits, poisoned
 
 HUGE = (1 << 31) - 1
@@ -50,7 +50,35 @@ def plan_results(plan: pyramid_ops.MergePlan) -> list:
     return results
 
 
+def moved(plan: pyramid_ops.Keep | pyramid_ops.Merge, x: Tensor) -> list:
+    """What every function of plans makes of a plan for the tokens of x."""
+    results = [plan.indices, plan.counts, plans.mask(plan), *plans.apply(plan, [x, x[..., 0]])]
+    if isinstance(plan, pyramid_ops.Keep):
+        merge = plans.join(x, plan)
+        results += [merge.rows, merge.members, merge.bounds, plans.apply(merge, x)]
+    return results
+
+
+def kept(cu: Tensor, order: str) -> list:
+    k, most = cu[1:].contiguous(), {"max_seqlen": 3, "capacity": 2}
+    plan = plans.keep(SCORES, k, cu_seqlens=cu, forced=SCORES < 0, threshold=rand(len(k)), order=order, **most)
+    second = plans.keep(rand(len(plan.indices)), 1, cu_seqlens=plan.cu_seqlens)
+    return [*moved(plan, X), *moved(plans.then(plan, second), X)]
+
+
+def far_plan(seed: int) -> list:
+    plan = pyramid_ops.Keep(far(2, 3, seed=seed), far(2, seed=seed).clamp(-HUGE, HUGE).int(), 4)
+    merge = pyramid_ops.Merge(*plan, far(2, 4, seed=seed), far(2, 4), far(2, 4, seed=seed + 1))
+    right = plans.apply(merge, [TOKENS, TOKENS.bfloat16()], align="right", fill=7, mode=["amax", "owner"])
+    second = plans.then(plan, plans.keep(rand(2, 3), 2))
+    return [*moved(plan, TOKENS), *plans.apply(merge, [TOKENS]), *right, *moved(second, TOKENS)]
+
+
 OF_OFFSETS = {
+    "keep": lambda cu: kept(cu, "index"),
+    "keep-value": lambda cu: kept(cu, "value"),
+    "tome": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, max_seqlen=3), X),
+    "tome-original": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, class_token=True, order="original"), X),
     "best_match": lambda cu: pyramid_ops.best_match(X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0)),
     "best_match-grid": lambda cu: pyramid_ops.best_match(
         X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=3, max_seqlen_k=2, precision="grid"
@@ -95,6 +123,8 @@ OF_OFFSETS = {
 
 TOKENS = rand(2, 4, 3)
 OF_INTEGERS = {
+    "far-plan": far_plan,
+    "keep": lambda s: moved(plans.keep(rand(2, 4), far(2, seed=s)), TOKENS),
     "gather_levels": lambda s: pyramid_ops.gather_levels([TOKENS, TOKENS[:1, :2]], far(2, 9, 2, seed=s)),
     "assign_mean": lambda s: pyramid_ops.assign_mean(TOKENS, far(2, 4, seed=s), 3),
     "attention_importance": lambda s: pyramid_ops.attention_importance(
