@@ -220,8 +220,8 @@ def token_tiles(xs: Sequence[Tensor], width: int) -> dict:
 
 @chooser
 def keep_tiles(length: int) -> dict:
-    block = min(4096, max(256, next_power_of_2(length)))
-    return {"BLOCK": block, "num_warps": block // 256}
+    block = min(4096, max(128, next_power_of_2(length)))
+    return {"BLOCK": block, "num_warps": max(4, block // 256), **_registers(True)}
 
 
 @chooser
@@ -308,7 +308,7 @@ def fold_tiles(x: Tensor) -> dict:
     """One group to a program, 16 bytes to a thread where the strides allow."""
     vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])
     block = min(128 * vector, max(32 * vector, next_power_of_2(x.shape[2])))
-    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector))}
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector)), **_registers(True)}
 
 
 def _registers(long_rows: bool) -> dict:
@@ -361,7 +361,7 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
     tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
     # Fewer than 32 keys would be repeated over the warps of a product.
     keys = max(32, 4096 // limbs // (tiles["ROW"].PARTS * tiles["ROW"].WIDTH))
-    return {**put(tiles, {"TILES": keys}), **_registers(False)}
+    return {**put(tiles, {"TILES": keys}), **_registers(True)}
 
 
 @chooser
