@@ -24,6 +24,7 @@ REASONS = {
     "dtype, padding and filter length do",
     "_broadcast_regions_kernel": "64-bit divisions of numbers above 2³²",
     "_finish_kernel": "the loop over a second head and more, in codes for heads that were reduced before",
+    "_mark_tokens_kernel": "64-bit divisions of numbers above 2³²",
     "_share_kernel": "64-bit divisions of numbers above 2³²",
 }
 
