@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...ops.grouping import group_tokens_op, join_tokens_op
+from ...ops.merging import assign_mean
 from ...plans.applied import apply
 from ...plans.joined import join, then
 from ...plans.kept import keep
@@ -83,6 +84,11 @@ def join_compiled() -> Iterator[Call]:
     yield Call("join, 144 of 576", functools.partial(merged, 64, 576, 144))
 
 
+def group_compiled() -> Iterator[Call]:
+    x, clusters = torch.empty(1, 576, 64), torch.zeros(1, 576, dtype=torch.int64)
+    yield Call("assign_mean, 576 in 20", functools.partial(assign_mean, x, clusters, 20))
+
+
 def joining(so_far: Any) -> None:
     """Tokens that join those that stay, and their means."""
     if not so_far.scores or not so_far.levels[0].shape[1]:
@@ -114,7 +120,7 @@ DESCRIPTIONS = [
         group_tokens_golden,
         group_tokens_bits,
         packed_ones,
-        join_compiled,
+        group_compiled,
         joining,
         "test_keep",
         dtypes=INDICES,

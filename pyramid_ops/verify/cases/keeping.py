@@ -210,7 +210,7 @@ DESCRIPTIONS = [
         keeping,
         "test_keep",
         dtypes=FLOATS,
-        scattered=("_keep_tokens_kernel", "_select_segment_kernel"),
+        scattered=("_keep_keys_kernel", "_keep_tokens_kernel", "_select_segment_kernel"),
     ),
     Description(
         move_tokens_op,
@@ -221,6 +221,7 @@ DESCRIPTIONS = [
         keeping,
         "test_keep",
         dtypes=BITS,
+        scattered=("_move_tokens_kernel",),
     ),
     Description(
         mark_tokens_op,

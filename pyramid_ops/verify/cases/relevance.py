@@ -187,6 +187,7 @@ DESCRIPTIONS = [
         relate,
         "test_text_relevance",
         dtypes=FLOATS,
+        scattered=("_positions_kernel",),
         dots=("_relevance_kernel",),
     ),
 ]
