@@ -204,6 +204,20 @@ def of_the_rest():
         for count in (1, 16, 128):
             tiles = {"move_tiles": {"ROWS": count, "BLOCK": block}, "locate_tiles": {"BLOCK": max(2, count)}}
             yield f"move-{block}-{count}", tiles, move(), False
+    for block, count in ((16, 1), (64, 8), (256, 128)):
+        tiles = {
+            "keep_tiles": {"BLOCK": block},
+            "token_tiles": {"ROWS": count, "BLOCK": block},
+            "scan_tiles": {"ROWS": count, "BLOCK": block},
+        }
+        yield f"plans-{block}-{count}", tiles, of_plans(), False
+
+
+def of_plans():
+    """A case of each op of plans."""
+    families = {op: list(DESCRIPTIONS[op].golden())[-1] for op in ("keep_tokens", "move_tokens", "match_halves")}
+    families |= {op: list(DESCRIPTIONS[op].golden())[0] for op in ("join_tokens", "group_tokens", "trace_rows")}
+    yield from ((op, case.args) for op, case in families.items())
 
 
 def choices():
