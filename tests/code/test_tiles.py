@@ -216,7 +216,7 @@ def of_the_rest():
 def of_plans():
     """A case of each op of plans."""
     families = {op: list(DESCRIPTIONS[op].golden())[-1] for op in ("keep_tokens", "move_tokens", "match_halves")}
-    families |= {op: list(DESCRIPTIONS[op].golden())[0] for op in ("join_tokens", "group_tokens", "trace_rows")}
+    families |= {op: next(DESCRIPTIONS[op].golden()) for op in ("join_tokens", "group_tokens", "trace_rows")}
     yield from ((op, case.args) for op, case in families.items())
 
 
