@@ -10,21 +10,17 @@ from torch import Tensor
 from ..reference.arguments import Halves
 from .arithmetic import NO_KEY, bounds, cdiv, ordered_key
 from .launch import launch
-from .matching import match_evens
+from .matching import match_evens, unpacked
 from .tiles import scan_tiles
 
 
 @triton.jit
 def _partner(best_ptr, norms_ptr, token, mask, DISTILL: tl.constexpr):
     """(number of the most similar odd token of the segment, −1 for none, and the similarity) of even tokens."""
-    best = tl.load(best_ptr + token, mask=mask, other=0)
-    score = (best >> 32).to(tl.int32)
-    norm = tl.load(norms_ptr + token, mask=mask, other=0.0)
-    found = (score > -(1 << 31)) & (norm < float("inf"))
-    partner = tl.where(found, (0xFFFFFFFF - (best & 0xFFFFFFFF)).to(tl.int32), -1)
+    partner, similarity = unpacked(best_ptr, norms_ptr, token, mask)
     if DISTILL:
-        found = found & (partner > 0)
-    return partner, tl.where(found, score.to(tl.float32) * (1.0 / 1073741824.0), float("-inf"))
+        similarity = tl.where(partner > 0, similarity, float("-inf"))
+    return partner.to(tl.int32), similarity
 
 
 @triton.jit
@@ -73,11 +69,11 @@ def _rank_halves_kernel(
         ahead = (other_key > key[:, None]) | ((other_key == key[:, None]) & (other[None, :] < even[:, None]))
         rank += tl.sum((ahead & (other < evens)[None, :]).to(tl.int32), axis=1)
     tl.store(ranks_ptr + start + even, rank, mask=even < evens)
-    for i in range(tl.program_id(0) * share, tl.minimum((tl.program_id(0) + 1) * share, size), BLOCK):
-        at = i + tl.arange(0, BLOCK)
-        for k in tl.static_range(len(indices_ptrs)):
-            tl.store(indices_ptrs[k] + at, tl.full((BLOCK,), -1, tl.int64), mask=at < size)
-        if similarities_ptr is not None:
+    if cu_ptr is not None:
+        for i in range(tl.program_id(0) * share, tl.minimum((tl.program_id(0) + 1) * share, size), BLOCK):
+            at = i + tl.arange(0, BLOCK)
+            for k in tl.static_range(len(indices_ptrs)):
+                tl.store(indices_ptrs[k] + at, tl.full((BLOCK,), -1, tl.int64), mask=at < size)
             tl.store(similarities_ptr + at, tl.full((BLOCK,), float("-inf"), tl.float32), mask=at < size)
 
 
@@ -164,12 +160,11 @@ def _place_halves_kernel(
     tl.store(rows_ptr + start + token, tl.where(there, first_row + row, -1).to(tl.int64), mask=inside)
     whole = (first_token + token).to(tl.int64)
     tl.store(owners_ptr + base + row, whole, mask=inside & (merged == 0))
-    if sources_ptr is not None:
-        tl.store(sources_ptr + source + rank, whole, mask=merged)
-        joined = (first_token + 2 * partner + 1).to(tl.int64)
-        tl.store(destinations_ptr + source + rank, tl.where(found, joined, -1), mask=merged)
-        tl.store(similarities_ptr + source + rank, similarity, mask=merged)
-        tl.store(unmerged_ptr + other + place, whole, mask=is_even & (rank >= many))
+    tl.store(sources_ptr + source + rank, whole, mask=merged)
+    joined = (first_token + 2 * partner + 1).to(tl.int64)
+    tl.store(destinations_ptr + source + rank, tl.where(found, joined, -1), mask=merged)
+    tl.store(similarities_ptr + source + rank, similarity, mask=merged)
+    tl.store(unmerged_ptr + other + place, whole, mask=is_even & (rank >= many))
 
 
 def match_halves(
@@ -198,8 +193,8 @@ def match_halves(
     programs = segments * cdiv((longest + 1) // 2, tiles["ROWS"])
     launch(
         _rank_halves_kernel, programs,
-        best, norms, cu_seqlens, ranks, tuple(indices) if packed else (), similarities if packed else None, size,
-        longest, cdiv(size, programs) if packed else 0, **flags, **tiles,
+        best, norms, cu_seqlens, ranks, tuple(indices), similarities, size, longest, cdiv(size, programs), **flags,
+        **tiles,
     )  # fmt: skip
     launch(
         _place_halves_kernel, segments * cdiv(longest, tiles["ROWS"]),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .arithmetic import bounds, cdiv
 from .launch import launch
-from .tiles import gather_tiles, locate_tiles, move_tiles
+from .tiles import gather_tiles, locate_tiles, token_tiles
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def compact(
     )  # fmt: skip
     for x, out in zip(tensors, moved, strict=True):
         if out.numel():
-            tiles = move_tiles(x)
+            tiles = token_tiles([x], x.shape[-1])
             launch(
                 _move_rows_kernel, out.numel() // (rows * x.shape[-1]) * cdiv(rows, tiles["ROWS"]),
                 x, out, source, x.stride(0) if dense else None, x.stride(-3), x.stride(-2), x.shape[-3], rows, size,

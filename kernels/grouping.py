@@ -7,32 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import cdiv
+from .arithmetic import cdiv, highest_bit, segment_of
 from .launch import launch
 from .tiles import scan_tiles
 
 
-@triton.jit
-def upper_bound(ptr, size, value, top_bit):
-    """How many of `size` ascending numbers are not above each value; `top_bit` is the highest bit of the size."""
-    found = tl.zeros_like(value)
-    bit = tl.zeros((), tl.int32) + top_bit
-    while bit > 0:
-        candidate = found + bit
-        inside = candidate <= size
-        number = tl.load(ptr + candidate - 1, mask=inside, other=0)
-        found = tl.where(inside & (number <= value), candidate, found)
-        bit = bit >> 1
-    return found
-
-
-def top_bit(size: int) -> int:
-    return 1 << (size.bit_length() - 1) if size else 0
-
-
-@triton.jit(do_not_specialize=["count", "size", "segments", "top"])
+@triton.jit(do_not_specialize=["count", "size", "segments", "top_bit"])
 def _join_tokens_kernel(
-    tokens_ptr, partners_ptr, cu_ptr, rows_ptr, count, size, segments, top, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    tokens_ptr, partners_ptr, cu_ptr, rows_ptr, count, size, segments, top_bit, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The rows of ROWS tokens of a sample: the last that is theirs, or their partner's."""
     programs = tl.cdiv(size, ROWS)
@@ -42,7 +24,7 @@ def _join_tokens_kernel(
     if partners_ptr is not None:
         partner = tl.load(partners_ptr + sample * size + token, mask=token < size, other=-1)
         if cu_ptr is not None:
-            segment = upper_bound(cu_ptr, segments + 1, token, top) - 1
+            segment = segment_of(cu_ptr, token, segments, top_bit)
             inside = (segment >= 0) & (segment < segments) & (partner >= 0)
             start = tl.load(cu_ptr + segment, mask=inside, other=0)
             partner = tl.where(inside & (partner < size), start + partner, -1)
@@ -68,7 +50,7 @@ def join_tokens(tokens: Tensor, partners: Optional[Tensor], cu_seqlens: Optional
         segments = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
         launch(
             _join_tokens_kernel, batch * cdiv(size, tiles["ROWS"]),
-            tokens.contiguous(), partners, cu_seqlens, rows, count, size, segments, top_bit(segments + 1), **tiles,
+            tokens.contiguous(), partners, cu_seqlens, rows, count, size, segments, highest_bit(segments), **tiles,
         )  # fmt: skip
     return rows
 

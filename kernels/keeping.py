@@ -13,7 +13,7 @@ from ..reference.arguments import Amount, Choice, Placed, Slots
 from .arithmetic import NO_KEY, cdiv, ordered_key, widen
 from .gathering import packed_row, packed_start
 from .launch import launch
-from .radix import ranks
+from .radix import slot_places
 from .ragged import budget_of, opaque, select_segments, sorted_slots
 from .tiles import flat_tiles, keep_tiles, order_tiles, rank_limit, token_tiles
 
@@ -97,12 +97,7 @@ def _keep_tokens_kernel(
         tl.store(offsets_ptr + segment, start)
         tl.store(offsets_ptr + segments, total)
     used = candidate < count
-    place = candidate
-    if not BY_INDEX:
-        key = tl.load(chosen_keys_ptr + slots + candidate, mask=used, other=0)
-        zero = tl.zeros((ROWS,), tl.int32)
-        rank = ranks(chosen_keys_ptr + slots, key, candidate, zero, zero + count, 0, count, BLOCK)
-        place = tl.where(used, rank, candidate)
+    place = slot_places(chosen_keys_ptr + slots, candidate, count, BY_INDEX, BLOCK)
     token = tl.load(chosen_ptr + slots + candidate, mask=used, other=-1)
     row = slots + place
     if PACKED:

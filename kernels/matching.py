@@ -102,15 +102,21 @@ def _best_match_kernel(
 
 
 @triton.jit
+def unpacked(best_ptr, norms_ptr, query, mask):
+    """(index of the best key, −1 for none, and its similarity) of queries."""
+    best = tl.load(best_ptr + query, mask=mask, other=0)
+    score = (best >> 32).to(tl.int32)
+    norm = tl.load(norms_ptr + query, mask=mask, other=0.0)
+    found = (score > -(1 << 31)) & (norm < float("inf"))
+    index = tl.where(found, 0xFFFFFFFF - (best & 0xFFFFFFFF), -1)
+    return index, tl.where(found, score.to(tl.float32) * (1.0 / 1073741824.0), float("-inf"))
+
+
+@triton.jit
 def _unpack_kernel(best_ptr, query_norms_ptr, indices_ptr, similarity_ptr, count, BLOCK: tl.constexpr):
     query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = query < count
-    best = tl.load(best_ptr + query, mask=mask, other=0)
-    score = (best >> 32).to(tl.int32)
-    norm = tl.load(query_norms_ptr + query, mask=mask, other=0.0)
-    found = (score > -(1 << 31)) & (norm < float("inf"))
-    index = tl.where(found, 0xFFFFFFFF - (best & 0xFFFFFFFF), -1)
-    similarity = tl.where(found, score.to(tl.float32) * (1.0 / 1073741824.0), float("-inf"))
+    index, similarity = unpacked(best_ptr, query_norms_ptr, query, mask)
     tl.store(indices_ptr + query, index, mask=mask)
     tl.store(similarity_ptr + query, similarity, mask=mask)
 

@@ -8,8 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.arguments import Groups
-from .arithmetic import bounds, cdiv, narrow, ordered_key, widen
-from .grouping import top_bit, upper_bound
+from .arithmetic import bounds, cdiv, highest_bit, narrow, ordered_key, segment_of, widen
 from .launch import launch
 from .tiles import fold_tiles
 
@@ -47,10 +46,10 @@ def _start(MODE: tl.constexpr, BLOCK: tl.constexpr):
     return tl.full((BLOCK,), float("-inf") if MODE == "amax" else 0.0, tl.float32)
 
 
-@triton.jit(do_not_specialize=["count", "members", "groups", "top"])
+@triton.jit(do_not_specialize=["count", "members", "groups", "top_bit"])
 def _fold_chunks_kernel(
     x_ptr, weights_ptr, members_ptr, offsets_ptr, sums_ptr, weight_sums_ptr, stride_b, stride_n,
-    weight_stride, count, members, groups, width, top, MODE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    weight_stride, count, members, groups, width, top_bit, MODE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The chunks of long groups that begin in one window of members: at most a group's first one and a later one."""
     columns = tl.cdiv(width, BLOCK)
@@ -64,8 +63,8 @@ def _fold_chunks_kernel(
     members_ptr += sample * members
     offsets_ptr += sample * (groups + 1)
     position = (window % windows) * CHUNK + tl.arange(0, CHUNK)
-    group = upper_bound(offsets_ptr + 1, groups, position, top)
-    inside = group < groups
+    group = segment_of(offsets_ptr, position, groups, top_bit)
+    inside = (group >= 0) & (group < groups)
     begin, size = bounds(offsets_ptr, tl.where(inside, group, 0), members)
     begin = begin.to(tl.int32)
     end = begin + size.to(tl.int32)
@@ -171,7 +170,7 @@ def fold_groups(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str)
     if windows:
         launch(
             _fold_chunks_kernel, batch * windows * columns,
-            x, weights, members, offsets, sums, weight_sums, *strides, *sizes, top_bit(number), **constants,
+            x, weights, members, offsets, sums, weight_sums, *strides, *sizes, highest_bit(number), **constants,
         )  # fmt: skip
     launch(
         _fold_groups_kernel, batch * number * columns,

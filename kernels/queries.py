@@ -116,7 +116,7 @@ def _unit_queries_kernel(
     store_units(x_ptr, stride_n, place, row, mask, used, units_ptr, norms_ptr, LIMBS, LOW_BITS, ROW)
 
 
-class Choice(NamedTuple):
+class Picked(NamedTuple):
     """Queries at `indices` `[S, M]` of all: their number in the tensor, their segments, what is known of them.
 
     Of each segment the first `used` indices count, where that is given.
@@ -147,7 +147,7 @@ class Problem(NamedTuple):
     segments: Segments
     span: Span
     softmax: Softmax
-    choice: Optional[Choice]
+    choice: Optional[Picked]
     unscales: Optional[Tensor]
 
     @property
@@ -197,7 +197,7 @@ def problem_of(
     if chosen.mask is not None:
         indices, used = compacted(chosen.mask.contiguous().view(torch.uint8))
     if indices is not None:
-        choice = Choice(indices, chosen.from_end, used, count, segments, queries.log_sum_exp)
+        choice = Picked(indices, chosen.from_end, used, count, segments, queries.log_sum_exp)
         slots = indices.shape[1]
         batch, count = (1, parts * slots) if segments.cu_seqlens_q is not None else (parts, slots)
         segments = segments._replace(cu_seqlens_q=None, max_seqlen_q=slots)

@@ -91,3 +91,15 @@ def ranks(keys_ptr, key, candidate, first, last, begin, end, BLOCK: tl.constexpr
         ahead = ahead & (other >= first[:, None]) & (other < last[:, None])
         rank += tl.sum(ahead.to(tl.int32), axis=1)
     return rank
+
+
+@triton.jit
+def slot_places(keys_ptr, candidate, count, BY_INDEX: tl.constexpr, BLOCK: tl.constexpr):
+    """Where slots [ROWS] of a segment go, of which the first `count` are used: as they stand, or by rank."""
+    place = candidate
+    if not BY_INDEX:
+        key = tl.load(keys_ptr + candidate, mask=candidate < count, other=0)
+        zero = tl.zeros_like(candidate)
+        rank = ranks(keys_ptr, key, candidate, zero, zero + count, 0, count, BLOCK)
+        place = tl.where(candidate < count, rank, candidate)
+    return place

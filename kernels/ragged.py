@@ -11,7 +11,7 @@ from ..reference.arguments import Amount, Slots
 from .arithmetic import bounds, cdiv
 from .gathering import copy_rows, packed_row, packed_start
 from .launch import launch
-from .radix import histogram, load_words, next_digit, ranks, select_threshold, take_best
+from .radix import histogram, load_words, next_digit, ranks, select_threshold, slot_places, take_best
 from .scoring import score_levels
 from .tiles import (
     chunk_tiles,
@@ -172,12 +172,7 @@ def _order_kernel(
     row = segment.to(tl.int64) * capacity
     count = tl.load(counts_ptr + segment)
     used = candidate < count
-    place = candidate
-    if not BY_INDEX:
-        key = tl.load(chosen_keys_ptr + row + candidate, mask=used, other=0)
-        zero = tl.zeros((ROWS,), tl.int32)
-        rank = ranks(chosen_keys_ptr + row, key, candidate, zero, zero + count, 0, count, BLOCK)
-        place = tl.where(used, rank, candidate)
+    place = slot_places(chosen_keys_ptr + row, candidate, count, BY_INDEX, BLOCK)
     index = tl.load(chosen_ptr + row + candidate, mask=used, other=-1)
     first, _ = bounds(cu_ptr, segment, size)
     value = tl.load(scores_ptr + first.to(tl.int64) + index, mask=used, other=float("-inf"))

@@ -141,8 +141,7 @@ def threshold_tiles(rule: str, size: int) -> dict:
     row = {"CHUNKS": 4, "ROW": Row(256, 1, 1, 1, 1, 256, 8)}
     if rule == "mean":
         return {**row, "BLOCK": 256, "num_warps": 1}
-    registers = {"maxnreg": 128} if isinstance(target_arch(), int) else {}
-    return {**row, **select_tiles(size), **registers}
+    return {**row, **select_tiles(size), **_registers(128)}
 
 
 @chooser
@@ -198,20 +197,13 @@ def locate_tiles(capacity: int) -> dict:
 
 
 @chooser
-def move_tiles(x: Tensor) -> dict:
-    """16 bytes to a thread where the strides allow; many rows to a program where they are short."""
-    vector = 16 // x.element_size()
-    vector = math.gcd(vector, *x.stride()[:-1], x.shape[-1], x.data_ptr() // x.element_size())
-    block = min(128 * vector, next_power_of_2(x.shape[-1]))
-    rows = max(1, 128 * vector // block)
-    return {"ROWS": rows, "BLOCK": block, "VECTOR": vector, "num_warps": 4}
-
-
-@chooser
 def token_tiles(xs: Sequence[Tensor], width: int) -> dict:
-    """Of several tensors `[B, outer, N, inner]` at a time, as `move_tiles`; columns that move lie apart."""
+    """Rows of tensors alike: 16 bytes to a thread where the strides allow, many rows to a program where they are short.
+
+    Columns that move, too, lie apart.
+    """
     element = xs[0].element_size()
-    vector = 16 // element if width == xs[0].shape[3] else 1
+    vector = 16 // element if width == xs[0].shape[-1] else 1
     for x in xs:
         vector = math.gcd(vector, *x.stride()[:-1], width, x.data_ptr() // element)
     block = min(128 * vector, next_power_of_2(width))
@@ -220,8 +212,9 @@ def token_tiles(xs: Sequence[Tensor], width: int) -> dict:
 
 @chooser
 def keep_tiles(length: int) -> dict:
+    """Tokens to a tile of the one program of a segment."""
     block = min(4096, max(128, next_power_of_2(length)))
-    return {"BLOCK": block, "num_warps": max(4, block // 256), **_registers(True)}
+    return {"BLOCK": block, "num_warps": max(4, block // 256), **_registers()}
 
 
 @chooser
@@ -308,11 +301,12 @@ def fold_tiles(x: Tensor) -> dict:
     """One group to a program, 16 bytes to a thread where the strides allow."""
     vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])
     block = min(128 * vector, max(32 * vector, next_power_of_2(x.shape[2])))
-    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector)), **_registers(True)}
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector)), **_registers()}
 
 
-def _registers(long_rows: bool) -> dict:
-    return {"maxnreg": 255} if (_OLD or long_rows) and isinstance(target_arch(), int) else {}
+def _registers(most: int = 255) -> dict:
+    """So many where the assembler, untold, would stop at fewer and spill."""
+    return {"maxnreg": most} if isinstance(target_arch(), int) else {}
 
 
 @chooser
@@ -326,7 +320,7 @@ def attention_tiles(features: int, limbs: int, rows: int, by_tile: bool) -> tupl
     row = (16, 2 * wide if limbs == 1 else wide) if few else (64, many)
     # Where heads are reduced first, a second tile of sums is alive.
     column = (64, 16 if few else wide // 2 if by_tile else many)
-    options = {"num_warps": 4, "num_stages": stages(2), **_registers(features > 128)}
+    options = {"num_warps": 4, "num_stages": stages(2), **(_registers() if _OLD or features > 128 else {})}
     dots = (Dots(features, limbs, *tile, block) for tile in (row, column))
     first, second = ({"DOT": dot, **options} for dot in dots)
     return first, second
@@ -361,7 +355,7 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
     tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
     # Fewer than 32 keys would be repeated over the warps of a product.
     keys = max(32, 4096 // limbs // (tiles["ROW"].PARTS * tiles["ROW"].WIDTH))
-    return {**put(tiles, {"TILES": keys}), **_registers(True)}
+    return {**put(tiles, {"TILES": keys}), **_registers()}
 
 
 @chooser

@@ -1,6 +1,6 @@
 """Which of the even tokens merge into which of the odd ones."""
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -9,19 +9,6 @@ from .arguments import Halves, Segments
 from .arithmetic import NO_KEY, ordered_key
 from .matching import best_match
 from .segments import segments
-
-
-class Matching(NamedTuple):
-    """What `match_halves` returns, see there."""
-
-    sources: Tensor
-    destinations: Tensor
-    unmerged: Tensor
-    similarities: Tensor
-    rows: Tensor
-    owners: Tensor
-    counts: Tensor
-    offsets: Tensor
 
 
 def match_halves(
@@ -69,7 +56,7 @@ def match_halves(
         offsets.append(offsets[-1] + length - r)
         source, other, even = source + r, other + evens - r, even + evens
     counts = torch.tensor([n - r for n, r in zip(lengths, many, strict=True)], dtype=torch.int32, device=device)
-    return Matching(
+    return (
         sources, destinations, unmerged, similarities, rows, owners, counts,
         torch.tensor(offsets, dtype=torch.int32, device=device),
     )  # fmt: skip

@@ -140,7 +140,7 @@ def attention_importance(
     base2, cap = base2_scale(op, q.shape[3] ** -0.5 if scale is None else scale, softcap, temperature)
     limbs = check.limbs(op, precision, q, k)
     offsets, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-    segments, parts = _checked_segments(op, q, k, packed, offsets, longest)
+    segments, parts = checked_segments(op, q, k, packed, offsets, longest)
     pair = None if isinstance(key_range, Tensor) else key_range
     span = _checked_span(op, pair, segments.max_seqlen_k, packed)
     if center_keys and softcap is not None:
@@ -188,29 +188,32 @@ def attention_importance(
     return scores if span.stop - span.start == scores.shape[1] else scores[:, span.start : span.stop].contiguous()
 
 
-def _checked_segments(
+def checked_segments(
     op: str,
     q: Tensor,
     k: Tensor,
     packed: bool,
     offsets: tuple[Optional[Tensor], Optional[Tensor]],
     longest: tuple[Optional[int], Optional[int]],
+    names: tuple[str, str] = ("q", "k"),
 ) -> tuple[Segments, int]:
-    """Ascending offsets and longest segments, and how many segments or samples there are."""
-    (cu_q, cu_k), (max_q, max_k) = offsets, longest
+    """Ascending offsets and longest segments of rows `[B, …, N, D]`, and how many segments or samples there are."""
+    (cu_q, cu_k), bounds = offsets, [f"cu_seqlens_{name}" for name in names]
     if (cu_q is None) != (not packed) or (cu_k is None) != (not packed):
-        expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, H, D] rows"
-        raise ValueError(f"{op}: cu_seqlens_q, cu_seqlens_k: expected {expected}, got {check.describe(q)}")
-    for name, value in (("max_seqlen_q", max_q), ("max_seqlen_k", max_k)):
+        layout = "[T, H, D]" if q.dim() == 4 else "[T, D]"
+        expected = "offsets of both packed tensors" if packed else f"offsets only with packed {layout} rows"
+        raise ValueError(f"{op}: {', '.join(bounds)}: expected {expected}, got {check.describe(q)}")
+    most = []
+    for name, value, x in zip(names, longest, (q, k), strict=True):
         if value is not None and not packed:
-            raise ValueError(f"{op}: {name}: expected only with cu_seqlens_q and cu_seqlens_k, got {value}")
-    max_q = check.longest(op, "max_seqlen_q", max_q, q.shape[2])
-    max_k = check.longest(op, "max_seqlen_k", max_k, k.shape[2])
+            raise ValueError(f"{op}: max_seqlen_{name}: expected only with {' and '.join(bounds)}, got {value}")
+        most.append(check.longest(op, f"max_seqlen_{name}", value, x.shape[-2]))
     if cu_q is None or cu_k is None:
-        return Segments(None, None, max_q, max_k), q.shape[0]
-    parts = check.cu_seqlens(op, "cu_seqlens_q", cu_q, q).shape[0] - 1
-    cu_k = check.cu_seqlens(op, "cu_seqlens_k", cu_k, k, parts)
-    return Segments(ascending(cu_q), ascending(cu_k), max_q, max_k), parts
+        return Segments(None, None, *most), q.shape[0]
+    cu_q = check.cu_seqlens(op, bounds[0], cu_q, q)
+    parts = cu_q.shape[0] - 1
+    cu_k = check.cu_seqlens(op, bounds[1], cu_k, k, parts)
+    return Segments(ascending(cu_q), ascending(cu_k), *most), parts
 
 
 def _checked_span(op: str, key_range: Any, longest: int, packed: bool) -> Span:

@@ -121,20 +121,23 @@ def segmented_topk(
     segments = cu_seqlens.shape[0] - 1
     max_seqlen = min(check.integer(op, "max_seqlen", max_seqlen, 0), size)
     check.choice(op, "order", order, "value", "index")
-    k_tensor = None
-    if isinstance(k, Tensor):
-        k_tensor, k = check.device_integers(op, "k", k, scores, "S", segments), [0]
-        if capacity is None:
-            raise ValueError(f"{op}: capacity: expected a number where k is a tensor, got None")
-    elif not check.is_sequence(k):
-        k = [check.integer(op, "k", k, 0)]
-    else:
-        k = _numbers(op, "k", k, segments, "segments") or [0]
-    capacity = max(k) if capacity is None else check.integer(op, "capacity", capacity, 0)
+    amount = checked_amount(op, k, scores, segments)
+    if amount.tensor is not None and capacity is None:
+        raise ValueError(f"{op}: capacity: expected a number where k is a tensor, got None")
+    capacity = max(amount.numbers) if capacity is None else check.integer(op, "capacity", capacity, 0)
     check.packed_size(op, "capacity", segments * capacity)
-    return SegmentedTopK(
-        *segmented_topk_op(scores, cu_seqlens, Amount(k_tensor, k), Slots(max_seqlen, capacity), order == "index")
-    )
+    return SegmentedTopK(*segmented_topk_op(scores, cu_seqlens, amount, Slots(max_seqlen, capacity), order == "index"))
+
+
+def checked_amount(
+    op: str, k: Union[int, Sequence[int], Tensor], like: Tensor, segments: int, what: str = "segments"
+) -> Amount:
+    """How many of each segment: one number, one for each, or a tensor on the device of `like`."""
+    if isinstance(k, Tensor):
+        return Amount(check.device_integers(op, "k", k, like, "S", segments), [0])
+    if not check.is_sequence(k):
+        return Amount(None, [check.integer(op, "k", k, 0)])
+    return Amount(None, _numbers(op, "k", k, segments, what) or [0])
 
 
 def _numbers(op: str, name: str, values: Any, count: int, what: str) -> list[int]:

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
-from .._packed import ascending
 from ..reference import relevance as reference
 from ..reference.arguments import Masks, Segments, Similarity
-from .attention import base2_scale
+from .attention import base2_scale, checked_segments
 
 __all__ = ["text_relevance"]
 
@@ -144,34 +143,8 @@ def text_relevance(
             check.same_size(op, name, mask, of.shape[:-1], tokens.device)
             mask = mask[None] if packed else mask
         masks.append(mask)
-    segments = _segments(
-        op, x, words, packed, (cu_seqlens_tokens, cu_seqlens_text), (max_seqlen_tokens, max_seqlen_text)
-    )
+    offsets, longest = (cu_seqlens_tokens, cu_seqlens_text), (max_seqlen_tokens, max_seqlen_text)
+    segments, _ = checked_segments(op, x, words, packed, offsets, longest, ("tokens", "text"))
     similarity = Similarity(cosine, float(scale), threshold, check.limbs(op, precision, tokens, text))
     relevance = text_relevance_op(x, words, Masks(*masks), segments, similarity, reduction)
     return relevance[0] if packed else relevance
-
-
-def _segments(
-    op: str,
-    tokens: Tensor,
-    text: Tensor,
-    packed: bool,
-    offsets: tuple[Optional[Tensor], Optional[Tensor]],
-    longest: tuple[Optional[int], Optional[int]],
-) -> Segments:
-    """Checked offsets, ascending, and the longest segments."""
-    cu_tokens, cu_text = offsets
-    if packed != (cu_tokens is not None) or packed != (cu_text is not None):
-        expected = "offsets of both packed tensors" if packed else "offsets only with packed [T, D] rows"
-        raise ValueError(f"{op}: cu_seqlens_tokens, cu_seqlens_text: expected {expected}, got {check.describe(tokens)}")
-    most = []
-    for name, value, x in zip(("max_seqlen_tokens", "max_seqlen_text"), longest, (tokens, text), strict=True):
-        if value is not None and not packed:
-            raise ValueError(f"{op}: {name}: expected only with packed rows, got {value}")
-        most.append(check.longest(op, name, value, x.shape[1]))
-    if cu_tokens is None or cu_text is None:
-        return Segments(None, None, *most)
-    cu_tokens = check.cu_seqlens(op, "cu_seqlens_tokens", cu_tokens, tokens)
-    cu_text = check.cu_seqlens(op, "cu_seqlens_text", cu_text, text, cu_tokens.shape[0] - 1)
-    return Segments(ascending(cu_tokens), ascending(cu_text), *most)

@@ -129,7 +129,9 @@ def apply(
         )
     )
     jobs = [_job(op, plan, k, *each) for k, each in enumerate(zip(given, *options, strict=True))]
-    results = [_folded(plan, job, weights) if job.mode != "owner" else job.rows for job in jobs]
+    results = [
+        _folded(plan, job, weights) if isinstance(plan, Merge) and job.mode != "owner" else job.rows for job in jobs
+    ]
     indices = plan.indices[None] if packed else plan.indices
     counts = None if packed else plan.counts
     for columns, merged in ((False, False), (True, False), (False, True)):
@@ -223,9 +225,8 @@ def _fill(op: str, k: int, value: Any, x: Tensor) -> float:
     return number + 0.0
 
 
-def _folded(plan: Union[Keep, Merge], job: _Job, weights: Optional[Tensor]) -> Tensor:
+def _folded(plan: Merge, job: _Job, weights: Optional[Tensor]) -> Tensor:
     """Tokens that a row joins, merged: `[B, outer, M, inner]`."""
-    assert isinstance(plan, Merge)
     indices, members, bounds = (x if x.dim() == 2 else x[None] for x in (plan.indices, plan.members, plan.bounds))
     samples, (_, outer, count, inner) = indices.shape[0], job.rows.shape
     rows = job.rows.transpose(1, 2).reshape(job.rows.shape[0], count, outer * inner).expand(samples, -1, -1)

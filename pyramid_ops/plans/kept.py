@@ -8,12 +8,11 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.keeping import keep_tokens_op, mark_tokens_op
+from ..ops.ragged import checked_amount
 from ..reference.arguments import Amount, Choice, Slots
 from ..results import Keep, Merge
 
 __all__ = ["keep", "mask"]
-
-_MOST_INTEGERS = 256
 
 
 def keep(
@@ -108,7 +107,7 @@ def keep(
         *_threshold(op, threshold, rows, segments),
         check.flag(op, "largest", largest),
     )
-    amount = _amount(op, k, rows, segments, longest)
+    amount = Amount(None, [longest]) if k is None else checked_amount(op, k, rows, segments, "samples or segments")
     if capacity is None:
         known = amount.tensor is None and forced is None
         capacity = min(longest, max(amount.numbers)) if known else longest
@@ -138,21 +137,6 @@ def _threshold(
     check.tensor(op, "threshold", threshold, "S", dtypes=(torch.float32,))
     check.same_size(op, "threshold", threshold, [segments], rows.device)
     return threshold.resolve_neg().contiguous(), None
-
-
-def _amount(op: str, k: Union[int, Sequence[int], Tensor, None], rows: Tensor, segments: int, longest: int) -> Amount:
-    if k is None:
-        return Amount(None, [longest])
-    if isinstance(k, Tensor):
-        return Amount(check.device_integers(op, "k", k, rows, "S", segments), [0])
-    if not check.is_sequence(k):
-        return Amount(None, [check.integer(op, "k", k, 0)])
-    numbers = [check.integer(op, f"k[{s}]", number, 0) for s, number in enumerate(check.sequence(op, "k", k))]
-    if len(numbers) != segments:
-        raise ValueError(f"{op}: k: expected one for each of {segments} samples or segments, got {len(numbers)}")
-    if len(numbers) > _MOST_INTEGERS:
-        raise ValueError(f"{op}: k: expected at most {_MOST_INTEGERS} numbers, or a tensor, got {len(numbers)}")
-    return Amount(None, numbers or [0])
 
 
 def mask(plan: Union[Keep, Merge]) -> Tensor:

@@ -202,7 +202,7 @@ def of_the_rest():
             yield f"packed-levels-{limit}-{block}-{count}", tiles, packed_levels(), False
     for block in (1, 16, 256):
         for count in (1, 16, 128):
-            tiles = {"move_tiles": {"ROWS": count, "BLOCK": block}, "locate_tiles": {"BLOCK": max(2, count)}}
+            tiles = {"token_tiles": {"ROWS": count, "BLOCK": block}, "locate_tiles": {"BLOCK": max(2, count)}}
             yield f"move-{block}-{count}", tiles, move(), False
     for block, count in ((16, 1), (64, 8), (256, 128)):
         tiles = {

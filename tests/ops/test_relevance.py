@@ -193,7 +193,12 @@ def test_relevance_rejects_bad_input():
         (ValueError, "cu_seqlens_tokens, cu_seqlens_text: expected offsets of both", (x[0], text[0]), {}),
         (ValueError, "cu_seqlens_tokens, cu_seqlens_text: expected offsets only with packed", (x, text), offsets),
         (ValueError, r"cu_seqlens_text: expected shape \[2\]", (x[0], text[0]), {**offsets, "cu_seqlens_text": longer}),
-        (ValueError, "max_seqlen_text: expected only with packed rows, got 3", (x, text), {"max_seqlen_text": 3}),
+        (
+            ValueError,
+            "max_seqlen_text: expected only with cu_seqlens_tokens and",
+            (x, text),
+            {"max_seqlen_text": 3},
+        ),
         (ValueError, "max_seqlen_tokens: expected at least 0", (x[0], text[0]), {**offsets, "max_seqlen_tokens": -1}),
         (ValueError, "scale: expected a number above 0, got 0", (x, text), {"scale": 0}),
         (TypeError, "scale: expected a number, got 'a'", (x, text), {"scale": "a"}),
