@@ -122,7 +122,7 @@ def test_tiles_do_not_change_bits(device, rows, block):
     tensors = [torch.arange(B * 2 * N * 9, dtype=torch.int16).view(B, 2, N, 9)]
     args = (tensors, INDICES, torch.tensor([4, 1, 5], dtype=torch.int32), None)
     expected = OPS["compact"].reference(*args)
-    with poisoned(), forcing(move_tiles={"ROWS": rows, "BLOCK": block}):
+    with poisoned(), forcing(token_tiles={"ROWS": rows, "BLOCK": block}):
         actual = OPS["compact"].kernel(*[to(device, x) for x in args])
     assert_same_bits(actual, expected)
 
