@@ -62,18 +62,19 @@ def _fold_chunks_kernel(
         weights_ptr += sample * weight_stride
     members_ptr += sample * members
     offsets_ptr += sample * (groups + 1)
-    position = (window % windows) * CHUNK + tl.arange(0, CHUNK)
-    group = segment_of(offsets_ptr, position, groups, top_bit)
-    inside = (group >= 0) & (group < groups)
-    begin, size = bounds(offsets_ptr, tl.where(inside, group, 0), members)
-    begin = begin.to(tl.int32)
-    end = begin + size.to(tl.int32)
-    starts = inside & (end - begin > CHUNK) & (position >= begin) & (position < end) & ((position - begin) % CHUNK == 0)
+    here = (window % windows) * CHUNK
     for slot in range(2):
-        here = starts & ((position == begin).to(tl.int32) == slot)
-        p = tl.min(tl.where(here, position, members))
-        stop = tl.minimum(p + CHUNK, tl.max(tl.where(here, end, 0)))
-        if p < stop:
+        # A chunk of a group that began before, or the first one of a group that begins here: it is there at the end.
+        end_of_window = tl.minimum(here + CHUNK, members)
+        group = segment_of(offsets_ptr, tl.where(slot == 0, here, end_of_window - 1), groups, top_bit)
+        inside = (group >= 0) & (group < groups)
+        begin, size = bounds(offsets_ptr, tl.where(inside, group, 0), members)
+        begin = begin.to(tl.int32)
+        end = begin + size.to(tl.int32)
+        p = begin + tl.cdiv(tl.maximum(here - begin, 0), CHUNK) * CHUNK
+        starts = inside & (end - begin > CHUNK) & ((p == begin).to(tl.int32) == slot) & (p < end_of_window)
+        stop = tl.minimum(p + CHUNK, end)
+        if starts & (p < stop):
             total = _start(MODE, BLOCK)
             weight_total = 0.0
             for i in range(p, stop):
@@ -159,21 +160,21 @@ def fold_groups(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str)
     totals = torch.empty(batch, number, dtype=torch.float32, device=x.device)
     if not totals.numel():
         return out, totals
-    tiles = fold_tiles(x)
-    columns = max(1, cdiv(width, tiles["BLOCK"]))
     windows = cdiv(many, CHUNK) if many > CHUNK else 0
     sums = torch.empty(batch, windows, 2, width, dtype=torch.float32, device=x.device)
     weight_sums = torch.empty(batch, windows, 2, dtype=torch.float32, device=x.device)
     strides = (x.stride(0), x.stride(1), 0 if weights is None else weights.stride(0))
-    sizes = (count, many, number, width)
-    constants = {"MODE": mode, "CHUNK": CHUNK, **tiles}
+    sizes, constants = (count, many, number, width), {"MODE": mode, "CHUNK": CHUNK}
     if windows:
+        tiles = fold_tiles(x, True)
         launch(
-            _fold_chunks_kernel, batch * windows * columns,
+            _fold_chunks_kernel, batch * windows * max(1, cdiv(width, tiles["BLOCK"])),
             x, weights, members, offsets, sums, weight_sums, *strides, *sizes, highest_bit(number), **constants,
+            **tiles,
         )  # fmt: skip
+    tiles = fold_tiles(x, False)
     launch(
-        _fold_groups_kernel, batch * number * columns,
-        x, weights, first, members, offsets, sums, weight_sums, out, totals, *strides, *sizes, **constants,
+        _fold_groups_kernel, batch * number * max(1, cdiv(width, tiles["BLOCK"])),
+        x, weights, first, members, offsets, sums, weight_sums, out, totals, *strides, *sizes, **constants, **tiles,
     )  # fmt: skip
     return out, totals

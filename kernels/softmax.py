@@ -91,7 +91,10 @@ def _logits_kernel(
             factor_k, usable = norm_factor(length_k * unscale, 1.0)
             # Every element of a row is the same.
             factor_k = tl.max(tl.where(usable, factor_k, -1.0), axis=1)
-            seen = ((factor_k >= 0) & kept)[None, :] & (column[None, :] <= position[:, None])
+            seen = factor_k >= 0
+            if k_mask_ptr is not None:
+                seen = seen & kept
+            seen = seen[None, :] & (column[None, :] <= position[:, None])
             x = logits_of(scores, factor[:, None], factor_k[None, :], seen, cap, LIMBS, CAPPED)
             tl.store(kept_ptr[:, None] + column[None, :], x, mask=mask[:, None] & column_mask[None, :])
             if tops_ptr is not None:

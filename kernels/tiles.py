@@ -297,11 +297,11 @@ def match_splits(programs: int, tiles: int) -> int:
 
 
 @chooser
-def fold_tiles(x: Tensor) -> dict:
-    """One group to a program, 16 bytes to a thread where the strides allow."""
+def fold_tiles(x: Tensor, chunks: bool) -> dict:
+    """One group, or `chunks` of some, to a program, 16 bytes to a thread where the strides allow."""
     vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])
     block = min(128 * vector, max(32 * vector, next_power_of_2(x.shape[2])))
-    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector)), **_registers()}
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * vector)), **(_registers(64) if chunks else {})}
 
 
 def _registers(most: int = 255) -> dict:
@@ -355,7 +355,7 @@ def logits_tiles(key: Tensor, limbs: int) -> Optional[dict]:
     tiles = row_tiles([key], 4 if features <= 128 else 8, load_bytes)
     # Fewer than 32 keys would be repeated over the warps of a product.
     keys = max(32, 4096 // limbs // (tiles["ROW"].PARTS * tiles["ROW"].WIDTH))
-    return {**put(tiles, {"TILES": keys}), **_registers()}
+    return {**put(tiles, {"TILES": keys}), **(_registers() if _OLD else {})}
 
 
 @chooser

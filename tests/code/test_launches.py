@@ -94,7 +94,7 @@ def _plans():
     yield "move_tokens", "apply, mask", partial(plans.apply, plan, square, dims=(2, 3)), (1, 0)
     yield "mark_tokens", "mask", partial(plans.mask, plan), (1, 1)
     yield "join_tokens", "join", partial(plans.join, hidden, plan), (7, 1)
-    yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, :208], 9)), (1, 1)
+    yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, :208], 9)), (1, 0)
 
 
 def _tome():
