@@ -21,7 +21,7 @@ FORCED = tl.constexpr((1 << 31) - 1)
 
 
 @triton.jit
-def _ascending_bounds(cu_ptr, segment, segments, size):
+def ascending_bounds(cu_ptr, segment, segments, size):
     """(start, end) of a packed segment: an offset below an earlier one counts as that one."""
     start = tl.zeros((), tl.int32)
     end = tl.zeros((), tl.int32)
@@ -45,7 +45,7 @@ def _keep_keys_kernel(
         start = segment * size
         end = start + size
     else:
-        start, end = _ascending_bounds(cu_ptr, segment, segments, size)
+        start, end = ascending_bounds(cu_ptr, segment, segments, size)
     tl.store(bounds_ptr + segment, start)
     if segment == segments - 1:
         tl.store(bounds_ptr + segments, end)

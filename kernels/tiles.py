@@ -279,6 +279,16 @@ def match_tiles(features: int, limbs: int, arch: int | str) -> dict:
 
 
 @chooser
+def gram_tiles(features: int, limbs: int, arch: int | str) -> dict:
+    """Those of the similarity that hold a tile of addresses for the mirror image too."""
+    m, n, k, warps, depth = 128, 128 if features % 16 == 0 and features > 16 else 64, 64, 8, 3
+    if limbs == 2:
+        m, n, k, warps, depth = (64, 64, 32, 8, 2) if arch == 90 else (64, 32, 64, 4, 2)
+    k = min(k, max(16, next_power_of_2(features)))
+    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth)}
+
+
+@chooser
 def flat_tiles() -> dict:
     """For a pass over single numbers."""
     return {"BLOCK": 1024}
