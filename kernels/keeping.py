@@ -97,7 +97,9 @@ def _keep_tokens_kernel(
         tl.store(offsets_ptr + segment, start)
         tl.store(offsets_ptr + segments, total)
     used = candidate < count
-    place = slot_places(chosen_keys_ptr + slots, candidate, count, BY_INDEX, BLOCK)
+    if not BY_INDEX:
+        chosen_keys_ptr += slots
+    place = slot_places(chosen_keys_ptr, candidate, count, BY_INDEX, BLOCK)
     token = tl.load(chosen_ptr + slots + candidate, mask=used, other=-1)
     row = slots + place
     if PACKED:
@@ -129,15 +131,32 @@ def keep_tokens(
     if not capacity:
         return tokens, wanted.zero_(), offsets.zero_(), bounds
     chosen, chosen_keys, counts = select_segments(keys, [bounds], [keys.shape[0]], Amount(wanted, [0]), slots)
-    if capacity > rank_limit() and not by_index:
-        chosen, by_index = sorted_slots(chosen, chosen_keys, counts), True
-    tiles = order_tiles(capacity, by_index)
+    counts = counts[:, 0]
+    placed(chosen, None if by_index else chosen_keys, counts, bounds, (tokens, offsets), packed)
+    return tokens, counts, offsets, bounds
+
+
+def placed(
+    chosen: Tensor,
+    keys: Optional[Tensor],
+    counts: Tensor,
+    bounds: Optional[Tensor],
+    rows: tuple[Tensor, Tensor],
+    packed: bool,
+) -> None:
+    """Put tokens chosen within segments `[S, capacity]` into `rows` of tokens: as they stand or, with `keys`, by rank.
+
+    Packed ones without gaps: from where the offsets of `rows` will say.
+    """
+    segments, capacity = chosen.shape
+    if keys is not None and capacity > rank_limit():
+        chosen, keys = sorted_slots(chosen, keys, counts[:, None]), None
+    tiles = order_tiles(capacity, keys is None)
     launch(
         _keep_tokens_kernel, segments * cdiv(capacity, tiles["ROWS"]),
-        chosen, chosen_keys, counts, bounds, tokens, offsets, segments, capacity, PACKED=packed, BY_INDEX=by_index,
+        chosen, keys, counts, bounds, *rows, segments, capacity, PACKED=packed, BY_INDEX=keys is None,
         **tiles,
     )  # fmt: skip
-    return tokens, counts[:, 0], offsets, bounds
 
 
 @triton.jit

@@ -289,6 +289,45 @@ def gram_tiles(features: int, limbs: int, arch: int | str) -> dict:
 
 
 @chooser
+def nearest_tiles(longest: int) -> dict:
+    """Others of a token at a time."""
+    block = min(1024, max(128, next_power_of_2(longest)))
+    return {"BLOCK": block, "num_warps": block // 128}
+
+
+@chooser
+def greedy_tiles(longest: int) -> dict:
+    """Tokens at a time of the one program of a sample."""
+    block = min(4096, max(128, next_power_of_2(longest)))
+    return {"BLOCK": block, "num_warps": min(16, block // 128)}
+
+
+@chooser
+def factor_tiles(longest: int) -> dict:
+    """The same, and columns of the factor that it reads at a time."""
+    block = min(1024, max(128, next_power_of_2(longest)))
+    return {"ROWS": 4, "BLOCK": block, "num_warps": block // 64}
+
+
+@chooser
+def dpp_limit() -> int:
+    """Beyond so many numbers of the factor there is work for more than one processor: a launch for each pick."""
+    return 1 << 18
+
+
+@chooser
+def step_tiles() -> dict:
+    """Tokens of a program of one pick, and columns of the factor that it reads at a time."""
+    return {"ROWS": 32, "BLOCK": 32, "num_warps": 4}
+
+
+@chooser
+def cover_tiles() -> dict:
+    """Tokens of a program of one pick, and others at a time."""
+    return {"ROWS": 8, "BLOCK": 128, "num_warps": 4}
+
+
+@chooser
 def flat_tiles() -> dict:
     """For a pass over single numbers."""
     return {"BLOCK": 1024}

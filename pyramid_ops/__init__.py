@@ -10,6 +10,7 @@ from .ops.attention import *
 from .ops.budgets import *
 from .ops.entropy import *
 from .ops.gathering import *
+from .ops.greedy import *
 from .ops.matching import *
 from .ops.merging import *
 from .ops.pooling import *

@@ -25,33 +25,39 @@ def keep_tokens(
     that one: the `bounds` `[S + 1]`.
     """
     capacity = slots.capacity
-    bounds = _bounds(scores, cu_seqlens)
+    bounds = ascending_bounds(*scores.shape, cu_seqlens, scores.device)
     starts, lengths = bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(max=slots.max_seqlen)
     keys, allowed, forced = _keys(scores.flatten(), choice, starts, lengths)
     many = _sums(forced, starts, lengths)
     wanted, most = amounts(k, len(starts), scores.device).clamp(min=0), _sums(allowed, starts, lengths)
     wanted = (torch.where(wanted < most, wanted, most) + many).clamp(max=capacity)
     chosen = segment_topk(keys, starts, lengths, wanted, by_index)
-    offsets = torch.cat((wanted.new_zeros(1), wanted.cumsum(0)))
-    if cu_seqlens is None:
-        tokens = torch.full((len(starts), capacity), -1, dtype=torch.int64, device=scores.device)
-        tokens[:, : chosen.shape[1]] = chosen
-    else:
-        tokens = torch.full((1, len(starts) * capacity), -1, dtype=torch.int64, device=scores.device)
+    tokens = torch.full((len(starts), capacity), -1, dtype=torch.int64, device=scores.device)
+    tokens[:, : chosen.shape[1]] = chosen
+    return placed(tokens, wanted, starts, bounds, cu_seqlens is not None)
+
+
+def placed(
+    chosen: Tensor, counts: Tensor, starts: Tensor, bounds: Tensor, packed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens chosen within segments `[S, capacity]` as `keep_tokens` gives them."""
+    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    tokens = chosen
+    if packed:
+        tokens = torch.full((1, chosen.numel()), -1, dtype=torch.int64, device=chosen.device)
         segment, slot = (chosen >= 0).nonzero().unbind(1)
         tokens[0, offsets[segment] + slot] = starts[segment] + chosen[segment, slot]
-    return tokens, wanted.to(torch.int32), offsets.to(torch.int32), bounds.to(torch.int32)
+    return tokens, counts.to(torch.int32), offsets.to(torch.int32), bounds.to(torch.int32)
 
 
-def _bounds(scores: Tensor, cu_seqlens: Optional[Tensor]) -> Tensor:
+def ascending_bounds(batch: int, size: int, cu_seqlens: Optional[Tensor], device: torch.device) -> Tensor:
     """int64 `[S + 1]` of samples one after another, or of packed segments that no two share a token."""
-    batch, size = scores.shape
     if cu_seqlens is None or len(cu_seqlens) == 1:
-        return torch.arange(batch + 1 if cu_seqlens is None else 1, device=scores.device) * size
+        return torch.arange(batch + 1 if cu_seqlens is None else 1, device=device) * size
     offsets = cu_seqlens.clamp(0, size).tolist()
     for s in range(1, len(offsets)):
         offsets[s] = max(offsets[s - 1 : s + 1])
-    return torch.tensor(offsets, dtype=torch.int64, device=scores.device)
+    return torch.tensor(offsets, dtype=torch.int64, device=device)
 
 
 def _keys(scores: Tensor, choice: Choice, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,158 @@
+"""Tokens picked one after another, each the best beside those before it."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .arguments import Amount, Slots
+from .arithmetic import ordered_key, widen
+from .blocks import CACHE_ELEMENTS
+from .dots import LOW_BITS, grid_products, grid_rows
+from .keeping import ascending_bounds, placed
+from .ragged import amounts
+
+# Not to be picked: below every key. A distance to no token is the greatest integer.
+GONE, FAR = -1 << 31, (1 << 31) - 1
+# What is left of a token, in units of 2⁻⁶⁰, that counts as nothing.
+FLOOR = 1 << 36
+
+
+def greedy_select(
+    x: Tensor,
+    relevance: Optional[Tensor],
+    candidates: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    k: Amount,
+    slots: Slots,
+    rule: str,
+    by_index: bool,
+    limbs: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(tokens, counts, offsets, bounds) as `keep_tokens` has them, in the order of the picks unless `by_index`.
+
+    Only packed tokens have offsets and bounds.
+
+    Similarities are dot products of unit rows in units of 2⁻³⁰, halves rounded up. Candidates whose norm is finite can
+    be picked; at most one time each. A tie goes to the lower index.
+    """
+    bounds = ascending_bounds(x.shape[0], x.shape[1], cu_seqlens, x.device)
+    starts, lengths = bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(max=slots.max_seqlen)
+    wanted = amounts(k, len(starts), x.device).clamp(0, slots.capacity)
+    chosen = torch.full((len(starts), slots.capacity), -1, dtype=torch.int64, device=x.device)
+    counts = torch.zeros_like(wanted)
+    rows = x.flatten(0, 1)
+    for s, (start, length, most) in enumerate(zip(starts.tolist(), lengths.tolist(), wanted.tolist(), strict=True)):
+        part = slice(start, start + length)
+        (units,), (norms,) = grid_rows(rows[None, part], limbs, LOW_BITS)
+        usable = norms.abs() < torch.inf
+        if candidates is not None:
+            usable &= candidates.flatten()[part]
+        weights = None if relevance is None else widen(relevance.flatten()[part])
+        counts[s] = min(most, int(usable.sum()))
+        if counts[s]:
+            picks = torch.tensor(RULES[rule](gram(units), usable, weights, int(counts[s])), device=x.device)
+            chosen[s, : len(picks)] = picks.sort().values if by_index else picks
+    if cu_seqlens is None:
+        return chosen, counts.to(torch.int32), *(torch.zeros(2, 0, dtype=torch.int32, device=x.device))
+    return placed(chosen, counts, starts, bounds, True)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """int32 `[N, N]` of grid rows `[N, D]`, in units of 2⁻³⁰, halves up."""
+    count = len(rows)
+    out = torch.empty(count, count, dtype=torch.int32, device=rows.device)
+    step = max(64, CACHE_ELEMENTS // count)
+    for i in range(0, count, step):
+        products = grid_products(rows[i : i + step], rows[i:])
+        products += 0.5
+        part = products.floor_().to(torch.int32)
+        out[i : i + step, i:] = part
+        out[i + step :, i : i + step] = part[:, step:].mT
+    return out
+
+
+def _maxmin(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
+    """The token farthest from all others, or the most relevant, then always the one farthest from those picked.
+
+    The distance of two tokens is half the square of the chord of their unit rows, less 1, in units of 2⁻³⁰.
+    """
+    own = gram[range(len(gram)), range(len(gram))]
+    # Half the sum of two is that of the bits that both have and of those that one has.
+    mean = (own[:, None] & own) + ((own[:, None] ^ own) >> 1)
+    apart = (mean - (1 << 30)) - gram
+    if relevance is not None:
+        key = ordered_key(relevance)
+    else:
+        others = torch.where(usable, apart, FAR)
+        others[range(len(gram)), range(len(gram))] = FAR
+        key = others.amin(1)
+    least = torch.where(usable, key, GONE)
+    picks: list[int] = []
+    while True:
+        pick = int(least.argmax())
+        picks.append(pick)
+        if len(picks) == count:
+            return picks
+        if len(picks) == 1:
+            least = torch.where(usable, apart[pick], GONE)
+        else:
+            torch.minimum(least, apart[pick], out=least)
+        least[pick] = GONE
+
+
+def _dpp(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
+    """Each pick multiplies the determinant of the similarities of the picks, times their relevance squared, the most.
+
+    Column t of the Cholesky factor of the similarities is in units of 2⁻³⁰, what is left of each token beside the picks
+    in units of 2⁻⁶⁰; sums are exact.
+    """
+    size = len(gram)
+    own = gram[range(size), range(size)].clamp(min=1)
+    left = own.to(torch.int64) << 30
+    length = own.to(torch.float32)
+    weight = None if relevance is None else relevance * relevance
+    # The factor as the upper and the lower 15 bits of its numbers.
+    factor = torch.zeros(count, 2, size, dtype=torch.float64, device=gram.device)
+    free, picks = usable.clone(), []
+    while True:
+        gain = left.to(torch.float32) * 2.0**-30 / length
+        if weight is not None:
+            gain = gain * weight
+        gain = torch.where(left > FLOOR, gain, 0.0)
+        pick = int(torch.where(free, ordered_key(gain), GONE).argmax())
+        picks.append(pick)
+        t = len(picks) - 1
+        if t + 1 == count:
+            return picks
+        free[pick] = False
+        if int(left[pick]) > FLOOR:
+            before = factor[:t]
+            products = grid_products(before[:, :, pick].mT, before.flatten(1).mT).to(torch.int64)
+            high, cross, low = products[0, :size], products[0, size:] + products[1, :size], products[1, size:]
+            rest = (gram[pick].to(torch.int64) << 30) - ((high << 30) + (cross << 15) + low)
+            column = rest.double() * (torch.ones_like(rest[0], dtype=torch.float64) / left[pick].double().sqrt())
+            column = ((column + 1.5 * 2.0**52) - 1.5 * 2.0**52).to(torch.int64)
+            factor[t, 0], factor[t, 1] = column >> 15, column & 0x7FFF
+            left -= column * column
+
+
+def _coverage(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
+    """Each pick adds the most to the sum over tokens of their greatest similarity to a pick, times its relevance."""
+    covered = torch.where(usable, 0, FAR).to(torch.int64)
+    free, picks = usable.clone(), []
+    step = max(1, CACHE_ELEMENTS // len(gram))
+    while True:
+        parts = [gram[i : i + step].to(torch.int64) - covered for i in range(0, len(gram), step)]
+        gain = torch.cat([part.clamp_(min=0).sum(1) for part in parts]).to(torch.float32)
+        if relevance is not None:
+            gain = gain * relevance
+        pick = int(torch.where(free, ordered_key(gain), GONE).argmax())
+        picks.append(pick)
+        if len(picks) == count:
+            return picks
+        free[pick] = False
+        covered = torch.maximum(covered, gram[pick].to(torch.int64))
+
+
+RULES = {"maxmin": _maxmin, "dpp": _dpp, "coverage": _coverage}
