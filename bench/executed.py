@@ -58,6 +58,7 @@ def calls() -> Iterator[Counted]:
     yield from _of_scores()
     yield from _of_selection()
     yield from _of_merging()
+    yield from _of_greedy()
     yield from _of_plans()
     yield from _of_attention()
     yield from _of_budgets()
@@ -162,6 +163,18 @@ def _of_merging() -> Iterator[Counted]:
     yield Counted("merge_tokens, 256 × 1024 to 160, bfloat16", 256 * 1024, "features", call)
     call = functools.partial(pyramid_ops.merge_indices, plan, order="original")
     yield Counted("merge_indices, 256 to 160, original order", 256, "tokens", call)
+
+
+def _of_greedy() -> Iterator[Counted]:
+    x, bounds = tokens("greedy", 1, 288, 256), int32(0, 100, 288)
+    for rule, k in (("maxmin", 32), ("dpp", 16), ("coverage", 4)):
+        call = functools.partial(pyramid_ops.greedy_select, x, k, rule=rule)
+        yield Counted(f"greedy_select, {rule}, {k} of 288 × 256, bfloat16", 288 * 288, "products", call)
+    call = functools.partial(pyramid_ops.greedy_select, x[0], 8, cu_seqlens=bounds, max_seqlen=200, order="index")
+    yield Counted("greedy_select, 8 of two segments of 288 × 256, by index", 288 * 288, "products", call)
+    x = tokens("greedy", 1, 1100, 64)
+    call = functools.partial(pyramid_ops.greedy_select, x, 240, rule="dpp")
+    yield Counted("greedy_select, dpp, 240 of 1100 × 64, bfloat16", 1100 * 1100, "products", call)
 
 
 def _of_plans() -> Iterator[Counted]:

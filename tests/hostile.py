@@ -8,6 +8,7 @@ from pyramid_ops import compat, plans
 from tests.bits import assert_same_bits, poisoned
 
 HUGE = (1 << 31) - 1
+RULES = ("maxmin", "dpp", "coverage")
 OFFSETS = [
     [0, 1, 0, 1],
     [4, 3, 2, 0],
@@ -77,6 +78,9 @@ def far_plan(seed: int) -> list:
 OF_OFFSETS = {
     "keep": lambda cu: kept(cu, "index"),
     "keep-value": lambda cu: kept(cu, "value"),
+    "greedy": lambda cu: [
+        moved(pyramid_ops.greedy_select(X, 2, rule=rule, cu_seqlens=cu, max_seqlen=3), X) for rule in RULES
+    ],
     "tome": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, max_seqlen=3), X),
     "tome-original": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, class_token=True, order="original"), X),
     "best_match": lambda cu: pyramid_ops.best_match(X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0)),

@@ -79,6 +79,19 @@ def _selection():
     yield "gather_levels", "", call, (1, 0)
 
 
+def _greedy():
+    x, op = torch.zeros(2, 576, 256, dtype=torch.bfloat16), "greedy_select"
+    pick = partial(pyramid_ops.greedy_select, x)
+    yield op, "maxmin", partial(pick, 64), (4, 0)
+    yield op, "maxmin, by index", partial(pick, 64, order="index"), (5, 0)
+    yield op, "dpp", partial(pick, 64, rule="dpp"), (3, 0)
+    yield op, "dpp, a launch for each pick", partial(pick, 500, rule="dpp"), (503, 1)
+    yield op, "coverage, a launch for each pick", partial(pick, 64, rule="coverage"), (67, 1)
+    bounds = torch.tensor([0, 500, 1152], dtype=torch.int32)
+    packed = partial(pyramid_ops.greedy_select, x.flatten(0, 1), 64, cu_seqlens=bounds, max_seqlen=652)
+    yield op, "maxmin, packed", packed, (6, 2)
+
+
 def _plans():
     scores, flags = torch.zeros(2, 640), torch.zeros(2, 640, dtype=torch.bool)
     hidden, cache = torch.zeros(2, 640, 1024), torch.zeros(2, 8, 640, 64)
@@ -118,7 +131,7 @@ def _tome():
 
 BOUNDS = torch.tensor([0, 500, 1154], dtype=torch.int32)
 # (op, what, call, (Triton launches, PyTorch kernels)) of each family.
-TABLE = [row for family in (_images, _scoring, _attention, _selection, _plans, _tome) for row in family()]
+TABLE = [row for family in (_images, _scoring, _attention, _selection, _greedy, _plans, _tome) for row in family()]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pyramid_ops._op import OPS
 from pyramid_ops.reference.arguments import Amount, Grid, Segments, Slots, Windows
 from pyramid_ops.verify import inputs
 from pyramid_ops.verify.cases import DESCRIPTIONS, entropy, pyramid, scoring, selection
+from pyramid_ops.verify.cases.greedy import RULES
 from tests.bits import assert_same_bits, poisoned, to
 
 pytestmark = pytest.mark.kernel
@@ -211,6 +212,20 @@ def of_the_rest():
             "scan_tiles": {"ROWS": count, "BLOCK": block},
         }
         yield f"plans-{block}-{count}", tiles, of_plans(), False
+
+
+    greedy = some("greedy_select", *[f"{rule}-{case}" for rule in RULES for case in ("candidates", "primes")])
+    for block, count, limit in ((16, 1, 0), (32, 8, 0), (64, 16, 1 << 18)):
+        tiles = {
+            "gram_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
+            "nearest_tiles": {"BLOCK": block, "num_warps": 1},
+            "greedy_tiles": {"BLOCK": block, "num_warps": 2},
+            "factor_tiles": {"ROWS": count, "BLOCK": block, "num_warps": 2},
+            "step_tiles": {"ROWS": count, "BLOCK": block},
+            "cover_tiles": {"ROWS": count, "BLOCK": block},
+            "dpp_limit": limit,
+        }
+        yield f"greedy-{block}-{count}-{limit}", tiles, greedy, count == 8
 
 
 def of_plans():
