@@ -56,8 +56,9 @@ def high(a: Array, b: Array) -> Array:
 
 
 def to_integer(x: Array, dtype: type) -> Array:
-    """float32 → integer towards zero, at the limits where it is beyond them; 0 of NaN, of 64 bits the highest alone."""
-    nan = dtype(0) if np.dtype(dtype).itemsize < 8 else np.uint64(1 << 63).astype(dtype)
+    """Towards zero, at the limits where it is beyond them; of NaN the highest bit alone, 0 of float32 to 32 bits."""
+    bits = 8 * np.dtype(dtype).itemsize
+    nan = dtype(0) if bits < 64 and x.dtype == np.float32 else np.uint64(1 << bits - 1).astype(dtype)
     low, top = np.iinfo(dtype).min, np.iinfo(dtype).max
     d = np.trunc(x.astype(np.float64))
     inside = (d > low) & (d < top)
@@ -153,6 +154,11 @@ PURE["add.s16x2"] = ("b32",), ("b32", "b32"), pairs(np.add)
 
 for name, function in {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}.items():
     PURE[f"{name}.rn.f32"] = ("f32",), ("f32", "f32"), float32(function)
+    PURE[f"{name}.rn.f64"] = ("f64",), ("f64", "f64"), function
+PURE["sqrt.rn.f64"] = ("f64",), ("f64",), np.sqrt
+PURE["cvt.rzi.s32.f64"] = ("s32",), ("f64",), lambda x: to_integer(x, np.int32)
+for kind in ("s64", "u64"):
+    PURE[f"cvt.rn.f64.{kind}"] = ("f64",), (kind,), lambda x: x.astype(np.float64)
 PURE["sqrt.rn.f32"] = ("f32",), ("f32",), float32(np.sqrt)
 PURE["abs.f32"] = ("f32",), ("f32",), float32(np.abs)
 PURE["abs.f16"] = ("b16",), ("b16",), lambda x: x & np.uint16(0x7FFF)

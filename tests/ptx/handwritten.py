@@ -84,6 +84,10 @@ def faulty(kind, body, *arrays, thread=0, program=0, detail="", **options):
     ]
 
 
+# How floats and integers of their size are packed.
+FORMS = {"f16": ("<e", "<H"), "f32": ("<f", "<I"), "f64": ("<d", "<Q")}
+
+
 def size(kind):
     return 8 if kind == "pred" else 32 if kind.endswith("x2") else int(kind[1:])
 
@@ -91,16 +95,15 @@ def size(kind):
 def decode(bits, kind):
     """What the lowest bits of a register are."""
     bits &= (1 << size(kind)) - 1
-    if kind[0] == "f" and kind != "f16x2":
-        return struct.unpack(*(("<f", struct.pack("<I", bits)) if kind == "f32" else ("<e", struct.pack("<H", bits))))[
-            0
-        ]
+    if kind in FORMS:
+        form, whole = FORMS[kind]
+        return struct.unpack(form, struct.pack(whole, bits))[0]
     return bits - (1 << size(kind)) if kind[0] == "s" and bits >> size(kind) - 1 else bits
 
 
 def packed(x, form):
     """Bits of the nearest float, as the ISA's NaN where it is one."""
-    exponent, whole = {"<f": (0x7F800000, 0x7FFFFFFF), "<e": (0x7C00, 0x7FFF)}[form]
+    exponent, whole = {"<d": (0x7FF << 52, (1 << 63) - 1), "<f": (0x7F800000, 0x7FFFFFFF), "<e": (0x7C00, 0x7FFF)}[form]
     if x != x:
         return whole
     try:
@@ -113,8 +116,8 @@ def encode(value, kind, register):
     """Bits of a register that takes a value."""
     if kind == "pred":
         return int(value) & 1
-    if kind == "f32":
-        return packed(value, "<f")
+    if kind in ("f32", "f64"):
+        return packed(value, FORMS[kind][0])
     bits = int(value) & (1 << size(kind)) - 1
     if kind[0] == "s" and bits >> size(kind) - 1:
         bits -= 1 << size(kind)
@@ -144,6 +147,7 @@ F32 += [3.4028234663852886e38, -3.4028234663852886e38, 1 + 2**-23, 1 - 2**-24, 2
 F32 += [65504.0, 65519.996, 65520.0, -65520.0, 1 + 2**-11, 1 + 3 * 2**-11, 8388607.5, 8388608.0, 2**24 + 2.0]
 F32 += [s * x for n in (15, 16, 31, 32, 63, 64) for x in (2.0**n, 2.0**n * (1 - 2**-24)) for s in (1, -1)]
 F32 += [32767.5, -32768.5, 65535.5, -0.99]
+F64 = [*F32, 2.0**-1074, 2.0**-1022, 1 + 2.0**-52, 1.7976931348623157e308, 2.0**1023, 2.0**52 + 0.5, 1.5 * 2.0**52, 3e-9]
 F16 = [0.0, -0.0, 1.0, -1.0, 1.5, INF, -INF, NAN, 2**-24, -(2**-24), 2**-14, 65504.0, -65504.0, 1 + 2**-10]
 
 

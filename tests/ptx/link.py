@@ -62,8 +62,8 @@ class Linker:
             return self._slot("constant", kind, 0)
         if operand in self.code.parameters:
             return self._slot("constant", kind, self.code.parameters[operand][0])
-        if match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", operand):
-            return self._slot("constant", kind, int(match[1], 16))
+        if match := re.fullmatch(r"0([fF][0-9a-fA-F]{8}|[dD][0-9a-fA-F]{16})", operand):
+            return self._slot("constant", kind, int(match[1][1:], 16))
         if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", operand):
             return self._slot("constant", kind, int(operand.rstrip("U"), 0))
         raise Unsupported(f"{operand} as {kind}")

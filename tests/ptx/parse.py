@@ -11,6 +11,7 @@ DTYPES: dict[str, type] = {
     **{f"{kind}{n}": getattr(np, f"uint{n}") for n in (8, 16, 32, 64) for kind in "ub"},
     "f16": np.float16,
     "f32": np.float32,
+    "f64": np.float64,
     "pred": np.bool_,
 }
 SIZE = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
 
 from tests.ptx.arithmetic import PURE
-from tests.ptx.handwritten import F16, F32, clean, decode, encode, packed, size
+from tests.ptx.handwritten import F16, F32, F64, clean, decode, encode, packed, size
 
 NAN, INF = float("nan"), float("inf")
 LANES = 1024
@@ -30,6 +30,8 @@ def special(kind):
         return [packed(x, "<f") for x in F32] + [0xFFC00001, 0x7F800001]
     if kind == "f16":
         return [packed(x, "<e") for x in F16] + [0xFE01]
+    if kind == "f64":
+        return [packed(x, "<d") for x in F64] + [0xFFF8 << 48 | 1, 0x7FF0 << 48 | 1]
     if kind == "count":
         return COUNTS
     if kind == "pred":
@@ -52,6 +54,8 @@ def column(rng, kind, count):
     )
     if kind == "f32":
         moderate = (rng.integers(-4000, 4000, count) / 8).astype(np.float32).view(np.uint32).astype(np.uint64)
+    elif kind == "f64":
+        moderate = (rng.integers(-4000, 4000, count) / 8).view(np.uint64)
     elif kind in ("f16", "f16x2"):
         moderate = anything
     else:
@@ -100,18 +104,18 @@ def rounded(function):
     return lambda x: math.copysign(float(function(x)), x) if math.isfinite(x) else x
 
 
-def nearest(n):
-    """The float32 nearest to an integer."""
-    unit = 1 << max(0, abs(n).bit_length() - 24)
+def nearest(n, bits=24):
+    """The float of so many bits nearest to an integer."""
+    unit = 1 << max(0, abs(n).bit_length() - bits)
     return float(round(Fraction(n, unit)) * unit)
 
 
-def truncated(kind):
+def truncated(kind, source):
     low, top = (-(1 << size(kind) - 1), (1 << size(kind) - 1) - 1) if kind[0] == "s" else (0, (1 << size(kind)) - 1)
 
     def convert(x):
         if x != x:
-            return 1 << 63 if size(kind) == 64 else 0
+            return 1 << size(kind) - 1 if size(kind) == 64 or source == "f64" else 0
         return max(low, min(top, math.trunc(x))) if math.isfinite(x) else (top if x > 0 else low)
 
     return convert
@@ -179,7 +183,7 @@ COMPARISONS = {
     "hs": operator.ge,
 }
 # Of these the ISA leaves open which NaN they give.
-ANY_NAN = re.compile(r"(abs|neg)\.f32|cvt\.f32\.f16|cvt\.r[znmp]i\.f32\.f32")
+ANY_NAN = re.compile(r".*\.f64|(abs|neg)\.f32|cvt\.f32\.f16|cvt\.r[znmp]i\.f32\.f32")
 
 
 def comparison(test, kind):
@@ -203,8 +207,10 @@ def conversion(modes, to, source):
         return "b16", ["f32"], lambda x: packed(x, "<e")
     if to == source == "f32":
         return "f32", ["f32"], rounded(ROUNDING[modes[0]])
-    if source == "f32":
-        return to, ["f32"], truncated(to)
+    if source in ("f32", "f64"):
+        return to, [source], truncated(to, source)
+    if to == "f64":
+        return "f64", [source], lambda n: nearest(n, 53)
     if to == "f32" and source != "f16":
         return "f32", [source], nearest
     return to, [source], lambda x: x
@@ -256,7 +262,7 @@ def rule(opcode):
         return ["b16"], ["b16"], lambda x: x & 0x7FFF
     if kind.endswith("x2"):
         return ["b32"], ["b32", "b32"], halves(INTEGER[name])
-    binary, unary = (FLOAT, FLOAT_UNARY) if kind == "f32" else (INTEGER, UNARY)
+    binary, unary = (FLOAT, FLOAT_UNARY) if kind in ("f32", "f64") else (INTEGER, UNARY)
     if name in binary:
         return [kind], [kind, kind], binary[name]
     return [kind], [kind], unary[name]
@@ -325,7 +331,7 @@ def compare(opcode, widest=False):
         ):
             got, want = int(out[n]), encode(value, kind, width)
             if got != want and not (
-                ANY_NAN.fullmatch(opcode) and value != value and decode(got, "f32") != decode(got, "f32")
+                ANY_NAN.fullmatch(opcode) and value != value and decode(got, kind) != decode(got, kind)
             ):
                 wrong.append(f"{[hex(int(x[n])) for x in inputs]} = {values}: expected {want:#x}, got {got:#x}")
     assert not wrong, f"{len(wrong)} of {LANES}\n" + "\n".join(wrong[:5])
