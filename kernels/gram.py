@@ -10,19 +10,8 @@ from torch import Tensor
 from .arithmetic import cdiv
 from .dots import exact_dots
 from .launch import launch, target_arch
+from .picks import segment_bounds
 from .tiles import gram_tiles
-
-
-@triton.jit
-def segment_bounds(bounds_ptr, segment, size, longest):
-    """(start, length) of a sample, or of a packed segment by ascending offsets within the tensor."""
-    start = segment.to(tl.int64) * size
-    length = longest
-    if bounds_ptr is not None:
-        first = tl.load(bounds_ptr + segment)
-        start = tl.zeros((), tl.int64) + first
-        length = tl.minimum(tl.load(bounds_ptr + segment + 1) - first, longest)
-    return start, length
 
 
 @triton.jit(do_not_specialize=["size"])

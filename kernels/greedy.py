@@ -1,6 +1,6 @@
 """Tokens picked one after another from their similarities: by one program a sample, or one launch a pick."""
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 import triton
@@ -8,21 +8,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.arguments import Amount, Slots
-from .arithmetic import NO_KEY, cdiv, ordered_key, widen
+from .arithmetic import cdiv, ordered_key, widen
 from .dots import LOW_BITS
-from .gram import gram, segment_bounds
+from .farthest import FAR, maxmin
+from .gram import gram
 from .keeping import ascending_bounds, placed
 from .launch import launch
+from .picks import Picks, Tokens, by_steps, finish, offered, picked, segment_bounds, store_pick, usable_tokens
 from .ragged import budget_of, opaque
-from .tiles import cover_tiles, dpp_limit, factor_tiles, flat_tiles, greedy_tiles, nearest_tiles, step_tiles
+from .tiles import cover_tiles, dpp_limit, factor_tiles, gram_limit, step_tiles
 from .units import NONE, unit_rows
 
-FAR = tl.constexpr((1 << 31) - 1)
 # What is left of a token that counts as nothing, and of one that is not to be picked: both in units of 2⁻⁶⁰.
 FLOOR = tl.constexpr(1 << 36)
 GONE = tl.constexpr(-(1 << 63))
-# Similarities that exist at a time.
-MOST = 1 << 29
 
 
 @triton.jit(do_not_specialize=["segments", "size"])
@@ -35,114 +34,6 @@ def _bounds_kernel(cu_ptr, bounds_ptr, segments, size):
 
 
 @triton.jit
-def _usable(norms_ptr, candidates_ptr, token, inside):
-    """Tokens that can be picked."""
-    usable = inside & (tl.load(norms_ptr + token, mask=inside, other=float("inf")) < float("inf"))
-    if candidates_ptr is not None:
-        usable = usable & (tl.load(candidates_ptr + token, mask=inside, other=0) != 0)
-    return usable
-
-
-@triton.jit
-def _offer(key, n):
-    """Keys with inverted index: the greatest is the greatest key's, of the least index."""
-    return (key.to(tl.int64) << 32) | (0xFFFFFFFF - n.to(tl.int64))
-
-
-@triton.jit
-def _picked(best):
-    return (0xFFFFFFFF - (best & 0xFFFFFFFF)).to(tl.int32)
-
-
-@triton.jit
-def _store_pick(tokens_ptr, keys_ptr, at, pick):
-    tl.store(tokens_ptr + at, pick.to(tl.int64))
-    if keys_ptr is not None:
-        tl.store(keys_ptr + at, ~pick)
-
-
-@triton.jit
-def _finish(tokens_ptr, counts_ptr, segment, count, capacity, BLOCK: tl.constexpr):
-    """No token in the slots that are not used, and how many are."""
-    for t in range(0, capacity, BLOCK):
-        slot = t + tl.arange(0, BLOCK)
-        empty = tl.full((BLOCK,), -1, tl.int64)
-        tl.store(tokens_ptr + slot, empty, mask=(slot >= count) & (slot < capacity))
-    tl.store(counts_ptr + segment, count)
-
-
-@triton.jit(do_not_specialize=["size"])
-def _nearest_kernel(
-    gram_ptr, own_ptr, norms_ptr, relevance_ptr, candidates_ptr, bounds_ptr, least_ptr, size, longest,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of each token the distance to its nearest other, or its relevance: the key of the first pick."""
-    segment = tl.program_id(0) // longest
-    i = tl.program_id(0) % longest
-    start, length = segment_bounds(bounds_ptr, segment, size, longest)
-    if i < length:
-        gram_ptr += (segment.to(tl.int64) * longest + i) * longest
-        own_ptr += segment.to(tl.int64) * longest
-        if relevance_ptr is not None:
-            key = ordered_key(widen(tl.load(relevance_ptr + start + i)))
-        else:
-            own = tl.load(own_ptr + i)
-            least = tl.full((BLOCK,), FAR, tl.int32)
-            for n in range(0, length, BLOCK):
-                j = n + tl.arange(0, BLOCK)
-                other = _usable(norms_ptr, candidates_ptr, start + j, (j < length) & (j != i))
-                dot = tl.load(gram_ptr + j, mask=other, other=0)
-                apart = _distance(own, tl.load(own_ptr + j, mask=other, other=0), dot)
-                least = tl.minimum(least, tl.where(other, apart, FAR))
-            key = tl.min(least, axis=0)
-        usable = _usable(norms_ptr, candidates_ptr, start + i, i < length)
-        tl.store(least_ptr + segment.to(tl.int64) * longest + i, tl.where(usable, key, NO_KEY))
-
-
-@triton.jit
-def _distance(a, b, dot):
-    """Half of a + b, less dot and less 1, without the overflow of a + b."""
-    return ((a & b) + ((a ^ b) >> 1) - (1 << 30)) - dot
-
-
-@triton.jit(do_not_specialize=["size", "capacity"])
-def _maxmin_kernel(
-    gram_ptr, own_ptr, least_ptr, bounds_ptr, k_ptr, k, tokens_ptr, keys_ptr, counts_ptr, size, longest, capacity,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    segment = tl.program_id(0)
-    _, length = segment_bounds(bounds_ptr, segment, size, longest)
-    gram_ptr += segment.to(tl.int64) * longest * longest
-    own_ptr += segment.to(tl.int64) * longest
-    least_ptr += segment.to(tl.int64) * longest
-    slots = segment.to(tl.int64) * capacity
-    bests = tl.full((BLOCK,), NONE, tl.int64)
-    several = tl.zeros((BLOCK,), tl.int32)
-    for i in range(0, length, BLOCK):
-        n = i + tl.arange(0, BLOCK)
-        least = tl.load(least_ptr + n, mask=n < length, other=NO_KEY)
-        several += (least > NO_KEY).to(tl.int32)
-        bests = tl.maximum(bests, tl.where(least > NO_KEY, _offer(least, n), NONE))
-    count = tl.minimum(tl.minimum(tl.maximum(budget_of(k_ptr, k, segment), 0), tl.sum(several)), capacity)
-    for t in range(count):
-        pick = _picked(tl.max(bests, axis=0))
-        _store_pick(tokens_ptr, keys_ptr, slots + t, pick)
-        own = tl.load(own_ptr + pick)
-        bests = tl.full((BLOCK,), NONE, tl.int64)
-        for i in range(0, tl.where(t + 1 < count, length, 0), BLOCK):
-            n = i + tl.arange(0, BLOCK)
-            inside = n < length
-            least = tl.load(least_ptr + n, mask=inside, other=NO_KEY)
-            dot = tl.load(gram_ptr + pick.to(tl.int64) * longest + n, mask=inside, other=0)
-            apart = _distance(own, tl.load(own_ptr + n, mask=inside, other=0), dot)
-            apart = tl.where(t == 0, apart, tl.minimum(least, apart))
-            least = tl.where((n == pick) | (least == NO_KEY), NO_KEY, apart)
-            tl.store(least_ptr + n, least, mask=inside)
-            bests = tl.maximum(bests, tl.where(least > NO_KEY, _offer(least, n), NONE))
-    _finish(tokens_ptr + slots, counts_ptr, segment, count, capacity, BLOCK)
-
-
-@triton.jit
 def _dpp_offer(left, own, relevance_ptr, token, n, inside):
     """What each token would add to the determinant, with its index; NONE where it is not to be picked."""
     gain = tl.div_rn(left.to(tl.float32) * (1.0 / 1073741824.0), own.to(tl.float32))
@@ -150,7 +41,7 @@ def _dpp_offer(left, own, relevance_ptr, token, n, inside):
         weight = widen(tl.load(relevance_ptr + token, mask=inside, other=0.0))
         gain = gain * (weight * weight)
     gain = tl.where(left > FLOOR, gain, 0.0)
-    return tl.where(left > GONE, _offer(ordered_key(gain), n), NONE)
+    return tl.where(left > GONE, offered(ordered_key(gain), n), NONE)
 
 
 @triton.jit
@@ -158,7 +49,7 @@ def _dpp_start(own_ptr, norms_ptr, relevance_ptr, candidates_ptr, left_ptr, star
     """All of tokens n is left: what they offer."""
     inside = n < length
     own = tl.maximum(tl.load(own_ptr + n, mask=inside, other=1), 1)
-    usable = _usable(norms_ptr, candidates_ptr, start + n, inside)
+    usable = usable_tokens(norms_ptr, candidates_ptr, start + n, inside)
     left = tl.where(usable, own.to(tl.int64) << 30, GONE)
     tl.store(left_ptr + n, left, mask=inside)
     return _dpp_offer(left, own, relevance_ptr, start + n, n, inside)
@@ -217,8 +108,8 @@ def _dpp_kernel(
         bests = tl.maximum(bests, offer)
     count = tl.minimum(tl.minimum(tl.maximum(budget_of(k_ptr, k, segment), 0), tl.sum(several)), capacity)
     for t in range(count):
-        pick = _picked(tl.max(bests, axis=0))
-        _store_pick(tokens_ptr, keys_ptr, slots + t, pick)
+        pick = picked(tl.max(bests, axis=0))
+        store_pick(tokens_ptr, keys_ptr, slots + t, pick)
         # What is left of the pick, and its earlier columns, other threads have stored.
         tl.debug_barrier()
         bests = tl.full((BLOCK,), NONE, tl.int64)
@@ -230,7 +121,7 @@ def _dpp_kernel(
                 gram_ptr, own_ptr, relevance_ptr, factor_ptr, old, new, pick, t, start, n, length, longest, ROWS, BLOCK
             )  # fmt: skip
             bests = tl.maximum(bests, offer)
-    _finish(tokens_ptr + slots, counts_ptr, segment, count, capacity, BLOCK)
+    finish(tokens_ptr + slots, counts_ptr, segment, count, capacity, BLOCK)
 
 
 @triton.jit(do_not_specialize=["size", "capacity", "t"])
@@ -258,7 +149,7 @@ def _dpp_step_kernel(
                 old = left_ptr + (t - 1) % 2 * longest
                 new = left_ptr + t % 2 * longest
                 offer = _dpp_tile(
-                    gram_ptr, own_ptr, relevance_ptr, factor_ptr, old, new, _picked(best), t - 1, start, n, length,
+                    gram_ptr, own_ptr, relevance_ptr, factor_ptr, old, new, picked(best), t - 1, start, n, length,
                     longest, ROWS, BLOCK,
                 )  # fmt: skip
                 tl.atomic_max(offers_ptr, tl.max(offer, axis=0), sem="relaxed")
@@ -284,9 +175,9 @@ def _cover_step_kernel(
     if t > 0:
         best = tl.load(offers_ptr - 1)
     if (t < budget_of(k_ptr, k, segment)) & (best > NONE):
-        pick = _picked(best)
+        pick = picked(best)
         if t == 0:
-            free = _usable(norms_ptr, candidates_ptr, start + i, inside)
+            free = usable_tokens(norms_ptr, candidates_ptr, start + i, inside)
         else:
             free = (tl.load(free_ptr + i, mask=inside, other=0) != 0) & (i != pick)
         tl.store(free_ptr + i, free.to(tl.int8), mask=inside)
@@ -295,7 +186,7 @@ def _cover_step_kernel(
             j = m + tl.arange(0, BLOCK)
             there = j < length
             if t == 0:
-                covered = tl.where(_usable(norms_ptr, candidates_ptr, start + j, there), 0, FAR)
+                covered = tl.where(usable_tokens(norms_ptr, candidates_ptr, start + j, there), 0, FAR)
             else:
                 covered = tl.load(covered_ptr + (t - 1) % 2 * longest + j, mask=there, other=FAR)
                 dot = tl.load(gram_ptr + pick.to(tl.int64) * longest + j, mask=there, other=0)
@@ -310,101 +201,49 @@ def _cover_step_kernel(
         gain = tl.sum(gains, axis=1).to(tl.float32)
         if relevance_ptr is not None:
             gain = gain * widen(tl.load(relevance_ptr + start + i, mask=inside, other=0.0))
-        offer = tl.where(free, _offer(ordered_key(gain), i), NONE)
+        offer = tl.where(free, offered(ordered_key(gain), i), NONE)
         tl.atomic_max(offers_ptr, tl.max(offer, axis=0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["capacity"])
-def _picks_kernel(offers_ptr, tokens_ptr, keys_ptr, counts_ptr, capacity, BLOCK: tl.constexpr):
-    segment = tl.program_id(0)
-    slots = segment.to(tl.int64) * capacity
-    several = tl.zeros((BLOCK,), tl.int32)
-    for t in range(0, capacity, BLOCK):
-        slot = t + tl.arange(0, BLOCK)
-        inside = slot < capacity
-        best = tl.load(offers_ptr + slots + slot, mask=inside, other=NONE)
-        pick = _picked(best)
-        tl.store(tokens_ptr + slots + slot, tl.where(best > NONE, pick.to(tl.int64), -1), mask=inside)
-        if keys_ptr is not None:
-            tl.store(keys_ptr + slots + slot, ~pick, mask=inside)
-        several += (best > NONE).to(tl.int32)
-    tl.store(counts_ptr + segment, tl.sum(several))
-
-
-class _Tokens(NamedTuple):
-    """Samples or segments, and how many of each to pick, as kernels take them."""
-
-    gram: Tensor
-    own: Tensor
-    norms: Tensor
-    relevance: Optional[Tensor]
-    candidates: Optional[Tensor]
-    bounds: Optional[Tensor]
-    k: Optional[Tensor]
-    numbers: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """How many, tokens of each in the tensors, and of the longest."""
-        return self.own.shape[0], self.norms.shape[1], self.own.shape[1]
-
-
-class _Picks(NamedTuple):
-    """Tokens `[S, capacity]`, keys by which they ascend, and counts."""
-
-    tokens: Tensor
-    keys: Optional[Tensor]
-    counts: Tensor
-
-
-def _maxmin(of: _Tokens, into: _Picks) -> None:
-    parts, size, longest = of.shape
-    least = torch.empty_like(of.own)
-    launch(
-        _nearest_kernel, parts * longest,
-        *of[:6], least, size, longest, **nearest_tiles(longest),
-    )  # fmt: skip
-    launch(
-        _maxmin_kernel, parts,
-        of.gram, of.own, least, *of[5:], *into, size, longest, into.tokens.shape[1], **greedy_tiles(longest),
-    )  # fmt: skip
-
-
-def _dpp(of: _Tokens, into: _Picks) -> None:
-    (parts, size, longest), capacity = of.shape, into.tokens.shape[1]
-    left = torch.empty(parts, 2, longest, dtype=torch.int64, device=of.own.device)
-    factor = torch.empty(parts, capacity, longest, dtype=torch.int32, device=of.own.device)
+def _dpp(of: Tokens, into: Picks) -> None:
+    parts, longest, size, capacity = of.parts, of.longest, of.norms.shape[1], into.tokens.shape[1]
+    dots, own = gram(of.units, of.bounds, parts, longest)
+    left = torch.empty(parts, 2, longest, dtype=torch.int64, device=own.device)
+    factor = torch.empty(parts, capacity, longest, dtype=torch.int32, device=own.device)
     if capacity * longest <= dpp_limit():
         launch(
             _dpp_kernel, parts,
-            *of, left, factor, *into, size, longest, capacity, **factor_tiles(longest),
+            dots, own, *of.given, left, factor, *into, size, longest, capacity, **factor_tiles(longest),
         )  # fmt: skip
         return
-    offers = torch.full(into.tokens.shape, NONE.value, dtype=torch.int64, device=left.device)
     tiles = step_tiles()
-    for t in range(capacity):
+
+    def step(offers: Tensor, t: int) -> None:
         launch(
             _dpp_step_kernel, parts * cdiv(longest, tiles["BLOCK"]),
-            *of, left, factor, offers, t, size, longest, capacity, **tiles,
+            dots, own, *of.given, left, factor, offers, t, size, longest, capacity, **tiles,
         )  # fmt: skip
-    launch(_picks_kernel, parts, offers, *into, capacity, **flat_tiles())
+
+    by_steps(parts, step, into)
 
 
-def _coverage(of: _Tokens, into: _Picks) -> None:
-    (parts, size, longest), capacity = of.shape, into.tokens.shape[1]
-    free = torch.empty(parts, longest, dtype=torch.int8, device=of.own.device)
-    covered = torch.empty(parts, 2, longest, dtype=torch.int32, device=free.device)
-    offers = torch.full(into.tokens.shape, NONE.value, dtype=torch.int64, device=free.device)
+def _coverage(of: Tokens, into: Picks) -> None:
+    parts, longest, size, capacity = of.parts, of.longest, of.norms.shape[1], into.tokens.shape[1]
+    dots, own = gram(of.units, of.bounds, parts, longest)
+    free = torch.empty(parts, longest, dtype=torch.int8, device=own.device)
+    covered = torch.empty(parts, 2, longest, dtype=torch.int32, device=own.device)
     tiles = cover_tiles()
-    for t in range(capacity):
+
+    def step(offers: Tensor, t: int) -> None:
         launch(
             _cover_step_kernel, parts * cdiv(longest, tiles["ROWS"]),
-            of.gram, *of[2:], free, covered, offers, t, size, longest, capacity, **tiles,
+            dots, *of.given, free, covered, offers, t, size, longest, capacity, **tiles,
         )  # fmt: skip
-    launch(_picks_kernel, parts, offers, *into, capacity, **flat_tiles())
+
+    by_steps(parts, step, into)
 
 
-RULES = {"maxmin": _maxmin, "dpp": _dpp, "coverage": _coverage}
+RULES = {"maxmin": maxmin, "dpp": _dpp, "coverage": _coverage}
 
 
 def greedy_select(
@@ -433,23 +272,26 @@ def greedy_select(
     units, norms = unit_rows(x, limbs, LOW_BITS)
     if candidates is not None:
         candidates = candidates.view(torch.uint8)
-    most = max(1, MOST // longest**2)
+    # As many samples as similarities fit; for max-min none need to.
+    most = gram_limit() // longest**2 or (parts if rule == "maxmin" else 1)
     for first in range(0, parts, most):
         part = slice(first, min(first + most, parts))
         rows = slice(None) if packed else part
         within = bounds[part.start : part.stop + 1] if packed else None
         turn = first % len(k.numbers)
         numbers = [min(number, longest) for number in (*k.numbers[turn:], *k.numbers[:turn])]
-        of = _Tokens(
-            *gram(units[rows], within, part.stop - part.start, longest),
+        of = Tokens(
+            units[rows],
             norms[rows],
             None if relevance is None else relevance[rows],
             None if candidates is None else candidates[rows],
             within,
             None if k.tensor is None else k.tensor[part],
             opaque(numbers),
+            part.stop - part.start,
+            longest,
         )
-        RULES[rule](of, _Picks(chosen[part], None if keys is None else keys[part], counts[part]))
+        RULES[rule](of, Picks(chosen[part], None if keys is None else keys[part], counts[part]))
     if not packed and keys is None:
         return chosen, counts, offsets, bounds
     tokens = torch.empty_like(chosen.view(1, -1) if packed else chosen)

@@ -289,10 +289,30 @@ def gram_tiles(features: int, limbs: int, arch: int | str) -> dict:
 
 
 @chooser
-def nearest_tiles(longest: int) -> dict:
+def apart_tiles(longest: int) -> dict:
     """Others of a token at a time."""
     block = min(1024, max(128, next_power_of_2(longest)))
     return {"BLOCK": block, "num_warps": block // 128}
+
+
+@chooser
+def gram_limit() -> int:
+    """Similarities that exist at a time."""
+    return 1 << 29
+
+
+@chooser
+def ready_tiles(features: int) -> dict:
+    """Rows of a program and features at a time: 16 bytes to a thread."""
+    block = min(256, max(32, next_power_of_2(features)))
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4}
+
+
+@chooser
+def farthest_tiles(features: int, limbs: int) -> dict:
+    """One row with so many others; the least rows that a product has."""
+    k = min(64, max(16, next_power_of_2(features)))
+    return {"DOT": Dots(features, limbs, 16, 64, k), "num_warps": 4, "num_stages": stages(3)}
 
 
 @chooser

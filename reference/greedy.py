@@ -16,6 +16,8 @@ from .ragged import amounts
 GONE, FAR = -1 << 31, (1 << 31) - 1
 # What is left of a token, in units of 2⁻⁶⁰, that counts as nothing.
 FLOOR = 1 << 36
+# More similarities of a sample than this do not exist at a time: for "maxmin" those of a pick are multiplied anew.
+SIMILARITIES = 1 << 29
 
 
 def greedy_select(
@@ -51,42 +53,55 @@ def greedy_select(
         weights = None if relevance is None else widen(relevance.flatten()[part])
         counts[s] = min(most, int(usable.sum()))
         if counts[s]:
-            picks = torch.tensor(RULES[rule](gram(units), usable, weights, int(counts[s])), device=x.device)
+            picks = torch.tensor(RULES[rule](units, usable, weights, int(counts[s])), device=x.device)
             chosen[s, : len(picks)] = picks.sort().values if by_index else picks
     if cu_seqlens is None:
-        return chosen, counts.to(torch.int32), *(torch.zeros(2, 0, dtype=torch.int32, device=x.device))
+        none, nothing = (torch.zeros(0, dtype=torch.int32, device=x.device) for _ in range(2))
+        return chosen, counts.to(torch.int32), none, nothing
     return placed(chosen, counts, starts, bounds, True)
 
 
+def products(rows: Tensor, others: Tensor) -> Tensor:
+    """int32 `[M, N]` of grid rows, in units of 2⁻³⁰, halves up."""
+    found = grid_products(rows, others)
+    found += 0.5
+    return found.floor_().to(torch.int32)
+
+
 def gram(rows: Tensor) -> Tensor:
-    """int32 `[N, N]` of grid rows `[N, D]`, in units of 2⁻³⁰, halves up."""
+    """Products of all grid rows with each other, of which half are multiplied."""
     count = len(rows)
     out = torch.empty(count, count, dtype=torch.int32, device=rows.device)
     step = max(64, CACHE_ELEMENTS // count)
     for i in range(0, count, step):
-        products = grid_products(rows[i : i + step], rows[i:])
-        products += 0.5
-        part = products.floor_().to(torch.int32)
+        part = products(rows[i : i + step], rows[i:])
         out[i : i + step, i:] = part
         out[i + step :, i : i + step] = part[:, step:].mT
     return out
 
 
-def _maxmin(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
+def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
     """The token farthest from all others, or the most relevant, then always the one farthest from those picked.
 
     The distance of two tokens is half the square of the chord of their unit rows, less 1, in units of 2⁻³⁰.
     """
-    own = gram[range(len(gram)), range(len(gram))]
-    # Half the sum of two is that of the bits that both have and of those that one has.
-    mean = (own[:, None] & own) + ((own[:, None] ^ own) >> 1)
-    apart = (mean - (1 << 30)) - gram
+    size, places = len(rows), torch.arange(len(rows), device=rows.device)
+    dots = gram(rows) if size * size <= SIMILARITIES else None
+    double = rows.double()
+    own = (double * double).sum(1).add_(0.5).floor_().to(torch.int32)
+
+    def apart(part: slice) -> Tensor:
+        # Half the sum of two is that of the bits that both have and of those that one has.
+        mean = (own[part, None] & own) + ((own[part, None] ^ own) >> 1)
+        return (mean - (1 << 30)) - (products(rows[part], rows) if dots is None else dots[part])
+
     if relevance is not None:
         key = ordered_key(relevance)
     else:
-        others = torch.where(usable, apart, FAR)
-        others[range(len(gram)), range(len(gram))] = FAR
-        key = others.amin(1)
+        key, step = torch.empty_like(own), max(1, CACHE_ELEMENTS // size)
+        for i in range(0, size, step):
+            part = slice(i, i + step)
+            key[part] = torch.where(usable & (places[part, None] != places), apart(part), FAR).amin(1)
     least = torch.where(usable, key, GONE)
     picks: list[int] = []
     while True:
@@ -94,26 +109,24 @@ def _maxmin(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: in
         picks.append(pick)
         if len(picks) == count:
             return picks
-        if len(picks) == 1:
-            least = torch.where(usable, apart[pick], GONE)
-        else:
-            torch.minimum(least, apart[pick], out=least)
+        (distances,) = apart(slice(pick, pick + 1))
+        least = torch.where(usable, distances if len(picks) == 1 else torch.minimum(least, distances), GONE)
         least[pick] = GONE
 
 
-def _dpp(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
+def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
     """Each pick multiplies the determinant of the similarities of the picks, times their relevance squared, the most.
 
     Column t of the Cholesky factor of the similarities is in units of 2⁻³⁰, what is left of each token beside the picks
     in units of 2⁻⁶⁰; sums are exact.
     """
-    size = len(gram)
-    own = gram[range(size), range(size)].clamp(min=1)
+    size, dots = len(rows), gram(rows)
+    own = dots[range(size), range(size)].clamp(min=1)
     left = own.to(torch.int64) << 30
     length = own.to(torch.float32)
     weight = None if relevance is None else relevance * relevance
     # The factor as the upper and the lower 15 bits of its numbers.
-    factor = torch.zeros(count, 2, size, dtype=torch.float64, device=gram.device)
+    factor = torch.zeros(count, 2, size, dtype=torch.float64, device=rows.device)
     free, picks = usable.clone(), []
     while True:
         gain = left.to(torch.float32) * 2.0**-30 / length
@@ -130,20 +143,20 @@ def _dpp(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
             before = factor[:t]
             products = grid_products(before[:, :, pick].mT, before.flatten(1).mT).to(torch.int64)
             high, cross, low = products[0, :size], products[0, size:] + products[1, :size], products[1, size:]
-            rest = (gram[pick].to(torch.int64) << 30) - ((high << 30) + (cross << 15) + low)
+            rest = (dots[pick].to(torch.int64) << 30) - ((high << 30) + (cross << 15) + low)
             column = rest.double() * (torch.ones_like(rest[0], dtype=torch.float64) / left[pick].double().sqrt())
             column = ((column + 1.5 * 2.0**52) - 1.5 * 2.0**52).to(torch.int64)
             factor[t, 0], factor[t, 1] = column >> 15, column & 0x7FFF
             left -= column * column
 
 
-def _coverage(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
+def _coverage(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
     """Each pick adds the most to the sum over tokens of their greatest similarity to a pick, times its relevance."""
-    covered = torch.where(usable, 0, FAR).to(torch.int64)
+    dots, covered = gram(rows), torch.where(usable, 0, FAR).to(torch.int64)
     free, picks = usable.clone(), []
-    step = max(1, CACHE_ELEMENTS // len(gram))
+    step = max(1, CACHE_ELEMENTS // len(rows))
     while True:
-        parts = [gram[i : i + step].to(torch.int64) - covered for i in range(0, len(gram), step)]
+        parts = [dots[i : i + step].to(torch.int64) - covered for i in range(0, len(rows), step)]
         gain = torch.cat([part.clamp_(min=0).sum(1) for part in parts]).to(torch.float32)
         if relevance is not None:
             gain = gain * relevance
@@ -152,7 +165,7 @@ def _coverage(gram: Tensor, usable: Tensor, relevance: Optional[Tensor], count: 
         if len(picks) == count:
             return picks
         free[pick] = False
-        covered = torch.maximum(covered, gram[pick].to(torch.int64))
+        covered = torch.maximum(covered, dots[pick].to(torch.int64))
 
 
 RULES = {"maxmin": _maxmin, "dpp": _dpp, "coverage": _coverage}

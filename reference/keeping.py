@@ -25,7 +25,7 @@ def keep_tokens(
     that one: the `bounds` `[S + 1]`.
     """
     capacity = slots.capacity
-    bounds = ascending_bounds(*scores.shape, cu_seqlens, scores.device)
+    bounds = ascending_bounds(scores.shape[0], scores.shape[1], cu_seqlens, scores.device)
     starts, lengths = bounds[:-1], (bounds[1:] - bounds[:-1]).clamp(max=slots.max_seqlen)
     keys, allowed, forced = _keys(scores.flatten(), choice, starts, lengths)
     many = _sums(forced, starts, lengths)

@@ -15,7 +15,8 @@ from .ragged import checked_amount
 
 __all__ = ["greedy_select"]
 
-_MOST_COVERED, _MOST_COLUMNS, _MOST_SIMILARITIES = 16384, 4096, 1 << 29
+# Tokens of a sample, whose similarities take 2 GiB but for "maxmin", and picks whose sums of columns stay exact.
+_MOST_TOKENS, _MOST_PICKS = {"maxmin": 1 << 28, "dpp": 23170, "coverage": 16384}, 4096
 
 
 def _greedy_select_fake(
@@ -98,8 +99,8 @@ def greedy_select(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape, dtype, device or option; more than 2²⁹ similarities of a sample (N = 23170), more than
-        16384 tokens for "coverage", more than 4096 picks for "dpp"; an input that requires grad.
+        For a wrong type, shape, dtype, device or option; more than 23170 tokens of a sample for "dpp", 16384 for
+        "coverage", more than 4096 picks for "dpp"; an input that requires grad.
 
     Notes
     -----
@@ -111,8 +112,9 @@ def greedy_select(
     CDPruner may pick a token twice; this one does not.
 
     Memory: the similarities of each sample, 4 N² bytes, at most 2 GiB at a time, and for "dpp" the factor, 4 k N bytes.
-    Dense in the order of the picks, four kernel launches for "maxmin", three for "dpp" of up to 2¹⁸ numbers of the
-    factor, else one for each pick, as for "coverage". No host synchronisation.
+    Dense in the order of the picks, four kernel launches for "maxmin" and three for "dpp" of up to 2¹⁸ numbers of the
+    factor. Else one for each pick: for more of them, for "coverage", and for "maxmin" of more than 23170 tokens, of
+    which no similarities are kept. No host synchronisation.
 
     Examples
     --------
@@ -154,13 +156,7 @@ def greedy_select(
     elif check.integer(op, "capacity", capacity, 0) > longest:
         raise ValueError(f"{op}: capacity: expected at most {longest}, the tokens there are, got {capacity}")
     check.packed_size(op, "capacity", parts * capacity)
-    for what, value, most in (
-        (f"tokens of a sample for rule {rule!r}", longest, _MOST_COVERED if rule == "coverage" else 1 << 28),
-        ("similarities of a sample", longest**2, _MOST_SIMILARITIES),
-        ("picks for rule 'dpp'", capacity, _MOST_COLUMNS if rule == "dpp" else longest),
-    ):
-        if value > most:
-            raise ValueError(f"{op}: {'k' if 'picks' in what else 'x'}: expected at most {most} {what}, got {value}")
+    _refuse(op, rule, longest, capacity)
     limbs = check.limbs(op, check.choice(op, "precision", precision, "high", "grid"))
     slots = Slots(longest, capacity)
     args = (rows, relevance, candidates, cu_seqlens, amount, slots, rule, order == "index", limbs)
@@ -168,3 +164,12 @@ def greedy_select(
     if packed:
         return Keep(tokens[0], counts, rows.shape[1], offsets, bounds, longest)
     return Keep(tokens, counts, rows.shape[1])
+
+
+def _refuse(op: str, rule: str, longest: int, picks: int) -> None:
+    if longest > _MOST_TOKENS[rule]:
+        raise ValueError(
+            f"{op}: x: expected at most {_MOST_TOKENS[rule]} tokens of a sample for rule {rule!r}, got {longest}"
+        )
+    if rule == "dpp" and picks > _MOST_PICKS:
+        raise ValueError(f"{op}: k: expected at most {_MOST_PICKS} picks for rule 'dpp', got {picks}")

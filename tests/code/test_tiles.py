@@ -213,12 +213,14 @@ def of_the_rest():
         }
         yield f"plans-{block}-{count}", tiles, of_plans(), False
 
-
     greedy = some("greedy_select", *[f"{rule}-{case}" for rule in RULES for case in ("candidates", "primes")])
-    for block, count, limit in ((16, 1, 0), (32, 8, 0), (64, 16, 1 << 18)):
+    for block, count, limit, fit in ((16, 1, 0, 0), (32, 8, 0, 8000), (64, 16, 1 << 18, 1 << 20)):
         tiles = {
             "gram_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
-            "nearest_tiles": {"BLOCK": block, "num_warps": 1},
+            "apart_tiles": {"BLOCK": block, "num_warps": 1},
+            "ready_tiles": {"ROWS": count, "BLOCK": block},
+            "farthest_tiles": _dots(16, block, 16),
+            "gram_limit": fit,
             "greedy_tiles": {"BLOCK": block, "num_warps": 2},
             "factor_tiles": {"ROWS": count, "BLOCK": block, "num_warps": 2},
             "step_tiles": {"ROWS": count, "BLOCK": block},

@@ -89,7 +89,8 @@ def test_nothing_is_picked_twice_or_in_vain(rule):
     assert plan.counts.tolist() == [28, 30]
     for sample, count in enumerate(plan.counts.tolist()):
         picks = plan.indices[sample, :count].tolist()
-        assert len({*picks}) == count and (plan.indices[sample, count:] == -1).all()
+        assert len({*picks}) == count
+        assert (plan.indices[sample, count:] == -1).all()
     assert {3, 4} & {*plan.indices[0].tolist()} == set()
 
 
@@ -103,7 +104,8 @@ def test_dense_packed_and_alone_are_the_same(rule):
     options = {"rule": rule, "capacity": 8}
     for order in ("pick", "index"):
         plan = pyramid_ops.greedy_select(packed, k, cu_seqlens=offsets, max_seqlen=20, order=order, **options)
-        assert plan.counts.tolist() == [5, 7, 0] and plan.cu_seqlens.tolist() == [0, 5, 12, 12]
+        assert plan.counts.tolist() == [5, 7, 0]
+        assert plan.cu_seqlens.tolist() == [0, 5, 12, 12]
         there = torch.arange(20)[None] < torch.tensor(lengths)[:, None]
         dense = pyramid_ops.greedy_select(x, k, candidates=there, order=order, **options)
         for sample, (start, count) in enumerate(zip(offsets.tolist(), plan.counts.tolist(), strict=False)):
@@ -168,9 +170,11 @@ def test_edges(rule):
     assert pyramid_ops.greedy_select(x[:, :0], 3, rule=rule).indices.shape == (2, 0)
     assert pyramid_ops.greedy_select(x[:0], 3, rule=rule).indices.shape == (0, 3)
     nothing = pyramid_ops.greedy_select(x, 3, rule=rule, candidates=torch.zeros(2, 5, dtype=torch.bool))
-    assert nothing.counts.tolist() == [0, 0] and (nothing.indices == -1).all()
+    assert nothing.counts.tolist() == [0, 0]
+    assert (nothing.indices == -1).all()
     empty = pyramid_ops.greedy_select(x[0], 3, rule=rule, cu_seqlens=torch.tensor([0, 0, 5, 5]))
-    assert empty.counts.tolist() == [0, 3, 0] and empty.indices.shape == (9,)
+    assert empty.counts.tolist() == [0, 3, 0]
+    assert empty.indices.shape == (9,)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,10 @@ def test_edges(rule):
         ({"capacity": 7}, "greedy_select: capacity: expected at most 6, the tokens there are, got 7"),
         ({"max_seqlen": 3}, "greedy_select: max_seqlen: expected only with cu_seqlens, got 3"),
         ({"relevance": torch.ones(6)}, "greedy_select: relevance: expected shape [B, N], got float32 [6] on cpu"),
-        ({"relevance": torch.ones(2, 5)}, "greedy_select: relevance: expected [2, 6] on cpu, got float32 [2, 5] on cpu"),
+        (
+            {"relevance": torch.ones(2, 5)},
+            "greedy_select: relevance: expected [2, 6] on cpu, got float32 [2, 5] on cpu",
+        ),
         ({"candidates": torch.ones(2, 6)}, "greedy_select: candidates: expected dtype bool, got float32 [2, 6] on cpu"),
     ],
 )
@@ -192,18 +199,24 @@ def test_bad_input(change, message):
     arguments = {"x": rand(2, 6, 4), "k": 3, **change}
     with pytest.raises((TypeError, ValueError)) as error:
         pyramid_ops.greedy_select(arguments.pop("x"), arguments.pop("k"), **arguments)
-    assert str(error.value) == message
+    assert str(error.value).removesuffix(" on cpu") == message.removesuffix(" on cpu")
 
 
 def test_too_large_problems_are_refused():
     x = torch.zeros(1, 30000, 1)
-    for rule, options, message in (
-        ("maxmin", {}, "x: expected at most 536870912 similarities of a sample, got 900000000"),
-        ("coverage", {}, "x: expected at most 16384 tokens of a sample for rule 'coverage', got 30000"),
-        ("dpp", {"candidates": None}, "x: expected at most 536870912 similarities of a sample, got 900000000"),
-    ):
+    for rule, most in (("coverage", 16384), ("dpp", 23170)):
         with pytest.raises(ValueError, match="greedy_select") as error:
-            pyramid_ops.greedy_select(x, 3, rule=rule, **options)
+            pyramid_ops.greedy_select(x, 3, rule=rule)
+        message = f"x: expected at most {most} tokens of a sample for rule '{rule}', got 30000"
         assert str(error.value) == f"greedy_select: {message}"
     with pytest.raises(ValueError, match="k: expected at most 4096 picks for rule 'dpp', got 5000"):
         pyramid_ops.greedy_select(x[:, :5000], 5000, rule="dpp")
+
+
+def test_similarities_that_do_not_fit_are_multiplied_anew(monkeypatch):
+    x, relevance = rand(2, 40, 16), rand(2, 40, seed=1)
+    x[:, 7:12] = x[:, :5].clone()
+    fitting = [pyramid_ops.greedy_select(x, 25, relevance=given).indices for given in (None, relevance)]
+    monkeypatch.setattr("pyramid_ops.reference.greedy.SIMILARITIES", 0)
+    anew = [pyramid_ops.greedy_select(x, 25, relevance=given).indices for given in (None, relevance)]
+    assert_same_bits(fitting, anew)

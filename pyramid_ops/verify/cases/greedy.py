@@ -85,10 +85,10 @@ def greedy_select_bits() -> Cases:
             device = int32(*[(-3, 5, 1 << 30, 16, 1, 300)[(s + i) % 6] for s in range(segments)])
             args = (x, None, flags, int32(*bounds), Amount(device, [0]), Slots(60, 12), rule, bool(i % 2), 1 + i % 2)
             yield Case(f"{rule}-{case}", args)
-        for k in (0, 3):
-            amount, slots = Amount(None, [k]), Slots(x.shape[1], k)
-            yield Case(f"{rule}-{k}-no-samples", (x[:0], None, None, None, amount, slots, rule, False, 2))
-            yield Case(f"{rule}-{k}-no-segments", (x, None, None, int32(0), amount, slots, rule, True, 2))
+        for wanted in (0, 3):
+            amount, slots = Amount(None, [wanted]), Slots(x.shape[1], wanted)
+            yield Case(f"{rule}-{wanted}-no-samples", (x[:0], None, None, None, amount, slots, rule, False, 2))
+            yield Case(f"{rule}-{wanted}-no-segments", (x, None, None, int32(0), amount, slots, rule, True, 2))
         yield Case(f"{rule}-no-tokens", (x[:, :0], None, None, None, Amount(None, [3]), Slots(0, 0), rule, True, 2))
         none = torch.zeros(x.shape[:2], dtype=torch.bool)
         yield Case(f"{rule}-none", (x, None, none, None, Amount(None, [3]), Slots(x.shape[1], 3), rule, True, 2))
