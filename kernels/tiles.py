@@ -279,6 +279,36 @@ def match_tiles(features: int, limbs: int, arch: int | str) -> dict:
 
 
 @chooser
+def gram_tiles(features: int, limbs: int, arch: int | str) -> dict:
+    """Those of the similarity that hold a tile of addresses for the mirror image too."""
+    m, n, k, warps, depth = 128, 128 if features % 16 == 0 and features > 16 else 64, 64, 8, 3
+    if limbs == 2:
+        m, n, k, warps, depth = (64, 64, 32, 8, 2) if arch == 90 else (64, 32, 64, 4, 2)
+    k = min(k, max(16, next_power_of_2(features)))
+    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth)}
+
+
+@chooser
+def square_tiles(features: int) -> dict:
+    """16 bytes of a unit row to a thread."""
+    block = min(256, max(8, next_power_of_2(features)))
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4}
+
+
+@chooser
+def nearest_rows(stride: int) -> int:
+    """Rows of so many int32 distances that are kept at a time: 256 MB."""
+    return (1 << 26) // stride
+
+
+@chooser
+def nearest_tiles(keys: int) -> dict:
+    """Keys whose best is kept, 16 bytes to a thread, or more of them where there would be more than 512 such groups."""
+    size = max(128, next_power_of_2(cdiv(keys, 512)))
+    return {"GROUPS": next_power_of_2(cdiv(keys, size)), "SIZE": size, "num_warps": 1}
+
+
+@chooser
 def flat_tiles() -> dict:
     """For a pass over single numbers."""
     return {"BLOCK": 1024}

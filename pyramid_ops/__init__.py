@@ -12,6 +12,7 @@ from .ops.entropy import *
 from .ops.gathering import *
 from .ops.matching import *
 from .ops.merging import *
+from .ops.nearest import *
 from .ops.pooling import *
 from .ops.progressive import *
 from .ops.pyramid import *

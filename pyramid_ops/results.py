@@ -13,6 +13,7 @@ __all__ = [
     "Merge",
     "MergePlan",
     "MergedTokens",
+    "Nearest",
     "PackedLevelSelection",
     "PooledScores",
     "SegmentedTopK",
@@ -24,6 +25,16 @@ class BestMatch(NamedTuple):
 
     indices: Tensor
     similarity: Tensor
+
+
+class Nearest(NamedTuple):
+    """For each query the indices of its k nearest keys, int64, and similarities or squared distances, float32.
+
+    The nearest first; −1 and ∓inf where there is none.
+    """
+
+    indices: Tensor
+    values: Tensor
 
 
 class MergePlan(NamedTuple):
