@@ -11,7 +11,7 @@ from ..reference.arguments import Allowed, Nearest, Segments
 from .arithmetic import bounds, cdiv, highest_bit, ordered_key, segment_of, widen
 from .dots import LOW_BITS, exact_dots
 from .launch import launch, target_arch
-from .tiles import gram_tiles, nearest_rows, nearest_tiles, square_tiles
+from .tiles import nearest_rows, nearest_tiles, similarity_tiles, square_tiles
 from .units import unit_rows
 
 # Below every score.
@@ -39,14 +39,14 @@ def _squares_kernel(units_ptr, squares_ptr, rows, D: tl.constexpr, ROWS: tl.cons
 def _home(cu_ptr, row, size, longest, segments, top_bit):
     """(sample or segment of rows, place in it, whether that is one of its first `longest`)."""
     if cu_ptr is None:
-        segment = (row // size).to(tl.int32)
-        return segment, (row % size).to(tl.int32), row >= 0
-    segment = segment_of(cu_ptr, row, segments, top_bit)
-    inside = (segment >= 0) & (segment < segments)
-    start = tl.maximum(tl.load(cu_ptr + segment, mask=inside, other=0), 0)
-    stop = tl.minimum(tl.load(cu_ptr + segment + 1, mask=inside, other=0), size)
-    place = row.to(tl.int32) - start
-    return segment, place, inside & (row < stop) & (place < longest)
+        return (row // size).to(tl.int32), (row % size).to(tl.int32), row >= 0
+    else:
+        segment = segment_of(cu_ptr, row, segments, top_bit)
+        inside = (segment >= 0) & (segment < segments)
+        start = tl.maximum(tl.load(cu_ptr + segment, mask=inside, other=0), 0)
+        stop = tl.minimum(tl.load(cu_ptr + segment + 1, mask=inside, other=0), size)
+        place = row.to(tl.int32) - start
+        return segment, place, inside & (row < stop) & (place < longest)
 
 
 @triton.jit
@@ -61,111 +61,124 @@ def _keys_of(cu_ptr, segment, size, longest):
     return start, count
 
 
-@triton.jit
-def _squared_distances(dots, a, b, a_squares, b_squares):
-    """Bits of (|a| − |b|)² + |a| |b| |u − v|², of norms, products u·v and self products, in units of 2⁻³⁰."""
-    chord = a_squares.to(tl.int64)[:, None] + b_squares[None, :] - 2 * dots.to(tl.int64)
-    chord = tl.maximum(chord, 0).to(tl.float32)
-    apart = (a[:, None] * b[None, :]) * (chord * (1.0 / 1073741824.0))
-    gap = a[:, None] - b[None, :]
-    return (gap * gap + tl.where(chord > 0, apart, 0.0)).to(tl.int32, bitcast=True)
-
-
 @triton.jit(do_not_specialize=["first", "end", "queries", "keys", "longest_q", "longest_k", "segments", "top_bit"])
-def _distance_kernel(
-    queries_ptr, keys_ptr, query_norms_ptr, key_norms_ptr, query_squares_ptr, key_squares_ptr, key_mask_ptr, rank_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores_ptr, first, end, queries, keys, longest_q, longest_k, segments, top_bit,
-    stride, EXCLUDE_SELF: tl.constexpr, INVERTED: tl.constexpr, DOT: tl.constexpr,
+def _similarity_kernel(
+    queries_ptr, keys_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, dots_ptr, first, end, queries, keys, longest_q,
+    longest_k, segments, top_bit, stride, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile of query rows, of the samples or segments that they are of, with keys: the greatest is the best.
-
-    A similarity in units of 2⁻³⁰ or the bits of a squared distance, if INVERTED all of its bits the other way round.
-    """
+    """Products of a tile of query rows, of whatever samples or segments, with keys of the same: in units of 2⁻³⁰."""
     BLOCK_M: tl.constexpr = DOT.BLOCK_M
     BLOCK_N: tl.constexpr = DOT.BLOCK_N
     tiles = tl.cdiv(longest_k, BLOCK_N)
     column = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N], in the sample or segment
     line = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], in the block
     row = first + line
-    segment, place, live = _home(cu_seqlens_q_ptr, row, queries, longest_q, segments, top_bit)
+    segment, _, live = _home(cu_seqlens_q_ptr, row, queries, longest_q, segments, top_bit)
     live = live & (row < end)
-    norm = tl.load(query_norms_ptr + row, mask=live, other=float("inf"))
     for s in range(tl.min(tl.where(live, segment, 0x7FFFFFFE)), tl.max(tl.where(live, segment, -1)) + 1):
         key_start, key_count = _keys_of(cu_seqlens_k_ptr, s, keys, longest_k)
         if tl.program_id(0) % tiles * BLOCK_N < key_count:
             mine = live & (segment == s)
             inside = column < key_count
-            key = key_start + column
-            score = exact_dots(queries_ptr, row, mine, keys_ptr, key, inside, DOT)
+            dots = exact_dots(queries_ptr, row, mine, keys_ptr, key_start + column, inside, DOT)
             if DOT.LIMBS == 1:
-                score = (score * 1073741824.0).to(tl.int32)
-            key_norm = tl.load(key_norms_ptr + key, mask=inside, other=float("inf"))
-            if query_squares_ptr is not None:
-                score = _squared_distances(
-                    score, norm, key_norm,
-                    tl.load(query_squares_ptr + row, mask=mine, other=0),
-                    tl.load(key_squares_ptr + key, mask=inside, other=0),
-                )  # fmt: skip
-            if INVERTED:
-                score = ~score
-            usable = key_norm < float("inf")
-            if key_mask_ptr is not None:
-                usable = usable & (tl.load(key_mask_ptr + key, mask=inside, other=0) != 0)
-            usable = usable[None, :] & (norm < float("inf"))[:, None]
-            if EXCLUDE_SELF:
-                usable = usable & (column[None, :] != place[:, None])
-            if rank_ptr is not None:
-                mine_rank = ordered_key(widen(tl.load(rank_ptr + row, mask=mine, other=0.0)))[:, None]
-                rank = ordered_key(widen(tl.load(rank_ptr + key, mask=inside, other=0.0)))[None, :]
-                before = column[None, :] < place[:, None]
-                usable = usable & ((rank > mine_rank) | ((rank == mine_rank) & before))
-            score = tl.where(usable, score, LEAST)
-            # As many as are loaded 16 bytes at a time; what lies past the last key is not usable.
+                dots = (dots * 1073741824.0).to(tl.int32)
+            # 16 bytes at a time, some of them past the last key.
             inside = column < tl.cdiv(key_count, 16) * 16
-            tl.store(scores_ptr + (line * stride)[:, None] + column[None, :], score, mask=mine[:, None] & inside[None, :])
+            tl.store(dots_ptr + (line * stride)[:, None] + column[None, :], dots, mask=mine[:, None] & inside[None, :])
+
+
+@triton.jit
+def _scores(
+    dots_ptr, key_norms_ptr, key_squares_ptr, key_mask_ptr, rank_ptr, key, count, place, norm, square, rank,
+    EXCLUDE_SELF: tl.constexpr, INVERTED: tl.constexpr,
+):  # fmt: skip
+    """Scores of a query with keys: the greatest is the best, the least integer is for one that it cannot have.
+
+    Similarities in units of 2⁻³⁰, or bits of (|a| − |b|)² + |a| |b| (u·u + v·v − 2 u·v); if INVERTED all the other way
+    round.
+    """
+    inside = key < count
+    score = tl.load(dots_ptr + key, mask=key < tl.cdiv(count, 16) * 16, other=0)
+    key_norm = tl.load(key_norms_ptr + key, mask=inside, other=float("inf"))
+    if key_squares_ptr is not None:
+        own = tl.load(key_squares_ptr + key, mask=inside, other=0)
+        chord = tl.maximum(square.to(tl.int64) + own - 2 * score.to(tl.int64), 0).to(tl.float32)
+        apart = (norm * key_norm) * (chord * (1.0 / 1073741824.0))
+        gap = norm - key_norm
+        score = (gap * gap + tl.where(chord > 0, apart, 0.0)).to(tl.int32, bitcast=True)
+    if INVERTED:
+        score = ~score
+    usable = key_norm < float("inf")
+    if key_mask_ptr is not None:
+        usable = usable & (tl.load(key_mask_ptr + key, mask=inside, other=0) != 0)
+    if EXCLUDE_SELF:
+        usable = usable & (key != place)
+    if rank_ptr is not None:
+        other = ordered_key(widen(tl.load(rank_ptr + key, mask=inside, other=0.0)))
+        usable = usable & ((other > rank) | ((other == rank) & (key < place)))
+    return tl.where(usable, score, LEAST)
 
 
 @triton.jit(do_not_specialize=["first", "queries", "keys", "longest_q", "longest_k", "segments", "top_bit", "k"])
 def _nearest_kernel(
-    scores_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, indices_ptr, values_ptr, first, queries, keys, longest_q, longest_k,
-    segments, top_bit, k, stride, EUCLIDEAN: tl.constexpr, INVERTED: tl.constexpr, GROUPS: tl.constexpr,
-    SIZE: tl.constexpr,
+    dots_ptr, query_norms_ptr, key_norms_ptr, query_squares_ptr, key_squares_ptr, key_mask_ptr, rank_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, indices_ptr, values_ptr, first, queries, keys, longest_q, longest_k, segments,
+    top_bit, k, stride, EXCLUDE_SELF: tl.constexpr, INVERTED: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The k best scores of a row. The best of each group of keys is kept; only one that gave a pick is read again."""
+    """The k best keys of a query. The best of each group of keys is kept; only one that gave a pick is read again."""
     row = first + tl.program_id(0).to(tl.int64)
-    scores_ptr += tl.program_id(0).to(tl.int64) * stride
-    segment, _, live = _home(cu_seqlens_q_ptr, row, queries, longest_q, segments, top_bit)
+    dots_ptr += tl.program_id(0).to(tl.int64) * stride
+    segment, place, live = _home(cu_seqlens_q_ptr, row, queries, longest_q, segments, top_bit)
     count = tl.zeros((), tl.int32)
-    if live:
-        _, count = _keys_of(cu_seqlens_k_ptr, segment, keys, longest_k)
-    count = tl.cdiv(count, 16) * 16
+    norm = tl.load(query_norms_ptr + row)
+    square = tl.zeros((), tl.int32)
+    if query_squares_ptr is not None:
+        square = tl.load(query_squares_ptr + row)
+    rank = tl.zeros((), tl.int32)
+    if rank_ptr is not None:
+        rank = ordered_key(widen(tl.load(rank_ptr + row)))
+    if live & (norm < float("inf")):
+        start, count = _keys_of(cu_seqlens_k_ptr, segment, keys, longest_k)
+        key_norms_ptr += start
+        if key_squares_ptr is not None:
+            key_squares_ptr += start
+        if key_mask_ptr is not None:
+            key_mask_ptr += start
+        if rank_ptr is not None:
+            rank_ptr += start
     group = tl.arange(0, GROUPS)
-    place = tl.arange(0, SIZE)
     tops = tl.full((GROUPS,), LEAST, tl.int32)
     for g in range(0, tl.cdiv(count, SIZE)):
-        score = tl.load(scores_ptr + g * SIZE + place, mask=g * SIZE + place < count, other=LEAST)
+        score = _scores(
+            dots_ptr, key_norms_ptr, key_squares_ptr, key_mask_ptr, rank_ptr, g * SIZE + tl.arange(0, SIZE), count,
+            place, norm, square, rank, EXCLUDE_SELF, INVERTED,
+        )  # fmt: skip
         tops = tl.where(group == g, tl.max(score, axis=0), tops)
     last = tl.full((), 0x7FFFFFFF, tl.int32)
     at = tl.full((), -1, tl.int32)
     for pick in range(0, k):
         top = tl.max(tops, axis=0)
         best = tl.min(tl.where(tops == top, group, GROUPS - 1), axis=0)
-        key = best * SIZE + place
-        score = tl.load(scores_ptr + key, mask=key < count, other=LEAST)
+        key = best * SIZE + tl.arange(0, SIZE)
+        score = _scores(
+            dots_ptr, key_norms_ptr, key_squares_ptr, key_mask_ptr, rank_ptr, key, count,
+            place, norm, square, rank, EXCLUDE_SELF, INVERTED,
+        )  # fmt: skip
+        # Picks descend: those so far are what comes before the last one.
         fresh = (score == top) & ((top < last) | (key > at))
         at = tl.min(tl.where(fresh, key, 0x7FFFFFFF), axis=0)
         last = top
+        left = (score < top) | ((score == top) & (key > at))
+        tops = tl.where(group == best, tl.max(tl.where(left, score, LEAST), axis=0), tops)
         found = top > LEAST
         value = ~top if INVERTED else top
-        if EUCLIDEAN:
+        if query_squares_ptr is not None:
             value = value.to(tl.float32, bitcast=True)
         else:
             value = value.to(tl.float32) * (1.0 / 1073741824.0)
         tl.store(indices_ptr + row * k + pick, tl.where(found, at, -1).to(tl.int64))
         tl.store(values_ptr + row * k + pick, tl.where(found, value, float("inf") if INVERTED else float("-inf")))
-        # Picks descend, so that what a group has left is what comes after this one.
-        left = (score < top) | ((score == top) & (key > at))
-        tops = tl.where(group == best, tl.max(tl.where(left, score, LEAST), axis=0), tops)
 
 
 def _squares(units: Tensor) -> Tensor:
@@ -194,25 +207,25 @@ def nearest(
         query_squares = _squares(query_units)
         key_squares = query_squares if keys is queries else _squares(key_units)
     mask, rank = (None if x is None else x.contiguous() for x in allowed)
+    mask = None if mask is None else mask.view(torch.uint8)
     parts = 0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     place = count, keys.shape[1], longest_q, longest_k, parts, highest_bit(parts)
     stride = max(1, cdiv(longest_k, 16)) * 16
-    tiles, select = gram_tiles(queries.shape[2], limbs, target_arch()), nearest_tiles(max(1, longest_k))
+    tiles, select = similarity_tiles(queries.shape[2], limbs, target_arch()), nearest_tiles(max(1, longest_k))
     step = min(nearest_rows(stride), batch * count)
-    scores = torch.empty(step, stride, dtype=torch.int32, device=queries.device)
+    dots = torch.empty(step, stride, dtype=torch.int32, device=queries.device)
     for first in range(0, batch * count, step):
         end = min(first + step, batch * count)
         programs = cdiv(end - first, tiles["DOT"].BLOCK_M) * cdiv(longest_k, tiles["DOT"].BLOCK_N)
         if programs:
             launch(
-                _distance_kernel, programs,
-                query_units, key_units, query_norms, key_norms, query_squares, key_squares,
-                None if mask is None else mask.view(torch.uint8), rank, cu_seqlens_q, cu_seqlens_k, scores, first, end,
-                *place, stride, EXCLUDE_SELF=wanted.exclude_self, INVERTED=wanted.inverted, **tiles,
+                _similarity_kernel, programs,
+                query_units, key_units, cu_seqlens_q, cu_seqlens_k, dots, first, end, *place, stride, **tiles,
             )  # fmt: skip
         launch(
             _nearest_kernel, end - first,
-            scores, cu_seqlens_q, cu_seqlens_k, indices, values, first, *place, wanted.k, stride,
-            EUCLIDEAN=wanted.euclidean, INVERTED=wanted.inverted, **select,
+            dots, query_norms, key_norms, query_squares, key_squares, mask, rank, cu_seqlens_q, cu_seqlens_k, indices,
+            values, first, *place, wanted.k, stride,
+            EXCLUDE_SELF=wanted.exclude_self, INVERTED=wanted.inverted, **select,
         )  # fmt: skip
     return indices, values

@@ -44,7 +44,7 @@ def nearest(
     max_seqlen_k: Optional[int] = None,
     precision: Optional[str] = None,
 ) -> Nearest:
-    """The k nearest keys of each query by cosine similarity or Euclidean distance, in an order that is the same everywhere.
+    """The k nearest keys of each query by cosine similarity or Euclidean distance, without the matrix of all pairs.
 
     Parameters
     ----------

@@ -33,6 +33,7 @@ PACKED = {
     "select_topk_levels_packed": lambda cu: select_topk_levels_packed([X, X], [cu, cu], [3, 2], max_seqlen=T),
     "compact": lambda cu: compact([X, SCORES], INDICES, cu_seqlens=cu),
     "best_match": lambda cu: best_match(X, X.flip(0), cu_seqlens_q=cu, cu_seqlens_k=cu),
+    "nearest": lambda cu: pyramid_ops.nearest(X, X.flip(0), 2, cu_seqlens_q=cu, cu_seqlens_k=cu),
     "attention_importance": lambda cu: attention_importance(X[:, None], X[:, None], cu_seqlens_q=cu, cu_seqlens_k=cu),
     "pool_scores_packed": lambda cu: pyramid_ops.pool_scores_packed(SCORES, cu, torch.tensor([[3, 2], [9, 1], [2, 4]])),
     "combine_scores": lambda cu: combine_scores([SCORES], [2.0], normalize="minmax", cu_seqlens=cu),

@@ -142,6 +142,16 @@ def best_match_packed(q, k, bounds):
     return pyramid_ops.best_match(q, k, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=6, max_seqlen_k=9)
 
 
+@call(tokens, tokens, scores)
+def nearest(q, k, rank):
+    return pyramid_ops.nearest(q, k, 3, metric="euclidean", rank=rank)
+
+
+@call(packed, packed, offsets)
+def nearest_packed(q, k, bounds):
+    return pyramid_ops.nearest(q, k, 2, exclude_self=True, cu_seqlens_q=bounds, cu_seqlens_k=bounds)
+
+
 @call(images)
 def blur_downsample(x):
     return pyramid_ops.blur_downsample(x, downsample="decimate")
