@@ -1,6 +1,6 @@
 """The nearest keys of each query: blocks of distances on tensor cores, then the best of each row."""
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import triton
@@ -181,51 +181,65 @@ def _nearest_kernel(
         tl.store(values_ptr + row * k + pick, tl.where(found, value, float("inf") if INVERTED else float("-inf")))
 
 
-def _squares(units: Tensor) -> Tensor:
-    rows, features = units.shape[0] * units.shape[1], units.shape[3]
-    squares = torch.empty(units.shape[:2], dtype=torch.int32, device=units.device)
-    if rows:
-        tiles = square_tiles(features)
-        launch(_squares_kernel, cdiv(rows, tiles["ROWS"]), units, squares, rows, D=features, **tiles)
-    return squares
+class Rows(NamedTuple):
+    """Unit rows, norms, and products of unit rows with themselves where distances are wanted."""
+
+    units: Tensor
+    norms: Tensor
+    squares: Optional[Tensor]
+
+
+def rows_of(x: Tensor, limbs: int, euclidean: bool) -> Rows:
+    units, norms = unit_rows(x, limbs, LOW_BITS)
+    if not euclidean:
+        return Rows(units, norms, None)
+    squares = torch.empty(norms.shape, dtype=torch.int32, device=x.device)
+    if norms.numel():
+        tiles = square_tiles(x.shape[2])
+        programs = cdiv(norms.numel(), tiles["ROWS"])
+        launch(_squares_kernel, programs, units, squares, norms.numel(), D=x.shape[2], **tiles)
+    return Rows(units, norms, squares)
+
+
+def search(
+    queries: Rows, keys: Rows, allowed: Allowed, segments: Segments, wanted: Nearest, kept: Optional[Tensor] = None
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """(indices and values of `nearest`, products of all pairs); these are `kept` for another search if few enough."""
+    batch, count = queries.norms.shape
+    limbs, features = queries.units.shape[2:]
+    cu_seqlens_q, cu_seqlens_k, longest_q, longest_k = segments
+    device = queries.norms.device
+    indices = torch.empty(batch, count, wanted.k, dtype=torch.int64, device=device)
+    values = torch.empty(batch, count, wanted.k, dtype=torch.float32, device=device)
+    mask, rank = (None if x is None else x.contiguous() for x in allowed)
+    mask = None if mask is None else mask.view(torch.uint8)
+    parts = 0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    place = count, keys.norms.shape[1], longest_q, longest_k, parts, highest_bit(parts)
+    stride = max(1, cdiv(longest_k, 16)) * 16
+    tiles, select = similarity_tiles(features, limbs, target_arch()), nearest_tiles(max(1, longest_k))
+    step = max(1, min(nearest_rows(stride), batch * count))
+    dots = torch.empty(step, stride, dtype=torch.int32, device=device) if kept is None else kept
+    for first in range(0, indices.numel() and batch * count, step):
+        end = min(first + step, batch * count)
+        programs = cdiv(end - first, tiles["DOT"].BLOCK_M) * cdiv(longest_k, tiles["DOT"].BLOCK_N)
+        if programs and kept is None:
+            launch(
+                _similarity_kernel, programs,
+                queries.units, keys.units, cu_seqlens_q, cu_seqlens_k, dots, first, end, *place, stride, **tiles,
+            )  # fmt: skip
+        launch(
+            _nearest_kernel, end - first,
+            dots, queries.norms, keys.norms, queries.squares, keys.squares, mask, rank, cu_seqlens_q, cu_seqlens_k,
+            indices, values, first, *place, wanted.k, stride,
+            EXCLUDE_SELF=wanted.exclude_self, INVERTED=wanted.inverted, **select,
+        )  # fmt: skip
+    return indices, values, dots if step == batch * count else None
 
 
 def nearest(
     queries: Tensor, keys: Tensor, allowed: Allowed, segments: Segments, wanted: Nearest, limbs: int
 ) -> tuple[Tensor, Tensor]:
-    batch, count = queries.shape[:2]
-    indices = torch.empty(batch, count, wanted.k, dtype=torch.int64, device=queries.device)
-    values = torch.empty(batch, count, wanted.k, dtype=torch.float32, device=queries.device)
-    if not indices.numel():
-        return indices, values
-    cu_seqlens_q, cu_seqlens_k, longest_q, longest_k = segments
-    query_units, query_norms = unit_rows(queries, limbs, LOW_BITS)
-    key_units, key_norms = (query_units, query_norms) if keys is queries else unit_rows(keys, limbs, LOW_BITS)
-    query_squares: Optional[Tensor] = None
-    key_squares: Optional[Tensor] = None
-    if wanted.euclidean:
-        query_squares = _squares(query_units)
-        key_squares = query_squares if keys is queries else _squares(key_units)
-    mask, rank = (None if x is None else x.contiguous() for x in allowed)
-    mask = None if mask is None else mask.view(torch.uint8)
-    parts = 0 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    place = count, keys.shape[1], longest_q, longest_k, parts, highest_bit(parts)
-    stride = max(1, cdiv(longest_k, 16)) * 16
-    tiles, select = similarity_tiles(queries.shape[2], limbs, target_arch()), nearest_tiles(max(1, longest_k))
-    step = min(nearest_rows(stride), batch * count)
-    dots = torch.empty(step, stride, dtype=torch.int32, device=queries.device)
-    for first in range(0, batch * count, step):
-        end = min(first + step, batch * count)
-        programs = cdiv(end - first, tiles["DOT"].BLOCK_M) * cdiv(longest_k, tiles["DOT"].BLOCK_N)
-        if programs:
-            launch(
-                _similarity_kernel, programs,
-                query_units, key_units, cu_seqlens_q, cu_seqlens_k, dots, first, end, *place, stride, **tiles,
-            )  # fmt: skip
-        launch(
-            _nearest_kernel, end - first,
-            dots, query_norms, key_norms, query_squares, key_squares, mask, rank, cu_seqlens_q, cu_seqlens_k, indices,
-            values, first, *place, wanted.k, stride,
-            EXCLUDE_SELF=wanted.exclude_self, INVERTED=wanted.inverted, **select,
-        )  # fmt: skip
+    query_rows = rows_of(queries, limbs, wanted.euclidean)
+    key_rows = query_rows if keys is queries else rows_of(keys, limbs, wanted.euclidean)
+    indices, values, _ = search(query_rows, key_rows, allowed, segments, wanted)
     return indices, values

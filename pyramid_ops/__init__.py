@@ -8,6 +8,7 @@ from ._op import use_backend
 from .ops.adaptive import *
 from .ops.attention import *
 from .ops.budgets import *
+from .ops.clustering import *
 from .ops.entropy import *
 from .ops.gathering import *
 from .ops.matching import *

@@ -15,7 +15,7 @@ from .matching import queries_and_keys
 
 __all__ = ["nearest"]
 
-_MOST_NEIGHBOURS, _MOST_KEYS = 64, 1 << 20
+MOST_NEIGHBOURS, MOST_KEYS = 64, 1 << 20
 
 
 def _nearest_fake(
@@ -115,9 +115,9 @@ def nearest(
     offsets = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     q, kv, key_mask, segments = queries_and_keys(op, queries, keys, key_mask, *offsets)
     k = check.integer(op, "k", k, 0)
-    if k > _MOST_NEIGHBOURS:
-        raise ValueError(f"{op}: k: expected at most {_MOST_NEIGHBOURS}, got {k}")
-    if segments.max_seqlen_k > _MOST_KEYS:
+    if k > MOST_NEIGHBOURS:
+        raise ValueError(f"{op}: k: expected at most {MOST_NEIGHBOURS}, got {k}")
+    if segments.max_seqlen_k > MOST_KEYS:
         name = "keys" if cu_seqlens_k is None else "max_seqlen_k"
         raise ValueError(f"{op}: {name}: expected at most 2^20 keys at a time, got {segments.max_seqlen_k}")
     euclidean = check.choice(op, "metric", metric, "cosine", "euclidean") == "euclidean"

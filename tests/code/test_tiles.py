@@ -136,6 +136,8 @@ def of_products():
     for m, n, k, size in ((16, 16, 16, 16), (64, 32, 64, 64), (16, 64, 32, 4)):
         tiles = {"similarity_tiles": _dots(m, n, k), "nearest_rows": m + n // 3, "square_tiles": {"BLOCK": n // 2}}
         tiles["nearest_tiles"] = {"SIZE": size, "GROUPS": 64, "num_warps": 1}
+        tiles["flat_tiles"] = {"BLOCK": m}
+        yield f"clusters-{m}-{n}-{k}", tiles, some("dpc_knn", "counts", "segments"), False
         yield f"nearest-{m}-{n}-{k}", tiles, some("nearest", "masked-grid", "ranked-far", "segments-near"), False
     for m, n, k, splits in ((16, 16, 16, 1), (16, 32, 16, 1), (64, 32, 32, 3), (32, 64, 64, 2)):
         dots = _dots(m, n, k)
