@@ -53,10 +53,10 @@ def dpc_knn(
     x: Tensor, cu_seqlens: Optional[Tensor], neighbours: int, clusters: Amount, slots: Slots, limbs: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of = Segments(cu_seqlens, cu_seqlens, slots.max_seqlen, slots.max_seqlen)
-    rows, one = rows_of(x, limbs, True), Nearest(1, True, True, False)
-    indices, squares, kept = search(rows, rows, Allowed(None, None), of, one._replace(k=neighbours))
-    exponents, densities, scores = (torch.empty_like(rows.norms) for _ in range(3))
-    usable = torch.empty(rows.norms.shape, dtype=torch.bool, device=x.device)
+    units, one = rows_of(x, limbs, True), Nearest(1, True, True, False)
+    indices, squares, kept = search(units, units, Allowed(None, None), of, one._replace(k=neighbours))
+    exponents, densities, scores = (torch.empty_like(units.norms) for _ in range(3))
+    usable = torch.empty(units.norms.shape, dtype=torch.bool, device=x.device)
     count, tiles = usable.numel(), flat_tiles()
     programs = cdiv(count, tiles["BLOCK"])
     if programs:
@@ -64,11 +64,12 @@ def dpc_knn(
             _density_kernel, programs,
             indices, squares, exponents, densities, usable.view(torch.uint8), count, neighbours, D=x.shape[2], **tiles,
         )  # fmt: skip
-    denser, squares, _ = search(rows, rows, Allowed(None, exponents), of, one, kept)
+    denser, squares, _ = search(units, units, Allowed(None, exponents), of, one, kept)
     if programs:
         launch(_separation_kernel, programs, denser, squares, densities, scores, count, **tiles)
     choice = Choice(usable, None, None, None, True)
-    centers, counts, offsets, _ = keep_tokens(scores, cu_seqlens, choice, clusters, slots, False)
+    centers, counts, offsets, bounds = keep_tokens(scores, cu_seqlens, choice, clusters, slots, False)
     marked = mark_tokens(centers, x.shape[1])
-    partners, _, _ = search(rows, rows, Allowed(marked, None), of, one, kept)
-    return centers, join_tokens(centers, partners[..., 0], cu_seqlens, x.shape[1]), counts, offsets
+    partners, _, _ = search(units, units, Allowed(marked, None), of, one, kept)
+    rows = join_tokens(centers, partners[..., 0], None if cu_seqlens is None else bounds, x.shape[1])
+    return centers, rows, counts, offsets

@@ -29,10 +29,11 @@ def dpc_knn(
     usable = near[0][..., 0] >= 0
     scores = _scores(denser[..., 0], distance[..., 0], density)
     choice = Choice(usable, None, None, None, True)
-    centers, counts, offsets, _ = keep_tokens(scores, cu_seqlens, choice, clusters, slots, False)
+    centers, counts, offsets, bounds = keep_tokens(scores, cu_seqlens, choice, clusters, slots, False)
     marked = mark_tokens(centers, x.shape[1])
     partners, _ = nearest(x, x, Allowed(marked, None), of, Nearest(1, True, True, False), limbs)
-    return centers, join_tokens(centers, partners[..., 0], cu_seqlens, x.shape[1]), counts, offsets
+    rows = join_tokens(centers, partners[..., 0], None if cu_seqlens is None else bounds, x.shape[1])
+    return centers, rows, counts, offsets
 
 
 def _densities(indices: Tensor, squares: Tensor, features: int) -> tuple[Tensor, Tensor]:

@@ -84,8 +84,8 @@ def dpc_knn(
     What the authors' code does at random, noise of 1e-6 on densities, is decided by index here. Where features are so
     large that every density is 0 in float32, as in that code, all but the densest tie: divide them first. All steps on
     single numbers are float32 in a written order, so the same bits on every device, for any tile, batch or stride. No
-    matrix of all pairs: distances are kept for as many tokens as fill 256 MB. 13 kernel launches where that is all of
-    them; no host synchronisation.
+    matrix of all pairs: distances are kept for as many tokens as fill 256 MB. 13 kernel launches and a fill where that
+    is all of them; no host synchronisation.
 
     References
     ----------

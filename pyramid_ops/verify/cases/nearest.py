@@ -76,9 +76,9 @@ def nearest_bits() -> Cases:
             wanted, limbs = WAYS[way]
             args = (q[:1], k[:1], Allowed(mask[:1] if limbs == 1 else None, None), segments, wanted, limbs)
             yield Case(f"{case}-{way}", args)
-    wanted = Nearest(64, True, True, True)
     equal = k[:1, :1].expand(1, 20, 24)
-    yield Case("all-equal", (equal, equal, ANY, small, wanted, 2))
+    yield Case("all-equal", (equal, equal, ANY, small, Nearest(64, True, True, True), 2))
+    wanted = Nearest(2, True, True, True)
     yield Case("all-masked", (q, k, Allowed(torch.zeros_like(mask), None), dense, wanted, 2))
     yield Case("no-queries", (q[:, :0], k, ANY, Segments(None, None, 0, 150), wanted, 2))
     yield Case("no-keys", (q, k[:, :0], ANY, Segments(None, None, 20, 0), wanted, 2))
