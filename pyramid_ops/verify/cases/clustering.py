@@ -29,20 +29,20 @@ def dpc_knn_golden() -> Cases:
 
 def dpc_knn_bits() -> Cases:
     for dtype in FEATURES:
-        for features, tokens, neighbours, clusters in ((1, 3, 2, 1), (24, 9, 3, 4), (65, 14, 64, 14)):
+        for features, tokens, neighbours, clusters in ((1, 3, 2, 1), (24, 9, 3, 4), (65, 6, 9, 6)):
             x = special_rows(features, dtype, 1).repeat(1, 2, 1)[:, :tokens]
             args = (x, None, neighbours, Amount(None, [clusters]), Slots(tokens, clusters), 2)
             yield Case(f"{tokens}x{features}-{name(dtype)}", args)
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 24, 8, generator=generator) * torch.tensor([0.3, 30.0]).view(2, 1, 1)
+    x = torch.randn(2, 16, 8, generator=generator) * torch.tensor([0.3, 30.0]).view(2, 1, 1)
     x[:, 4:8] = x[:, 8:12]
-    yield Case("counts", (x, None, 4, Amount(int32(3, 99), [0]), Slots(24, 6), 2))
-    yield Case("no-clusters", (x, None, 4, Amount(None, [0]), Slots(24, 0), 2))
+    yield Case("counts", (x, None, 4, Amount(int32(3, 99), [0]), Slots(16, 6), 2))
+    yield Case("no-clusters", (x, None, 4, Amount(None, [0]), Slots(16, 0), 2))
     yield Case("no-tokens", (x[:, :0], None, 4, Amount(None, [0]), Slots(0, 0), 2))
-    yield Case("no-samples", (x[:0], None, 4, Amount(None, [3]), Slots(24, 3), 2))
-    yield Case("all-equal", (x[:, :1].expand(2, 24, 8), None, 4, Amount(None, [5]), Slots(24, 5), 2))
-    packed = x.view(1, 48, 8)
-    for case, ends, longest in (("segments", (0, 4, 4, 30, 48), 48), ("short", (3, 20, 41), 9), ("none", (0,), 48)):
+    yield Case("no-samples", (x[:0], None, 4, Amount(None, [3]), Slots(16, 3), 2))
+    yield Case("all-equal", (x[:, :1].expand(2, 16, 8), None, 4, Amount(None, [5]), Slots(16, 5), 2))
+    packed = x.view(1, 32, 8)
+    for case, ends, longest in (("segments", (0, 4, 4, 20, 32), 32), ("short", (3, 14, 27), 9), ("none", (0,), 32)):
         capacity = min(longest, 5)
         yield Case(case, (packed, int32(*ends), 3, Amount(None, [3]), Slots(longest, capacity), 2))
 
