@@ -1,6 +1,6 @@
-"""`python -m bench.accuracy [merging|attention]`: what float64 finds, and how much of it each precision finds.
+"""`python -m bench.accuracy [merging|attention|nearest]`: what float64 finds, and how much of it each precision finds.
 
-Writes results/merging.md and results/attention.md.
+Writes results/merging.md, attention.md and nearest.md.
 """
 
 import pathlib
@@ -154,9 +154,103 @@ def attention() -> list[str]:
     return lines
 
 
+NEAREST_TOKENS, NEAREST_FEATURES, CLUSTERS, NEIGHBOURS, SEEDS = 576, 1024, 40, 7, 3
+NEAREST_KINDS = ("random", "clustered", "common mean", "low rank", "video frames")
+
+
+def tokens(kind: str, seed: int) -> Tensor:
+    """`[N, D]` float32; video: 16 frames with 1 % noise, of which a tenth of the patches moves."""
+    generator = torch.Generator().manual_seed(seed)
+    count, features = NEAREST_TOKENS, NEAREST_FEATURES
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    if kind == "random":
+        return randn(count, features)
+    if kind == "common mean":
+        return randn(count, features) + 2 * randn(1, features)
+    if kind == "low rank":
+        return randn(count, 64) @ randn(64, features) + 0.02 * randn(count, features)
+    if kind == "clustered":
+        centers = randn(count // 12, features)
+        chosen = torch.randint(len(centers), (count,), generator=generator)
+        return centers[chosen] + 0.5 * randn(count, features)
+    frame, frames = randn(count // 16, features) + randn(1, features), []
+    for _ in range(16):
+        moved = torch.rand(len(frame), generator=generator) < 0.1
+        frame = torch.where(moved[:, None], randn(*frame.shape) + frame.mean(0), frame)
+        frames.append(frame + 0.01 * randn(*frame.shape))
+    return torch.cat(frames)
+
+
+def clusters(squares: Tensor) -> tuple[set, Tensor]:
+    """DPC-KNN from squared distances: (centers, the center of each token)."""
+    squares, index = squares.double(), torch.arange(len(squares))
+    mean = squares.sort(1).values[:, :NEIGHBOURS].mean(1) / NEAREST_FEATURES
+    denser = (mean[None] < mean[:, None]) | ((mean[None] == mean[:, None]) & (index[None] < index[:, None]))
+    distance = torch.where(denser, squares.sqrt(), torch.inf).amin(1)
+    distance[distance.isinf()] = squares.max().sqrt()
+    centers = (distance * (-mean).exp()).sort(descending=True, stable=True).indices[:CLUSTERS]
+    return set(centers.tolist()), centers[squares[:, centers].argmin(1)]
+
+
+def eager_squares(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """a² + b² − 2 a b, as `cdist` by a matrix product."""
+    x = x.to(dtype)
+    norms = x.square().sum(1)
+    return (norms[:, None] + norms - 2 * (x @ x.mT)).float().clamp(min=0)
+
+
+def found_nearest(kind: str) -> list[str]:
+    """Largest relative error of the 64 least distances / nearest tokens, centers and tokens with their center found."""
+    errors, counts = [0.0] * 4, torch.zeros(4, 3, dtype=torch.int64)
+    others = ~torch.eye(NEAREST_TOKENS, dtype=torch.bool)
+    for seed in range(SEEDS):
+        x = tokens(kind, seed)
+        exact = torch.stack([(x.double() - row).square().sum(1) for row in x.double()])
+        centers, own = clusters(exact)
+        near = pyramid_ops.nearest(x, x, 64, metric="euclidean", exclude_self=True)
+        found = pyramid_ops.dpc_knn(x[None], CLUSTERS, NEIGHBOURS)
+        ours = set(found.centers[0].tolist()), found.centers[0][found.assignment[0]]
+        ways = [(near.values, near.indices, ours)]
+        for dtype in EAGER:
+            squares = eager_squares(x, dtype)
+            least = torch.where(others, squares, torch.inf).topk(64, largest=False)
+            ways.append((least.values, least.indices, clusters(squares)))
+        nearest = torch.where(others, exact, torch.inf).argmin(1)
+        for way, (values, indices, (chosen, assigned)) in enumerate(ways):
+            true = exact.gather(1, indices)
+            errors[way] = max(errors[way], float(((values.double() - true) / true).abs().max()))
+            counts[way] += torch.tensor(
+                [(indices[:, 0] == nearest).sum(), len(centers & chosen), (assigned == own).sum()]
+            )
+    return [f"{error:.1e} / " + " / ".join(map(str, row)) for error, row in zip(errors, counts.tolist(), strict=True)]
+
+
+def nearest() -> list[str]:
+    lines = [
+        "# Euclidean neighbours and DPC-KNN against float64",
+        "",
+        f"{SEEDS} times {NEAREST_TOKENS} × {NEAREST_FEATURES} tokens in float32, {CLUSTERS} clusters of {NEIGHBOURS}",
+        "neighbours. Largest relative error of the squared distances to the 64 nearest / nearest tokens (of",
+        f"{SEEDS * NEAREST_TOKENS}), centers (of {SEEDS * CLUSTERS}) and tokens with their center (of",
+        f"{SEEDS * NEAREST_TOKENS}) as in float64. *eager* is a² + b² − 2ab in that dtype, then the rule in float64,",
+        f"on the CPU, torch {torch.__version__}.",
+        "",
+        "| data | nearest, dpc_knn | eager float32 | eager float16 | eager bfloat16 |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in NEAREST_KINDS:
+        lines.append(f"| {kind} | " + " | ".join(found_nearest(kind)) + " |")
+        print(lines[-1], flush=True)
+    return lines
+
+
 def main(*names: str) -> None:
-    for name in names or ("merging", "attention"):
-        lines = {"merging": merging, "attention": attention}[name]()
+    tables = {"merging": merging, "attention": attention, "nearest": nearest}
+    for name in names or tables:
+        lines = tables[name]()
         (pathlib.Path(__file__).parent / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 

@@ -154,6 +154,12 @@ def _of_merging() -> Iterator[Counted]:
         x = tokens("match", 1, 512, features)
         call = functools.partial(pyramid_ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
         yield Counted(f"best_match, {precision}, 256 × 256, D = {features}, bfloat16", 256 * 256, "products", call)
+    x = tokens("nearest", 1, 256, 64)
+    for what, options in (("grid", {"precision": "grid"}), ("euclidean", {"metric": "euclidean"})):
+        call = functools.partial(pyramid_ops.nearest, x, x, 8, exclude_self=True, **options)
+        yield Counted(f"nearest, 8 by {what}, 256 × 256, D = 64, bfloat16", 256 * 256, "products", call)
+    call = functools.partial(pyramid_ops.dpc_knn, x, 24, 7)
+    yield Counted("dpc_knn, 24 clusters of 256 × 64, bfloat16", 256 * 256, "pairs", call)
     x, clusters = tokens("merge", 1, 512, 1024), Source("clusters").integers(0, 128, 1, 512)
     clusters[:, 100:300] = 5
     call = functools.partial(pyramid_ops.assign_mean, x, clusters, 128)

@@ -77,3 +77,18 @@ def exact_dots(a_ptr, a_row, a_mask, b_ptr, b_row, b_mask, DOT: tl.constexpr):
         return fixed_point(high, cross, low)
     else:
         return high
+
+
+@triton.jit
+def own_dots(units_ptr, row, mask, D: tl.constexpr, LIMBS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Products of unit rows with themselves, in units of 2⁻³⁰, halves up."""
+    total = tl.zeros((ROWS, BLOCK), tl.int64)
+    for k in range(0, D, BLOCK):
+        feature = k + tl.arange(0, BLOCK)[None, :]
+        inside = mask[:, None] & (feature < D)
+        at = units_ptr + (row * (LIMBS * D))[:, None] + feature
+        component = (tl.load(at, mask=inside, other=0.0).to(tl.float32) * 2097152.0).to(tl.int32)
+        if LIMBS == 2:
+            component += (tl.load(at + D, mask=inside, other=0.0).to(tl.float32) * 1024.0).to(tl.int32)
+        total += component.to(tl.int64) * component.to(tl.int64)
+    return ((tl.sum(total, axis=1) + 2048) >> 12).to(tl.int32)

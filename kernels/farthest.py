@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import NO_KEY, cdiv, ordered_key, widen
-from .dots import exact_dots
+from .dots import exact_dots, own_dots
 from .gram import gram
 from .launch import launch, target_arch
 from .picks import (
@@ -21,7 +21,7 @@ from .picks import (
     usable_tokens,
 )
 from .ragged import budget_of
-from .tiles import apart_tiles, farthest_tiles, gram_limit, gram_tiles, greedy_tiles, ready_tiles
+from .tiles import apart_tiles, farthest_tiles, gram_limit, greedy_tiles, similarity_tiles, square_tiles
 from .units import NONE
 
 FAR = tl.constexpr((1 << 31) - 1)
@@ -98,21 +98,6 @@ def _maxmin_kernel(
     finish(tokens_ptr + slots, counts_ptr, segment, count, capacity, BLOCK)
 
 
-@triton.jit
-def _own_dots(units_ptr, row, mask, D: tl.constexpr, LIMBS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Products of unit rows with themselves, in units of 2⁻³⁰, halves up."""
-    total = tl.zeros((ROWS, BLOCK), tl.int64)
-    for k in range(0, D, BLOCK):
-        feature = k + tl.arange(0, BLOCK)[None, :]
-        inside = mask[:, None] & (feature < D)
-        at = units_ptr + (row * (LIMBS * D))[:, None] + feature
-        component = (tl.load(at, mask=inside, other=0.0).to(tl.float32) * 2097152.0).to(tl.int32)
-        if LIMBS == 2:
-            component += (tl.load(at + D, mask=inside, other=0.0).to(tl.float32) * 1024.0).to(tl.int32)
-        total += component.to(tl.int64) * component.to(tl.int64)
-    return ((tl.sum(total, axis=1) + 2048) >> 12).to(tl.int32)
-
-
 @triton.jit(do_not_specialize=["size"])
 def _ready_kernel(
     units_ptr, norms_ptr, relevance_ptr, candidates_ptr, bounds_ptr, own_ptr, least_ptr, size, longest,
@@ -130,7 +115,7 @@ def _ready_kernel(
     usable = usable_tokens(norms_ptr, candidates_ptr, start + n, inside)
     to = segment.to(tl.int64) * longest + n
     tl.store(least_ptr + to, tl.where(usable, key, NO_KEY), mask=inside)
-    tl.store(own_ptr + to, _own_dots(units_ptr, start + n, inside, D, LIMBS, ROWS, BLOCK), mask=inside)
+    tl.store(own_ptr + to, own_dots(units_ptr, start + n, inside, D, LIMBS, ROWS, BLOCK), mask=inside)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -219,13 +204,13 @@ def _maxmin_by_steps(of: Tokens, into: Picks) -> None:
     parts, longest, size, capacity = of.parts, of.longest, of.norms.shape[1], into.tokens.shape[1]
     limbs, features = of.units.shape[2:]
     own, least = (torch.empty(parts, longest, dtype=torch.int32, device=of.units.device) for _ in range(2))
-    tiles = ready_tiles(features)
+    tiles = square_tiles(features)
     launch(
         _ready_kernel, parts * cdiv(longest, tiles["ROWS"]),
         of.units, *of.given[:4], own, least, size, longest, D=features, LIMBS=limbs, **tiles,
     )  # fmt: skip
     if of.relevance is None:
-        tiles = gram_tiles(features, limbs, target_arch())
+        tiles = similarity_tiles(features, limbs, target_arch())
         dot = tiles["DOT"]
         launch(
             _spread_kernel, parts * cdiv(longest, dot.BLOCK_M) * cdiv(longest, dot.BLOCK_N),

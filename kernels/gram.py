@@ -11,7 +11,7 @@ from .arithmetic import cdiv
 from .dots import exact_dots
 from .launch import launch, target_arch
 from .picks import segment_bounds
-from .tiles import gram_tiles
+from .tiles import similarity_tiles
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -48,7 +48,7 @@ def gram(units: Tensor, bounds: Optional[Tensor], parts: int, longest: int) -> t
     limbs, features = units.shape[2:]
     out = torch.empty(parts, longest, longest, dtype=torch.int32, device=units.device)
     own = torch.empty(parts, longest, dtype=torch.int32, device=units.device)
-    tiles = gram_tiles(features, limbs, target_arch())
+    tiles = similarity_tiles(features, limbs, target_arch())
     dot = tiles["DOT"]
     launch(
         _gram_kernel, parts * cdiv(longest, dot.BLOCK_M) * cdiv(longest, dot.BLOCK_N),

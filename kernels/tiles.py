@@ -279,13 +279,34 @@ def match_tiles(features: int, limbs: int, arch: int | str) -> dict:
 
 
 @chooser
-def gram_tiles(features: int, limbs: int, arch: int | str) -> dict:
-    """Those of the similarity that hold a tile of addresses for the mirror image too."""
-    m, n, k, warps, depth = 128, 128 if features % 16 == 0 and features > 16 else 64, 64, 8, 3
+def similarity_tiles(features: int, limbs: int, arch: int | str) -> dict:
+    """Tiles of similarities that are stored, of rows of any sample: the largest that no version of Triton spills."""
+    m, n, k, warps, depth = 128, 128 if arch != 80 and features % 16 == 0 and features > 16 else 64, 64, 8, 3
     if limbs == 2:
         m, n, k, warps, depth = (64, 64, 32, 8, 2) if arch == 90 else (64, 32, 64, 4, 2)
     k = min(k, max(16, next_power_of_2(features)))
-    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth)}
+    registers = {"maxnreg": 255} if limbs == 1 and arch == 100 else {}
+    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth), **registers}
+
+
+@chooser
+def square_tiles(features: int) -> dict:
+    """16 bytes of a unit row to a thread."""
+    block = min(256, max(8, next_power_of_2(features)))
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4}
+
+
+@chooser
+def nearest_rows(stride: int) -> int:
+    """Rows of so many int32 distances that are kept at a time: 256 MB."""
+    return (1 << 26) // stride
+
+
+@chooser
+def nearest_tiles(keys: int) -> dict:
+    """Keys whose best is kept, 16 bytes to a thread, or more of them where there would be more than 512 such groups."""
+    size = max(128, next_power_of_2(cdiv(keys, 512)))
+    return {"GROUPS": next_power_of_2(cdiv(keys, size)), "SIZE": size, "num_warps": 1}
 
 
 @chooser
@@ -299,13 +320,6 @@ def apart_tiles(longest: int) -> dict:
 def gram_limit() -> int:
     """Similarities that exist at a time."""
     return 1 << 29
-
-
-@chooser
-def ready_tiles(features: int) -> dict:
-    """Rows of a program and features at a time: 16 bytes to a thread."""
-    block = min(256, max(32, next_power_of_2(features)))
-    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4}
 
 
 @chooser

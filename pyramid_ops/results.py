@@ -7,12 +7,14 @@ from torch import Tensor
 
 __all__ = [
     "BestMatch",
+    "Clusters",
     "Compaction",
     "Keep",
     "LevelSelection",
     "Merge",
     "MergePlan",
     "MergedTokens",
+    "Nearest",
     "PackedLevelSelection",
     "PooledScores",
     "SegmentedTopK",
@@ -24,6 +26,38 @@ class BestMatch(NamedTuple):
 
     indices: Tensor
     similarity: Tensor
+
+
+class Clusters(NamedTuple):
+    """Clusters of tokens, on their device; made by :func:`dpc_knn`.
+
+    Attributes
+    ----------
+    centers : Tensor
+        int64 ``[B, C]``: the tokens that are centers, best first, −1 in unused places, which are the last. For packed
+        tokens ``[S · C]``, rows of the packed tensor, segment after segment without gaps.
+    assignment : Tensor
+        int64 ``[B, N]`` or ``[T]``: the place of each token's center in `centers`; −1 for a token of no cluster.
+    counts : Tensor
+        int32 ``[B]`` or ``[S]``: how many clusters there are.
+    cu_seqlens : Tensor or None
+        int32 ``[S + 1]``: where the centers of each segment begin, of packed tokens.
+    """
+
+    centers: Tensor
+    assignment: Tensor
+    counts: Tensor
+    cu_seqlens: Optional[Tensor] = None
+
+
+class Nearest(NamedTuple):
+    """For each query the indices of its k nearest keys, int64, and similarities or squared distances, float32.
+
+    The nearest first; −1 and ∓inf where there is none.
+    """
+
+    indices: Tensor
+    values: Tensor
 
 
 class MergePlan(NamedTuple):

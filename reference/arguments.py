@@ -220,3 +220,30 @@ class Rule(NamedTuple):
     numerator: int
     denominator: int
     factor: float
+
+
+class Nearest(NamedTuple):
+    """The `k` nearest keys, or, unless `largest`, the farthest: by cosine or `euclidean` distance.
+
+    With `exclude_self` all but the key in the query's own place.
+    """
+
+    k: int
+    euclidean: bool
+    largest: bool
+    exclude_self: bool
+
+    @property
+    def inverted(self) -> bool:
+        """The least numbers come first."""
+        return self.euclidean == self.largest
+
+
+class Allowed(NamedTuple):
+    """Keys that queries may have: bool `[B, Nk]`, and a number of each row `[B, N]`, of which keys have a higher one.
+
+    Or the same one and a lower place.
+    """
+
+    key_mask: Optional[Tensor]
+    rank: Optional[Tensor]

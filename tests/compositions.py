@@ -91,6 +91,8 @@ def tiles(made):
         gather_tiles={"ROWS": made.choice(8, 16, 64), "BLOCK": made.choice(32, 128, 512)},
         select_tiles={"BLOCK": made.choice(64, 16), "num_warps": 4},
         match_tiles={**dots, "BLOCK_M": made.choice(16, 64)},
+        similarity_tiles={**dots, "BLOCK_M": made.choice(16, 64)},
+        nearest_rows=made.choice(7, 1 << 20),
         match_splits=made.choice(1, 2, 3),
         attention_tiles=attention,
         relevance_tiles=attention,

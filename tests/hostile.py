@@ -87,6 +87,15 @@ OF_OFFSETS = {
     "best_match-grid": lambda cu: pyramid_ops.best_match(
         X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=3, max_seqlen_k=2, precision="grid"
     ),
+    "nearest": lambda cu: pyramid_ops.nearest(X, X, 2, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0), rank=SCORES),
+    "nearest-euclidean": lambda cu: pyramid_ops.nearest(
+        X, Y, 2, metric="euclidean", exclude_self=True, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=3, max_seqlen_k=2
+    ),
+    "dpc_knn": lambda cu: [
+        part
+        for clusters in (2, cu[1:].contiguous())
+        for part in pyramid_ops.dpc_knn(X, clusters, 2, cu_seqlens=cu, max_seqlen=3, capacity=2)
+    ],
     "attention_importance": lambda cu: pyramid_ops.attention_importance(
         HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0), causal=True
     ),

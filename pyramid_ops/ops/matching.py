@@ -78,8 +78,26 @@ def best_match(
     [1, 0]
     """
     op = "best_match"
+    offsets = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    q, k, key_mask, segments = queries_and_keys(op, queries, keys, key_mask, *offsets)
+    indices, similarity = best_match_op(q, k, key_mask, segments, check.limbs(op, precision, q, k))
+    return BestMatch(indices, similarity) if queries.dim() == 3 else BestMatch(indices[0], similarity[0])
+
+
+def queries_and_keys(
+    op: str,
+    queries: Tensor,
+    keys: Tensor,
+    key_mask: Optional[Tensor],
+    cu_seqlens_q: Optional[Tensor],
+    cu_seqlens_k: Optional[Tensor],
+    max_seqlen_q: Optional[int],
+    max_seqlen_k: Optional[int],
+) -> tuple[Tensor, Tensor, Optional[Tensor], Segments]:
+    """What is checked as `[B, Nq, D]`, `[B, Nk, D]` and `[B, Nk]`; the keys are the queries where they are given so."""
     packed = isinstance(queries, Tensor) and queries.dim() == 2
-    q, k = check.feature_rows(op, "queries", queries), check.feature_rows(op, "keys", keys)
+    q = check.feature_rows(op, "queries", queries)
+    k = q if keys is queries else check.feature_rows(op, "keys", keys)
     if keys.dim() != queries.dim() or k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2] or k.device != q.device:
         raise ValueError(
             f"{op}: keys: expected the batch size, feature size and device of queries ({check.describe(queries)}), got "
@@ -104,6 +122,4 @@ def best_match(
             )
         cu_seqlens_q = check.cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q)
         cu_seqlens_k = check.cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k, cu_seqlens_q.shape[0] - 1)
-    limbs = check.limbs(op, precision, q, k)
-    indices, similarity = best_match_op(q, k, key_mask, Segments(cu_seqlens_q, cu_seqlens_k, *longest), limbs)
-    return BestMatch(indices[0], similarity[0]) if packed else BestMatch(indices, similarity)
+    return q, k, key_mask, Segments(cu_seqlens_q, cu_seqlens_k, *longest)

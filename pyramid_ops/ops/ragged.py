@@ -130,14 +130,14 @@ def segmented_topk(
 
 
 def checked_amount(
-    op: str, k: Union[int, Sequence[int], Tensor], like: Tensor, segments: int, what: str = "segments"
+    op: str, k: Union[int, Sequence[int], Tensor], like: Tensor, segments: int, what: str = "segments", name: str = "k"
 ) -> Amount:
     """How many of each segment: one number, one for each, or a tensor on the device of `like`."""
     if isinstance(k, Tensor):
-        return Amount(check.device_integers(op, "k", k, like, "S", segments), [0])
+        return Amount(check.device_integers(op, name, k, like, "S", segments), [0])
     if not check.is_sequence(k):
-        return Amount(None, [check.integer(op, "k", k, 0)])
-    return Amount(None, _numbers(op, "k", k, segments, what) or [0])
+        return Amount(None, [check.integer(op, name, k, 0)])
+    return Amount(None, _numbers(op, name, k, segments, what) or [0])
 
 
 def _numbers(op: str, name: str, values: Any, count: int, what: str) -> list[int]:

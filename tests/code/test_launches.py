@@ -127,6 +127,16 @@ def _tome():
     yield "gather_levels", "unmerge_tokens", partial(pyramid_ops.unmerge_tokens, x[:, :561], plan), (3, 2)
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
+    for count in (1, 8):
+        yield "nearest", f"cosine, {count}", partial(pyramid_ops.nearest, x, x, count, exclude_self=True), (3, 0)
+    call = partial(pyramid_ops.nearest, x, x, 8, metric="euclidean", rank=x[..., 0])
+    yield "nearest", "euclidean", call, (4, 1)
+    yield "nearest", "of other tokens", partial(pyramid_ops.nearest, x, x[:, :99], 8, metric="euclidean"), (6, 0)
+    packed = {"cu_seqlens_q": BOUNDS, "cu_seqlens_k": BOUNDS, "max_seqlen_k": 640}
+    yield "nearest", "packed", partial(pyramid_ops.nearest, flat, flat, 8, **packed), (3, 0)
+    yield "dpc_knn", "dense", partial(pyramid_ops.dpc_knn, x, 60, 7), (13, 1)
+    call = partial(pyramid_ops.dpc_knn, flat, 60, 7, cu_seqlens=BOUNDS, max_seqlen=640)
+    yield "dpc_knn", "packed", call, (13, 2)
 
 
 BOUNDS = torch.tensor([0, 500, 1154], dtype=torch.int32)

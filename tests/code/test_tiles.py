@@ -134,6 +134,12 @@ def of_products():
         tiles = {"match_tiles": _dots(m, n, k), "match_splits": splits, "flat_tiles": {"BLOCK": m}}
         for limbs in (1, 2):
             yield f"match-{m}-{n}-{k}-limbs{limbs}", tiles, match(limbs), False
+    for m, n, k, size in ((16, 16, 16, 16), (64, 32, 64, 64), (16, 64, 32, 4)):
+        tiles = {"similarity_tiles": _dots(m, n, k), "nearest_rows": m + n // 3, "square_tiles": {"BLOCK": n // 2}}
+        tiles["nearest_tiles"] = {"SIZE": size, "GROUPS": 64, "num_warps": 1}
+        tiles["flat_tiles"] = {"BLOCK": m}
+        yield f"clusters-{m}-{n}-{k}", tiles, some("dpc_knn", "counts", "segments"), False
+        yield f"nearest-{m}-{n}-{k}", tiles, some("nearest", "masked-grid", "ranked-far", "segments-near"), False
     for m, n, k, splits in ((16, 16, 16, 1), (16, 32, 16, 1), (64, 32, 32, 3), (32, 64, 64, 2)):
         dots = _dots(m, n, k)
         tiles = {"attention_tiles": dots, "kept_tiles": dots, "attention_splits": splits}
@@ -216,9 +222,9 @@ def of_the_rest():
     greedy = some("greedy_select", *[f"{rule}-{case}" for rule in RULES for case in ("candidates", "primes")])
     for block, count, limit, fit in ((16, 1, 0, 0), (32, 8, 0, 8000), (64, 16, 1 << 18, 1 << 20)):
         tiles = {
-            "gram_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
+            "similarity_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
             "apart_tiles": {"BLOCK": block, "num_warps": 1},
-            "ready_tiles": {"ROWS": count, "BLOCK": block},
+            "square_tiles": {"ROWS": count, "BLOCK": block},
             "farthest_tiles": _dots(16, block, 16),
             "gram_limit": fit,
             "greedy_tiles": {"BLOCK": block, "num_warps": 2},

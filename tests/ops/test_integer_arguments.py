@@ -33,6 +33,8 @@ PACKED = {
     "select_topk_levels_packed": lambda cu: select_topk_levels_packed([X, X], [cu, cu], [3, 2], max_seqlen=T),
     "compact": lambda cu: compact([X, SCORES], INDICES, cu_seqlens=cu),
     "best_match": lambda cu: best_match(X, X.flip(0), cu_seqlens_q=cu, cu_seqlens_k=cu),
+    "nearest": lambda cu: pyramid_ops.nearest(X, X.flip(0), 2, cu_seqlens_q=cu, cu_seqlens_k=cu),
+    "dpc_knn": lambda cu: pyramid_ops.dpc_knn(X, 3, 2, cu_seqlens=cu),
     "attention_importance": lambda cu: attention_importance(X[:, None], X[:, None], cu_seqlens_q=cu, cu_seqlens_k=cu),
     "pool_scores_packed": lambda cu: pyramid_ops.pool_scores_packed(SCORES, cu, torch.tensor([[3, 2], [9, 1], [2, 4]])),
     "combine_scores": lambda cu: combine_scores([SCORES], [2.0], normalize="minmax", cu_seqlens=cu),
@@ -45,6 +47,7 @@ COUNTED = {
         [X, X], [OFFSETS_32] * 2, torch.stack((k, k), 1), max_seqlen=T, capacity=6
     ),
     "compact": lambda k: compact([X, SCORES], INDICES, k, cu_seqlens=OFFSETS_32),
+    "dpc_knn": lambda k: pyramid_ops.dpc_knn(X, k, 2, cu_seqlens=OFFSETS_32, capacity=4),
     "dense compact": lambda k: compact([X[:12].view(3, 4, 8)], INDICES % 4, k),
     "allocate_budgets_batch": lambda k: allocate_budgets_batch(k, torch.ones(3, 2), (9, 4)),
     "allocate_budgets_batch sizes": lambda k: allocate_budgets_batch(9, torch.ones(3, 2), torch.stack((k, k), 1)),

@@ -142,6 +142,26 @@ def best_match_packed(q, k, bounds):
     return pyramid_ops.best_match(q, k, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=6, max_seqlen_k=9)
 
 
+@call(tokens, tokens, scores)
+def nearest(q, k, rank):
+    return pyramid_ops.nearest(q, k, 3, metric="euclidean", rank=rank)
+
+
+@call(packed, packed, offsets)
+def nearest_packed(q, k, bounds):
+    return pyramid_ops.nearest(q, k, 2, exclude_self=True, cu_seqlens_q=bounds, cu_seqlens_k=bounds)
+
+
+@call(tokens)
+def dpc_knn(x):
+    return list(pyramid_ops.dpc_knn(x, 3, 2)[:3])
+
+
+@call(packed, offsets, lambda batch, n: (torch.arange(batch) % 5).int())
+def dpc_knn_packed(x, bounds, clusters):
+    return list(pyramid_ops.dpc_knn(x, clusters, 2, cu_seqlens=bounds, capacity=4))
+
+
 @call(images)
 def blur_downsample(x):
     return pyramid_ops.blur_downsample(x, downsample="decimate")
