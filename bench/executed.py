@@ -153,6 +153,11 @@ def _of_merging() -> Iterator[Counted]:
         x = tokens("match", 1, 512, features)
         call = functools.partial(pyramid_ops.best_match, x[:, ::2], x[:, 1::2], precision=precision)
         yield Counted(f"best_match, {precision}, 256 × 256, D = {features}, bfloat16", 256 * 256, "products", call)
+    x, scores = tokens("match", 2, 256, 64), tokens("scores", 2, 256, dtype=FP32)
+    call = functools.partial(pyramid_ops.suppress, x, 0.15, scores=scores, precision="grid")
+    yield Counted("suppress, grid, by score, 2 × 256 × 64, bfloat16", 2 * 256 * 256, "products", call)
+    call = functools.partial(pyramid_ops.suppress, x[0], 0.15, cu_seqlens=int32(0, 100, 256), max_seqlen=160)
+    yield Counted("suppress, high, 256 in 2 segments, D = 64, bfloat16", 100 * 100 + 156 * 156, "products", call)
     x, clusters = tokens("merge", 1, 512, 1024), Source("clusters").integers(0, 128, 1, 512)
     clusters[:, 100:300] = 5
     call = functools.partial(pyramid_ops.assign_mean, x, clusters, 128)

@@ -75,6 +75,17 @@ class Similarity(NamedTuple):
     limbs: int
 
 
+class Alike(NamedTuple):
+    """Tokens are alike from a cosine of `threshold` on, in units of 2⁻³⁰, or of one of `thresholds` `[S]`.
+
+    Those are floats, for each sample or segment. Unit rows have so many `limbs`.
+    """
+
+    thresholds: Optional[Tensor]
+    threshold: int
+    limbs: int
+
+
 class Masks(NamedTuple):
     """Which tokens and text tokens count, bool `[B, N]` and `[B, T]`: all where nothing is given."""
 

@@ -109,6 +109,8 @@ OF_OFFSETS = {
     "compact": lambda cu: pyramid_ops.compact(
         [X, X.T], far(len(cu) - 1, 3), cu[1:].contiguous(), cu_seqlens=cu, token_dims=(0, 1)
     ),
+    "suppress": lambda cu: pyramid_ops.suppress(X, rand(len(cu) - 1), cu_seqlens=cu, scores=SCORES),
+    "suppress-short": lambda cu: pyramid_ops.suppress(X, 0.1, cu_seqlens=cu, max_seqlen=2, candidates=SCORES > 0),
     "text_relevance": lambda cu: [
         pyramid_ops.text_relevance(
             X, Y, cu_seqlens_tokens=cu, cu_seqlens_text=cu.flip(0), reduction=reduction, token_mask=X[:, 0] > -1

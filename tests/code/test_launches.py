@@ -114,6 +114,10 @@ def _tome():
     yield "gather_levels", "unmerge_tokens", partial(pyramid_ops.unmerge_tokens, x[:, :561], plan), (3, 2)
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
+    yield "suppress", "dense", partial(pyramid_ops.suppress, x, 0.8), (4, 0)
+    yield "suppress", "scores", partial(pyramid_ops.suppress, x, 0.8, scores=x[..., 0]), (5, 1)
+    call = partial(pyramid_ops.suppress, flat, 0.8, scores=flat[:, 0].contiguous(), cu_seqlens=BOUNDS, max_seqlen=654)
+    yield "suppress", "packed", call, (5, 1)
 
 
 BOUNDS = torch.tensor([0, 500, 1154], dtype=torch.int32)

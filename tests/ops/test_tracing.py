@@ -274,6 +274,16 @@ def select_topk_levels_packed(x, y, bounds):
     return pyramid_ops.select_topk_levels_packed([x, y], [bounds, bounds], [3, 2], max_seqlen=6)
 
 
+@call(tokens, scores)
+def suppress(x, y):
+    return pyramid_ops.suppress(x, 0.8), pyramid_ops.suppress(x, y[:, 0], scores=y, candidates=y > 0.2)
+
+
+@call(packed, lambda batch, n: rand(batch * n), offsets)
+def suppress_packed(x, y, bounds):
+    return pyramid_ops.suppress(x, 0.8, scores=y, cu_seqlens=bounds, max_seqlen=9)
+
+
 @call(tokens, more_tokens, lambda batch, n: rand(batch, n + 3) > 0.4)
 def text_relevance(x, text, mask):
     return [
