@@ -101,6 +101,9 @@ def _of_rows() -> Iterator[Counted]:
         side = 32 if features == 64 else 16
         call = functools.partial(pyramid_ops.region_variance, x, (side, side))
         yield Counted(f"region_variance, {side}×{side} × {features}, bfloat16", x.numel(), "features", call)
+    sides, bounds = int32(8, 12, 16, 10).view(2, 2), int32(0, 96, 256)
+    call = functools.partial(pyramid_ops.region_variance, x[0], sides, cu_seqlens=bounds)
+    yield Counted("region_variance, 8×12 and 16×10 × 1024, bfloat16", x.numel(), "features", call)
 
 
 def _of_scores() -> Iterator[Counted]:

@@ -13,7 +13,7 @@ from .dots import LOW_BITS, exact_dots
 from .launch import launch, target_arch
 from .logits import segment_rows
 from .radix import load_key, ranks
-from .tiles import alike_tiles, join_tiles, leader_tiles, scan_tiles
+from .tiles import alike_tiles, join_tiles, leader_tiles, order_tiles
 from .units import masked_units
 
 
@@ -218,7 +218,7 @@ def suppress(
     order: Optional[Tensor] = None
     if scores is not None:
         order = torch.empty(batch, count, dtype=torch.int32, device=x.device)
-        tiles = scan_tiles()
+        tiles = order_tiles(max_seqlen, False)
         launch(
             _order_tokens_kernel, batch * cdiv(count, tiles["ROWS"]),
             scores.contiguous(), cu_seqlens, order, count, max_seqlen, parts, highest_bit(parts), **tiles,

@@ -164,12 +164,18 @@ class Filter(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Tokens row by row, height · width, cut into rows · columns regions."""
+    """Tokens row by row, height · width, cut into rows · columns regions.
+
+    Packed `tokens` have a height and width for each segment: `sides` int32 `[S, 2]`.
+    """
 
     height: int
     width: int
     rows: int
     columns: int
+    cu_seqlens: Optional[Tensor] = None
+    sides: Optional[Tensor] = None
+    tokens: int = 0
 
 
 class Windows(NamedTuple):

@@ -99,6 +99,12 @@ OF_OFFSETS = {
     "pool_scores_packed": lambda cu: pyramid_ops.pool_scores_packed(
         SCORES, cu, far(len(cu) - 1, 2, seed=int(cu[-1]) % 97), window=(1, 2), capacity=5
     ),
+    "region_variance": lambda cu: pyramid_ops.region_variance(
+        X, far(len(cu) - 1, 2, seed=int(cu[-1]) % 89), (2, 1), cu_seqlens=cu, lengths=cu[1:].contiguous()
+    ),
+    "broadcast_regions": lambda cu: pyramid_ops.broadcast_regions(
+        rand(len(cu) - 1, 2), far(len(cu) - 1, 2, seed=int(cu[-1]) % 83), (1, 2), cu_seqlens=cu, capacity=6
+    ),
     "segmented_topk": lambda cu: pyramid_ops.segmented_topk(SCORES, cu, cu[1:].contiguous(), max_seqlen=3, capacity=3),
     "select_topk_levels_packed": lambda cu: pyramid_ops.select_topk_levels_packed(
         [X, Y], [cu, cu.flip(0)], torch.stack((cu[1:], cu[:-1]), 1), max_seqlen=4, capacity=5

@@ -31,10 +31,13 @@ def _scoring():
     yield "token_norm", "dense", partial(pyramid_ops.token_norm, x), (1, 0)
     yield "unit_rows", "", partial(pyramid_ops.unit_rows, x), (1, 0)
     yield "region_variance", "", partial(pyramid_ops.region_variance, x[:, :256], (16, 16)), (2, 0)
+    call = partial(pyramid_ops.region_variance, x[0, :512], GRIDS, cu_seqlens=HALVES)
+    yield "region_variance", "packed", call, (2, 0)
+    call = partial(pyramid_ops.broadcast_regions, scores[:, :16], GRIDS, cu_seqlens=HALVES, capacity=512)
+    yield "broadcast_regions", "packed", call, (1, 0)
     yield "broadcast_regions", "", partial(pyramid_ops.broadcast_regions, scores[:, :16], (16, 16)), (1, 0)
     yield "pool_scores", "", partial(pyramid_ops.pool_scores, scores, (16, 16)), (1, 0)
-    bounds, grids = torch.tensor([0, 200, 512]).int(), torch.tensor([[10, 20], [26, 12]]).int()
-    call = partial(pyramid_ops.pool_scores_packed, scores.flatten(), bounds, grids)
+    call = partial(pyramid_ops.pool_scores_packed, scores.flatten(), HALVES, GRIDS)
     yield "pool_scores_packed", "", call, (2, 0)
     yield "segment_threshold", "", partial(pyramid_ops.segment_threshold, scores, rule="iqr"), (1, 0)
     call = partial(pyramid_ops.combine_scores, [scores, scores], [0.5, 0.5])
@@ -120,6 +123,7 @@ def _tome():
     yield "suppress", "packed", call, (5, 1)
 
 
+HALVES, GRIDS = torch.tensor([0, 200, 512]).int(), torch.tensor([[10, 20], [26, 12]]).int()
 BOUNDS = torch.tensor([0, 500, 1154], dtype=torch.int32)
 # (op, what, call, (Triton launches, PyTorch kernels)) of each family.
 TABLE = [row for family in (_images, _scoring, _attention, _selection, _plans, _tome) for row in family()]

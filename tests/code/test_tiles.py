@@ -207,7 +207,7 @@ def of_the_rest():
     for m, n, block in ((32, 64, 1), (64, 32, 2), (64, 64, 4)):
         tiles = {
             "alike_tiles": _dots(m, n, 32),
-            "scan_tiles": {"ROWS": 8 * block, "BLOCK": m},
+            "order_tiles": {"ROWS": 8 * block, "BLOCK": m},
             "leader_tiles": {"BLOCK": block, "num_warps": 1},
             "join_tiles": {"ROWS": 16 // block, "BLOCK": block},
         }

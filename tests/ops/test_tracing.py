@@ -233,6 +233,13 @@ def region_variance(x, lengths):
     return pyramid_ops.region_variance(x, (4, x.shape[1] // 4), (2, 2), lengths=lengths)
 
 
+@call(packed, offsets)
+def regions_of_packed_grids(x, bounds):
+    sides = torch.stack((bounds.diff() // 2, torch.full_like(bounds[1:], 2)), 1)
+    scores = pyramid_ops.region_variance(x, sides, (2, 2), cu_seqlens=bounds)
+    return scores, pyramid_ops.broadcast_regions(scores, sides, (2, 2), cu_seqlens=bounds, capacity=x.shape[0])
+
+
 @call(lambda batch, n: rand(batch * n), offsets)
 def segmented_topk(x, bounds):
     return pyramid_ops.segmented_topk(x, bounds, 3, max_seqlen=x.shape[0])
