@@ -229,6 +229,10 @@ def _of_attention() -> Iterator[Counted]:
     q, k = tokens("q", 1, 4, 128, 64), tokens("k", 1, 2, 128, 64)
     call = functools.partial(pyramid_ops.attention_walk, q, k, steps=2, precision="grid")
     yield Counted("attention_walk, grid, 2 steps, 4 heads of 128 × 64, bfloat16", 2 * 4 * 128 * 128, "logits", call)
+    q, k = (x[0].transpose(0, 1) for x in (q, k))
+    call = functools.partial(pyramid_ops.attention_walk, q, k, steps=2, cu_seqlens=int32(0, 32, 128), precision="grid")
+    case = "attention_walk, grid, 2 steps, 4 heads of 32 and 96 × 64, bfloat16"
+    yield Counted(case, 2 * 4 * (32 * 32 + 96 * 96), "logits", call)
 
 
 def _of_budgets() -> Iterator[Counted]:

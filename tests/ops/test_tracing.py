@@ -132,6 +132,11 @@ def attention_walk(q, k):
     return pyramid_ops.attention_walk(q, k, steps=2)
 
 
+@call(lambda batch, n: rand(batch * n, 2, 8), offsets)
+def attention_walk_packed(q, bounds):
+    return pyramid_ops.attention_walk(q, q[:, :1], steps=2, cu_seqlens=bounds, max_seqlen=9)
+
+
 @call(tokens, more_tokens, lambda batch, n: rand(batch, n + 3) > 0.4)
 def best_match(q, k, mask):
     return pyramid_ops.best_match(q, k, key_mask=mask)
