@@ -102,6 +102,9 @@ def _of_rows() -> Iterator[Counted]:
         side = 32 if features == 64 else 16
         call = functools.partial(pyramid_ops.region_variance, x, (side, side))
         yield Counted(f"region_variance, {side}×{side} × {features}, bfloat16", x.numel(), "features", call)
+    sides, bounds = int32(8, 12, 16, 10).view(2, 2), int32(0, 96, 256)
+    call = functools.partial(pyramid_ops.region_variance, x[0], sides, cu_seqlens=bounds)
+    yield Counted("region_variance, 8×12 and 16×10 × 1024, bfloat16", x.numel(), "features", call)
 
 
 def _of_scores() -> Iterator[Counted]:
@@ -160,6 +163,11 @@ def _of_merging() -> Iterator[Counted]:
         yield Counted(f"nearest, 8 by {what}, 256 × 256, D = 64, bfloat16", 256 * 256, "products", call)
     call = functools.partial(pyramid_ops.dpc_knn, x, 24, 7)
     yield Counted("dpc_knn, 24 clusters of 256 × 64, bfloat16", 256 * 256, "pairs", call)
+    x, scores = tokens("match", 2, 256, 64), tokens("scores", 2, 256, dtype=FP32)
+    call = functools.partial(pyramid_ops.suppress, x, 0.15, scores=scores, precision="grid")
+    yield Counted("suppress, grid, by score, 2 × 256 × 64, bfloat16", 2 * 256 * 256, "products", call)
+    call = functools.partial(pyramid_ops.suppress, x[0], 0.15, cu_seqlens=int32(0, 100, 256), max_seqlen=160)
+    yield Counted("suppress, high, 256 in 2 segments, D = 64, bfloat16", 100 * 100 + 156 * 156, "products", call)
     x, clusters = tokens("merge", 1, 512, 1024), Source("clusters").integers(0, 128, 1, 512)
     clusters[:, 100:300] = 5
     call = functools.partial(pyramid_ops.assign_mean, x, clusters, 128)
@@ -240,6 +248,10 @@ def _of_attention() -> Iterator[Counted]:
     q, k = tokens("q", 1, 4, 128, 64), tokens("k", 1, 2, 128, 64)
     call = functools.partial(pyramid_ops.attention_walk, q, k, steps=2, precision="grid")
     yield Counted("attention_walk, grid, 2 steps, 4 heads of 128 × 64, bfloat16", 2 * 4 * 128 * 128, "logits", call)
+    q, k = (x[0].transpose(0, 1) for x in (q, k))
+    call = functools.partial(pyramid_ops.attention_walk, q, k, steps=2, cu_seqlens=int32(0, 32, 128), precision="grid")
+    case = "attention_walk, grid, 2 steps, 4 heads of 32 and 96 × 64, bfloat16"
+    yield Counted(case, 2 * 4 * (32 * 32 + 96 * 96), "logits", call)
 
 
 def _of_budgets() -> Iterator[Counted]:

@@ -222,7 +222,7 @@ def _finish_kernel(
         total = tl.load(totals_ptr + (sample * out_heads + h) * keys + start + key, mask=mask, other=0)
         x = total.to(tl.float32) * (1.0 / 1073741824.0)
         if head_unscales_ptr is not None:
-            x = x * tl.load(head_unscales_ptr + sample * out_heads + h)
+            x = x * tl.load(head_unscales_ptr + segment * out_heads + h)
         if MEAN:
             x = tl.where(divisor > 0, tl.div_rn(x, divisor), 0.0)
         if HEADS == "max":

@@ -7,14 +7,21 @@ from .arithmetic import NO_KEY, ordered_key, widen
 
 
 @triton.jit
+def load_key(keys_ptr, index, mask):
+    """Ordered keys (int32), as they are or of scores."""
+    key = tl.load(keys_ptr + index, mask=mask, other=0)
+    if key.dtype != tl.int32:
+        key = ordered_key(widen(key))
+    return key
+
+
+@triton.jit
 def load_words(keys_ptr, index, mask, candidates_ptr=None):
     """Words that ascend where scores descend, from ordered keys (int32) or from the scores themselves.
 
     The word of what is not a candidate is past those of all scores.
     """
-    key = tl.load(keys_ptr + index, mask=mask, other=0)
-    if key.dtype != tl.int32:
-        key = ordered_key(widen(key))
+    key = load_key(keys_ptr, index, mask)
     if candidates_ptr is not None:
         key = tl.where(tl.load(candidates_ptr + index, mask=mask, other=0) != 0, key, NO_KEY)
     return (key ^ 0x7FFFFFFF).to(tl.uint32, bitcast=True)
@@ -86,7 +93,7 @@ def ranks(keys_ptr, key, candidate, first, last, begin, end, BLOCK: tl.constexpr
     rank = tl.zeros_like(candidate)
     for start in range(begin, end, BLOCK):
         other = start + tl.arange(0, BLOCK)[None, :]
-        other_key = tl.load(keys_ptr + other, mask=other < end, other=0)
+        other_key = load_key(keys_ptr, other, other < end)
         ahead = (other_key > key[:, None]) | ((other_key == key[:, None]) & (other < candidate[:, None]))
         ahead = ahead & (other >= first[:, None]) & (other < last[:, None])
         rank += tl.sum(ahead.to(tl.int32), axis=1)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.arguments import Grid
-from .arithmetic import cdiv, widen
+from .arithmetic import cdiv, highest_bit, packed_grid, segment_of, widen
 from .launch import launch, target_arch
 from .rows import expand, load_rows, row_reduce, store_rows
 from .scoring import moments
@@ -60,8 +60,8 @@ def _token_sum(lanes, ROW: tl.constexpr):
 
 @triton.jit
 def _region_variance_kernel(
-    statistics_ptr, lengths_ptr, out_ptr, plane, tokens, items, features, height, width, rows, columns,
-    HAS_LENGTHS: tl.constexpr, ROW: tl.constexpr,
+    statistics_ptr, lengths_ptr, cu_ptr, sides_ptr, out_ptr, plane, tokens, items, features, height, width, rows,
+    columns, HAS_LENGTHS: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     """A program combines the token statistics of TILES regions, numbered over all samples."""
     TILES: tl.constexpr = ROW.TILES
@@ -70,6 +70,13 @@ def _region_variance_kernel(
     item = tl.program_id(0) * TILES + tl.arange(0, TILES)  # [TILES]
     mask = item < items
     sample = tl.where(mask, item // (rows * columns), 0).to(tl.int64)
+    begin = sample * tokens
+    stride = width
+    if cu_ptr is not None:
+        origin, height, width = packed_grid(cu_ptr, sides_ptr, sample, tokens)
+        mask = mask & (height * width > 0)
+        begin = tl.where(mask, origin, 0).to(tl.int64)
+        stride = width[:, None]
     top, down = _extent((item % (rows * columns)) // columns, height, rows)
     left, across = _extent(item % columns, width, columns)
     count = tl.where(mask, down * across, 0)
@@ -77,7 +84,7 @@ def _region_variance_kernel(
     if HAS_LENGTHS:
         length = tl.load(lengths_ptr + sample, mask=mask, other=0).to(tl.int64)
     most = tl.max(count)
-    mean_ptr = statistics_ptr + (sample * tokens)[:, None]
+    mean_ptr = statistics_ptr + begin[:, None]
     rest_ptr = mean_ptr + (tl.zeros((), tl.int64) + plane)
     squares_ptr = rest_ptr + (tl.zeros((), tl.int64) + plane)
 
@@ -90,7 +97,7 @@ def _region_variance_kernel(
     means = tl.zeros((TILES, LANES), tl.float32)
     squares = tl.zeros((TILES, LANES), tl.float32)
     for start in range(0, most, LANES):
-        index, live = _members(start, top, left, across, count, length, width, LANES)
+        index, live = _members(start, top, left, across, count, length, stride, LANES)
         mean = tl.load(mean_ptr + index, mask=live, other=0)
         rest = tl.load(rest_ptr + index, mask=live, other=0)
         sizes += live.to(tl.int32)
@@ -106,7 +113,7 @@ def _region_variance_kernel(
 
     deviations = tl.zeros((TILES, LANES), tl.float32)
     for start in range(0, most, LANES):
-        index, live = _members(start, top, left, across, count, length, width, LANES)
+        index, live = _members(start, top, left, across, count, length, stride, LANES)
         mean = tl.load(mean_ptr + index, mask=live, other=0)
         rest = tl.load(rest_ptr + index, mask=live, other=0)
         deviations = deviations + tl.where(live, (mean - center) + rest, 0.0)
@@ -115,7 +122,7 @@ def _region_variance_kernel(
 
     between = tl.zeros((TILES, LANES), tl.float32)
     for start in range(0, most, LANES):
-        index, live = _members(start, top, left, across, count, length, width, LANES)
+        index, live = _members(start, top, left, across, count, length, stride, LANES)
         mean = tl.load(mean_ptr + index, mask=live, other=0)
         rest = tl.load(rest_ptr + index, mask=live, other=0)
         deviation = tl.where(live, ((mean - center) + rest) - shift, 0.0)
@@ -125,14 +132,15 @@ def _region_variance_kernel(
     total = _token_sum(squares, ROW) + total * wide.to(tl.float32)
     freedom = size.to(tl.int64) * wide - 1
     variance = tl.where(freedom > 0, tl.div_rn(total, freedom.to(tl.float32)), float("nan"))
-    store_rows(out_ptr + item[:, None], variance, mask, ROW)
+    store_rows(out_ptr + item[:, None], variance, item < items, ROW)
 
 
 def region_variance(features: Tensor, lengths: Optional[Tensor], grid: Grid) -> Tensor:
     batch, tokens, count = features.shape
-    out = torch.empty(batch, grid.rows * grid.columns, dtype=torch.float32, device=features.device)
-    if not batch:
-        return out
+    parts = batch if grid.sides is None else grid.sides.shape[0]
+    out = torch.empty(parts, grid.rows * grid.columns, dtype=torch.float32, device=features.device)
+    if not parts or not tokens:
+        return out.fill_(torch.nan)
     statistics = torch.empty(3, batch, tokens, dtype=torch.float32, device=features.device)
     tiles = row_tiles([features])
     launch(
@@ -143,34 +151,56 @@ def region_variance(features: Tensor, lengths: Optional[Tensor], grid: Grid) -> 
     tiles = region_tiles(target_arch())
     launch(
         _region_variance_kernel, cdiv(out.numel(), tiles["ROW"].TILES),
-        statistics, statistics if lengths is None else lengths, out, batch * tokens, tokens, out.numel(), count,
-        *grid, HAS_LENGTHS=lengths is not None, **tiles,
+        statistics, statistics if lengths is None else lengths, grid.cu_seqlens, grid.sides, out, batch * tokens,
+        tokens, out.numel(), count, *grid[:4], HAS_LENGTHS=lengths is not None, **tiles,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _broadcast_regions_kernel(
-    scores_ptr, out_ptr, stride_b, stride_r, tokens, height, width, rows, columns, BLOCK: tl.constexpr
+    scores_ptr, cu_ptr, sides_ptr, out_ptr, stride_b, stride_r, tokens, height, width, rows, columns, segments, top_bit,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     programs = tl.cdiv(tokens, BLOCK)
     sample = (tl.program_id(0) // programs).to(tl.int64)
     token = ((tl.program_id(0) % programs) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     mask = token < tokens
-    row = ((token // width + 1) * rows - 1) // height
-    column = ((token % width + 1) * columns - 1) // width
-    region = tl.where(mask, row * columns + column, 0)
-    x = tl.load(scores_ptr + sample * stride_b + region * stride_r, mask=mask)
+    place = token
+    part = sample
+    if cu_ptr is not None:
+        segment = segment_of(cu_ptr, token, segments, top_bit)
+        inside = mask & (segment >= 0) & (segment < segments)
+        part = tl.where(inside, segment, 0).to(tl.int64)
+        start, height, width = packed_grid(cu_ptr, sides_ptr, part, tokens)
+        place = token - start
+        inside = inside & (place < height.to(tl.int64) * width)
+        height = tl.maximum(height, 1)
+        width = tl.maximum(width, 1)
+    row = ((place // width + 1) * rows - 1) // height
+    column = ((place % width + 1) * columns - 1) // width
+    if cu_ptr is not None:
+        region = tl.where(inside, row * columns + column, 0)
+        x = tl.load(scores_ptr + part * stride_b + region * stride_r, mask=inside, other=0)
+    else:
+        region = tl.where(mask, row * columns + column, 0)
+        x = tl.load(scores_ptr + part * stride_b + region * stride_r, mask=mask)
     tl.store(out_ptr + sample * tokens + token, x, mask=mask)
 
 
 def broadcast_regions(scores: Tensor, grid: Grid) -> Tensor:
-    batch, tokens = scores.shape[0], grid.height * grid.width
+    height, width, rows, columns, cu_seqlens, sides, tokens = grid
+    if cu_seqlens is None:
+        tokens = height * width
+    batch, parts = (scores.shape[0], 0) if cu_seqlens is None else (1, scores.shape[0])
     out = torch.empty(batch, tokens, dtype=scores.dtype, device=scores.device)
+    if cu_seqlens is not None and not parts:
+        return out.zero_()
     if out.numel():
         tiles = broadcast_tiles(tokens)
         launch(
             _broadcast_regions_kernel, batch * cdiv(tokens, tiles["BLOCK"]),
-            scores, out, scores.stride(0), scores.stride(1), tokens, *grid, **tiles,
+            scores, cu_seqlens, sides, out, scores.stride(0), scores.stride(1), tokens, height, width, rows, columns,
+            parts, highest_bit(parts), **tiles,
         )  # fmt: skip
     return out

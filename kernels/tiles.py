@@ -380,6 +380,32 @@ def match_splits(programs: int, tiles: int) -> int:
 
 
 @chooser
+def alike_tiles(features: int, limbs: int, arch: int | str) -> dict:
+    """Tiles of pairs of tokens, multiples of 32 either way: those of the similarity that do not spill."""
+    m, n, k, warps, depth = 128 if features > 16 else 64, 128 if features % 16 == 0 else 64, 64, 8, 3
+    if limbs == 2:
+        m, n, k, warps, depth = (128, 32, 64, 8, 2) if arch == 100 else (64, 32, 64, 4, 2)
+        if arch == 90 and features % 16 == 0:
+            m, n, k, warps, depth = 128, 64, 64 if features <= 64 else 32, 8, 2
+    k = min(k, max(16, next_power_of_2(features)))
+    return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth)}
+
+
+@chooser
+def leader_tiles(words: int) -> dict:
+    """Words of 32 rows that one program joins at a time, one to a thread."""
+    block = min(128, max(32, next_power_of_2(words)))
+    return {"BLOCK": block, "num_warps": block // 32}
+
+
+@chooser
+def join_tiles(words: int) -> dict:
+    """Rows to a program, of each so many words at a time."""
+    block = min(32, next_power_of_2(words))
+    return {"ROWS": 128 // block, "BLOCK": block, "num_warps": 4}
+
+
+@chooser
 def fold_tiles(x: Tensor, chunks: bool) -> dict:
     """One group, or `chunks` of some, to a program, 16 bytes to a thread where the strides allow."""
     vector = math.gcd(16 // x.element_size(), x.stride(0), x.stride(1), x.data_ptr() // x.element_size(), x.shape[2])

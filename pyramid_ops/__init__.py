@@ -23,6 +23,7 @@ from .ops.regions import *
 from .ops.relevance import *
 from .ops.scoring import *
 from .ops.selection import *
+from .ops.suppression import *
 from .ops.thresholds import *
 from .ops.units import *
 from .ops.walk import *

@@ -75,6 +75,17 @@ class Similarity(NamedTuple):
     limbs: int
 
 
+class Alike(NamedTuple):
+    """Tokens are alike from a cosine of `threshold` on, in units of 2⁻³⁰, or of one of `thresholds` `[S]`.
+
+    Those are floats, for each sample or segment. Unit rows have so many `limbs`.
+    """
+
+    thresholds: Optional[Tensor]
+    threshold: int
+    limbs: int
+
+
 class Masks(NamedTuple):
     """Which tokens and text tokens count, bool `[B, N]` and `[B, T]`: all where nothing is given."""
 
@@ -153,12 +164,18 @@ class Filter(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Tokens row by row, height · width, cut into rows · columns regions."""
+    """Tokens row by row, height · width, cut into rows · columns regions.
+
+    Packed `tokens` have a height and width for each segment: `sides` int32 `[S, 2]`.
+    """
 
     height: int
     width: int
     rows: int
     columns: int
+    cu_seqlens: Optional[Tensor] = None
+    sides: Optional[Tensor] = None
+    tokens: int = 0
 
 
 class Windows(NamedTuple):

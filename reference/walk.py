@@ -1,5 +1,7 @@
 """A random walk along attention."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -8,19 +10,37 @@ from .arithmetic import below_one
 from .attention import Attention, accumulate, over_heads
 from .blocks import KEPT, LOGITS, Work
 from .logits import head_rows
+from .segments import segments
 
 
-def attention_walk(query: Tensor, key: Tensor, softmax: Softmax, steps: int, head_reduction: str) -> Tensor:
+def attention_walk(
+    query: Tensor,
+    key: Tensor,
+    softmax: Softmax,
+    steps: int,
+    head_reduction: str,
+    cu_seqlens: Optional[Tensor],
+    max_seqlen: int,
+) -> Tensor:
     """Where a random walk along attention is after so many steps, over heads: float32 `[B, N]`.
 
     From `query` `[B, H, N, D]` and `key` `[B, Hkv, N, D]`. A head's p is 1/N at first; each step adds up p · attention
     as integers in units of 2⁻³⁰ of a power of two above the largest p.
+
+    With `cu_seqlens`, ascending, of each segment of `[1, H, T, D]`: 0 for tokens of none, or past `max_seqlen`.
     """
     batch, heads, count, _ = query.shape
-    out = torch.empty(batch, count, dtype=torch.float32, device=query.device)
-    rows = max(1, LOGITS // max(1, count))
-    blocks = [slice(start, start + rows) for start in range(0, count, rows)]
-    work = Work(min(rows, count) * count, query.device)
+    out = torch.zeros(batch, count, dtype=torch.float32, device=query.device)
+    if cu_seqlens is not None:
+        starts, lengths = segments(cu_seqlens, count, max_seqlen)
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            rows = slice(start, start + length)
+            walked = query[:, :, rows], key[:, :, rows], softmax, steps, head_reduction, None, length
+            out[:, rows] = attention_walk(*walked)
+        return out
+    step = max(1, LOGITS // max(1, count))
+    blocks = [slice(start, start + step) for start in range(0, count, step)]
+    work = Work(min(step, count) * count, query.device)
     for b in range(batch if count else 0):
         p = torch.full((heads, count), 1 / count, dtype=torch.float32, device=query.device)
         attention = Attention(

@@ -105,12 +105,19 @@ OF_OFFSETS = {
     "attention_importance-weights": lambda cu: pyramid_ops.attention_importance(
         HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu, query_weights=X[:, 0].abs(), head_reduction="max"
     ),
+    "attention_walk": lambda cu: pyramid_ops.attention_walk(HEADS, HEADS, cu_seqlens=cu, max_seqlen=3, steps=2),
     "combine_scores": lambda cu: pyramid_ops.combine_scores([SCORES], [2.0], normalize="minmax", cu_seqlens=cu),
     "segment_threshold": lambda cu: [
         pyramid_ops.segment_threshold(SCORES, cu, rule, candidates=SCORES > 0) for rule in ("mean", "quantile", "iqr")
     ],
     "pool_scores_packed": lambda cu: pyramid_ops.pool_scores_packed(
         SCORES, cu, far(len(cu) - 1, 2, seed=int(cu[-1]) % 97), window=(1, 2), capacity=5
+    ),
+    "region_variance": lambda cu: pyramid_ops.region_variance(
+        X, far(len(cu) - 1, 2, seed=int(cu[-1]) % 89), (2, 1), cu_seqlens=cu, lengths=cu[1:].contiguous()
+    ),
+    "broadcast_regions": lambda cu: pyramid_ops.broadcast_regions(
+        rand(len(cu) - 1, 2), far(len(cu) - 1, 2, seed=int(cu[-1]) % 83), (1, 2), cu_seqlens=cu, capacity=6
     ),
     "segmented_topk": lambda cu: pyramid_ops.segmented_topk(SCORES, cu, cu[1:].contiguous(), max_seqlen=3, capacity=3),
     "select_topk_levels_packed": lambda cu: pyramid_ops.select_topk_levels_packed(
@@ -122,6 +129,8 @@ OF_OFFSETS = {
     "compact": lambda cu: pyramid_ops.compact(
         [X, X.T], far(len(cu) - 1, 3), cu[1:].contiguous(), cu_seqlens=cu, token_dims=(0, 1)
     ),
+    "suppress": lambda cu: pyramid_ops.suppress(X, rand(len(cu) - 1), cu_seqlens=cu, scores=SCORES),
+    "suppress-short": lambda cu: pyramid_ops.suppress(X, 0.1, cu_seqlens=cu, max_seqlen=2, candidates=SCORES > 0),
     "text_relevance": lambda cu: [
         pyramid_ops.text_relevance(
             X, Y, cu_seqlens_tokens=cu, cu_seqlens_text=cu.flip(0), reduction=reduction, token_mask=X[:, 0] > -1

@@ -211,6 +211,15 @@ def of_the_rest():
         for count in (1, 16, 128):
             tiles = {"token_tiles": {"ROWS": count, "BLOCK": block}, "locate_tiles": {"BLOCK": max(2, count)}}
             yield f"move-{block}-{count}", tiles, move(), False
+    for m, n, block in ((32, 64, 1), (64, 32, 2), (64, 64, 4)):
+        tiles = {
+            "alike_tiles": _dots(m, n, 32),
+            "order_tiles": {"ROWS": 8 * block, "BLOCK": m},
+            "leader_tiles": {"BLOCK": block, "num_warps": 1},
+            "join_tiles": {"ROWS": 16 // block, "BLOCK": block},
+        }
+        calls = some("suppress", "clusters-5-limbs2", "clusters-7-limbs1", "primes-limbs1", "primes-short")
+        yield f"leaders-{m}-{n}", tiles, calls, m == 32
     for block, count in ((16, 1), (64, 8), (256, 128)):
         tiles = {
             "keep_tiles": {"BLOCK": block},

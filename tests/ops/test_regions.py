@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyramid_ops import broadcast_regions, patch_entropy, region_variance, token_variance
 from pyramid_ops.verify.inputs import FEATURES, FLOATS
+from pyramid_ops.verify.inputs import GRIDS as PACKED
 from tests.bits import assert_same_bits
 from tests.ops.test_scoring import ulps
 
@@ -189,6 +190,59 @@ def test_broadcast_of_strided_negated_and_conjugated_scores():
         assert_same_bits(broadcast_regions(view, (5, 6), (2, 2)), broadcast_regions(view.clone(), (5, 6), (2, 2)))
 
 
+SIDES = [(8, 8), (0, 3), (7, 9), (1, 1), (1, 5), (6, 1), (5, 0), (2, 2)]
+CU = torch.tensor([0, *[height * width for height, width in SIDES]]).cumsum(0)
+
+
+@pytest.mark.parametrize("regions", [(1, 1), (4, 4), (2, 3)])
+@pytest.mark.parametrize("dtype", FEATURES)
+def test_packed_grids_have_the_variances_of_each_alone(regions, dtype):
+    x = (20 * torch.randn(int(CU[-1]), 24, generator=torch.Generator().manual_seed(0)).abs()).to(dtype)
+    lengths = torch.tensor([64, 5, 30, 1, 0, 9, 2, 3])
+    for counts in (None, lengths):
+        actual = region_variance(x, torch.tensor(SIDES), regions, cu_seqlens=CU, lengths=counts)
+        assert actual.shape == (len(SIDES), regions[0] * regions[1])
+        for s, side in enumerate(SIDES):
+            count = None if counts is None else counts[s : s + 1]
+            part = x[CU[s] : CU[s + 1]]
+            if len(part):
+                assert_same_bits(actual[s], region_variance(part, side, regions, lengths=count))
+            else:
+                assert actual[s].isnan().all()
+
+
+@pytest.mark.parametrize("regions", [(1, 1), (4, 4), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_packed_tokens_get_their_regions(regions, dtype):
+    scores = torch.randint(0, 2, (len(SIDES), regions[0] * regions[1])).to(dtype)
+    actual = broadcast_regions(scores, torch.tensor(SIDES), regions, cu_seqlens=CU, capacity=len(SIDES) + int(CU[-1]))
+    assert actual.dtype == dtype
+    parts = [broadcast_regions(scores[s], side, regions) for s, side in enumerate(SIDES) if 0 not in side]
+    assert torch.equal(actual, torch.cat([*parts, torch.zeros(len(SIDES), dtype=dtype)]))
+    assert torch.equal(broadcast_regions(scores, torch.tensor(SIDES), regions, cu_seqlens=CU, capacity=64), actual[:64])
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_grids_that_do_not_fit_are_cut_to_whole_rows(name):
+    cu_seqlens, sides = PACKED[name]
+    x = torch.randn(50, 3)
+    actual = region_variance(x, sides, (2, 2), cu_seqlens=cu_seqlens)
+    marks = torch.arange(4 * len(sides)).view(-1, 4) + 1
+    spread = broadcast_regions(marks, sides, (2, 2), cu_seqlens=cu_seqlens, capacity=50)
+    for s, (height, width) in enumerate(sides.tolist()):
+        start, stop = (min(max(bound, 0), 50) for bound in cu_seqlens[s : s + 2].tolist())
+        width = min(max(width, 0), max(stop - start, 0))
+        height = min(max(height, 0), (stop - start) // width if width else 0)
+        stop = start + height * width
+        if start < stop:
+            assert_same_bits(actual[s], region_variance(x[start:stop], (height, width), (2, 2)))
+            if name != "hostile":
+                assert_same_bits(spread[start:stop], broadcast_regions(marks[s], (height, width), (2, 2)))
+        else:
+            assert actual[s].isnan().all()
+            assert name == "hostile" or not (spread.unsqueeze(-1) == marks[s]).any()
+
+
 def test_inputs_are_not_modified():
     x, images = torch.randn(1, 16, 8), torch.rand(1, 2, 8, 8)
     before = x.clone(), images.clone()
@@ -200,6 +254,9 @@ X = torch.zeros(2, 12, 5)
 
 
 S = torch.zeros(2, 4)
+
+
+B, G = torch.tensor([0, 6, 12]), torch.tensor([[2, 3], [3, 2]])
 
 
 @pytest.mark.parametrize(
@@ -222,6 +279,16 @@ S = torch.zeros(2, 4)
         ("lengths: expected a tensor", lambda: region_variance(X, (3, 4), (1, 1), lengths=[1, 2])),
         ("lengths: expected dtype int32, int64", lambda: region_variance(X, (3, 4), (1, 1), lengths=torch.ones(2))),
         (r"lengths: expected \[2\] on cpu", lambda: region_variance(X, (3, 4), (1, 1), lengths=torch.ones(3).int())),
+        ("grid: expected a tensor only with cu_seqlens", lambda: region_variance(X, G)),
+        (r"features: expected shape \[T, D\]", lambda: region_variance(X, G, cu_seqlens=B)),
+        ("grid: expected a tensor, got", lambda: region_variance(X[0], (3, 4), cu_seqlens=B)),
+        (r"grid: expected shape \[2, 2\] on cpu", lambda: region_variance(X[0], G[:1], cu_seqlens=B)),
+        ("grid: expected dtype int32, int64", lambda: region_variance(X[0], G.float(), cu_seqlens=B)),
+        ("cu_seqlens: expected dtype int32, int64", lambda: region_variance(X[0], G, cu_seqlens=B.float())),
+        (
+            r"lengths: expected \[2\] on cpu",
+            lambda: region_variance(X[0], G, cu_seqlens=B, lengths=torch.ones(3).int()),
+        ),
     ],
 )
 def test_bad_region_variance(message, call):
@@ -236,6 +303,13 @@ def test_bad_region_variance(message, call):
         (r"scores: expected shape \[B, R\]", lambda: broadcast_regions(S[0, 0], (2, 2), (2, 2))),
         ("scores: expected 6 a sample", lambda: broadcast_regions(S, (4, 4), (2, 3))),
         ("scores: expected a dtype of at most 8", lambda: broadcast_regions(S.to(torch.complex128), (2, 2), (2, 2))),
+        (r"scores: expected shape \[S, R\]", lambda: broadcast_regions(S[0], G, (2, 2), cu_seqlens=B, capacity=12)),
+        ("scores: expected 2 segments", lambda: broadcast_regions(S[:1], G, (2, 2), cu_seqlens=B, capacity=12)),
+        ("capacity: expected with cu_seqlens", lambda: broadcast_regions(S, G, (2, 2), cu_seqlens=B)),
+        ("capacity: expected with cu_seqlens", lambda: broadcast_regions(S, (2, 2), (2, 2), capacity=3)),
+        (r"capacity: expected at most 2\^30", lambda: broadcast_regions(S, G, (2, 2), cu_seqlens=B, capacity=1 << 31)),
+        ("grid: expected a tensor only with cu_seqlens", lambda: broadcast_regions(S, G, (2, 2))),
+        ("grid: expected dtype int32, int64", lambda: broadcast_regions(S, G.bool(), cu_seqlens=B, capacity=3)),
     ],
 )
 def test_bad_broadcast(message, call):

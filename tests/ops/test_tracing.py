@@ -132,6 +132,11 @@ def attention_walk(q, k):
     return pyramid_ops.attention_walk(q, k, steps=2)
 
 
+@call(lambda batch, n: rand(batch * n, 2, 8), offsets)
+def attention_walk_packed(q, bounds):
+    return pyramid_ops.attention_walk(q, q[:, :1], steps=2, cu_seqlens=bounds, max_seqlen=9)
+
+
 @call(tokens, more_tokens, lambda batch, n: rand(batch, n + 3) > 0.4)
 def best_match(q, k, mask):
     return pyramid_ops.best_match(q, k, key_mask=mask)
@@ -253,6 +258,13 @@ def region_variance(x, lengths):
     return pyramid_ops.region_variance(x, (4, x.shape[1] // 4), (2, 2), lengths=lengths)
 
 
+@call(packed, offsets)
+def regions_of_packed_grids(x, bounds):
+    sides = torch.stack((bounds.diff() // 2, torch.full_like(bounds[1:], 2)), 1)
+    scores = pyramid_ops.region_variance(x, sides, (2, 2), cu_seqlens=bounds)
+    return scores, pyramid_ops.broadcast_regions(scores, sides, (2, 2), cu_seqlens=bounds, capacity=x.shape[0])
+
+
 @call(lambda batch, n: rand(batch * n), offsets)
 def segmented_topk(x, bounds):
     return pyramid_ops.segmented_topk(x, bounds, 3, max_seqlen=x.shape[0])
@@ -292,6 +304,16 @@ def select_topk_levels_union(x, y):
 @call(packed, packed, offsets)
 def select_topk_levels_packed(x, y, bounds):
     return pyramid_ops.select_topk_levels_packed([x, y], [bounds, bounds], [3, 2], max_seqlen=6)
+
+
+@call(tokens, scores)
+def suppress(x, y):
+    return pyramid_ops.suppress(x, 0.8), pyramid_ops.suppress(x, y[:, 0], scores=y, candidates=y > 0.2)
+
+
+@call(packed, lambda batch, n: rand(batch * n), offsets)
+def suppress_packed(x, y, bounds):
+    return pyramid_ops.suppress(x, 0.8, scores=y, cu_seqlens=bounds, max_seqlen=9)
 
 
 @call(tokens, more_tokens, lambda batch, n: rand(batch, n + 3) > 0.4)

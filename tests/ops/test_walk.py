@@ -55,6 +55,21 @@ def test_walk_recomputes_blocks_that_are_not_kept(monkeypatch):
     assert_same_bits(pyramid_ops.attention_walk(query, key), expected)
 
 
+def test_packed_walks_are_those_of_each_segment_alone():
+    query, key, bounds = made(150, 4, 16), made(150, 2, 16, seed=1), torch.tensor([0, 40, 40, 41, 120, 140])
+    for precision in ("grid", "high"):
+        for steps, reduction in ((0, "rms"), (1, "max"), (3, "mean")):
+            options = {"steps": steps, "head_reduction": reduction, "precision": precision}
+            for most in (None, 70):
+                actual = pyramid_ops.attention_walk(query, key, cu_seqlens=bounds, max_seqlen=most, **options)
+                expected = torch.zeros(150)
+                for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+                    rows = slice(start, min(stop, start + (most or 150)))
+                    q, k = (x[None, rows].transpose(1, 2) for x in (query, key))
+                    expected[rows] = pyramid_ops.attention_walk(q, k, **options)[0]
+                assert_same_bits(actual, expected)
+
+
 def test_walk_loses_what_flows_to_tokens_of_no_use():
     query, key = made(1, 1, 6, 8), made(1, 1, 6, 8, seed=1)
     query[0, 0, 2, 3], key[0, 0, 4, 0] = torch.nan, torch.inf
@@ -80,7 +95,7 @@ def test_walk_of_a_sample_alone_and_of_nothing():
 
 
 def test_walk_rejects_bad_input():
-    q, k = made(2, 4, 5, 8), made(2, 2, 5, 8)
+    q, k, bounds = made(2, 4, 5, 8), made(2, 2, 5, 8), torch.tensor([0, 5])
     for error, message, args, options in (
         (TypeError, "query: expected a tensor, got None", (None, k), {}),
         (ValueError, r"query: expected shape \[B, H, N, D\], got float32 \[4, 5, 8\]", (q[0], k[0]), {}),
@@ -95,6 +110,9 @@ def test_walk_rejects_bad_input():
         (ValueError, "scale: expected logits that float32 can hold", (q, k), {"scale": 1e30, "temperature": 1e-30}),
         (ValueError, "head_reduction: expected one of 'rms', 'mean', 'sum', 'max'", (q, k), {"head_reduction": None}),
         (ValueError, "precision: expected one of 'grid', 'high', got 'low'", (q, k), {"precision": "low"}),
+        (ValueError, r"query: expected shape \[T, H, D\], got float32 \[2, 4, 5, 8\]", (q, k), {"cu_seqlens": bounds}),
+        (TypeError, "cu_seqlens: expected dtype int32, int64", (q[0], q[0]), {"cu_seqlens": bounds.float()}),
+        (ValueError, "max_seqlen: expected only with cu_seqlens, got 3", (q, k), {"max_seqlen": 3}),
         (ValueError, "query: expected no gradient", (q.clone().requires_grad_(), k), {}),
     ):
         with pytest.raises(error, match=f"^attention_walk: {message}"):

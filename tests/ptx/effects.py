@@ -13,6 +13,7 @@ from .parse import DTYPES, SIZE, Instruction, Unsupported, members
 WIDTHS = r"(\.v[24])?\.[bsu](8|16|32|64)"
 ADDRESS = {"global": "u64", "shared": "u32"}
 ATOMIC = {"add": np.add, "max": np.maximum, "min": np.minimum}
+REDUCED = {**ATOMIC, "and": np.bitwise_and, "or": np.bitwise_or}
 
 
 @effect(r"ld\.param\.[bsu](32|64)")
@@ -201,7 +202,7 @@ def vote(linker: Linker, at: Instruction) -> Step:
     return step
 
 
-@effect(r"redux\.sync\.(add|max|min)\.[su]32")
+@effect(r"redux\.sync\.((add|max|min)\.[su]32|(and|or)\.b32)")
 def reduce(linker: Linker, at: Instruction) -> Step:
     whole = whole_warps(linker, at, at.operands[2])
     what, kind = at.opcode.split(".")[2:]
@@ -209,7 +210,7 @@ def reduce(linker: Linker, at: Instruction) -> Step:
 
     def step(m: Any, i: Lanes) -> None:
         x = np.broadcast_to(m.get(source, i), (whole(m, i) * 32,)).reshape(-1, 32)
-        m.put(d, i, np.repeat(ATOMIC[what].reduce(x, 1, dtype=x.dtype), 32))
+        m.put(d, i, np.repeat(REDUCED[what].reduce(x, 1, dtype=x.dtype), 32))
 
     return step
 

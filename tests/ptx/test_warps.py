@@ -1,5 +1,6 @@
 """Instructions of whole warps, atomics, and matrices between registers and shared memory."""
 
+import functools
 import itertools
 import operator
 import os
@@ -78,14 +79,17 @@ def test_vote():
         assert row == [[ballot, all(bits), any(bits), len(set(bits)) == 1]] * 32
 
 
-@pytest.mark.parametrize("kind", ["s32", "u32"])
-@pytest.mark.parametrize("name", ["add", "min", "max"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(("add", "min", "max"), ("s32", "u32")), ("and", "b32"), ("or", "b32")],
+)
 def test_redux(name, kind):
     x, out = words(8, 32), np.zeros((8, 32), np.uint32)
     body = f"ld.global.b32 %r0, [%own0];\nredux.sync.{name}.{kind} %r1, %r0, -1;\nst.global.b32 [%own1], %r1;"
     clean(body, x, out, threads=128, programs=2)
     for row, found in zip(x.tolist(), out.tolist(), strict=True):
-        result = {"add": sum, "min": min, "max": max}[name](decode(v, kind) for v in row)
+        combine = {"add": operator.add, "min": min, "max": max, "and": operator.and_, "or": operator.or_}[name]
+        result = functools.reduce(combine, (decode(v, kind) for v in row))
         assert set(found) == {result & 0xFFFFFFFF}
 
 

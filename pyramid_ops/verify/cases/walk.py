@@ -1,6 +1,7 @@
 """Descriptions of the ops in `ops/walk.py`."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,17 @@ import pyramid_ops
 from ...ops.walk import attention_walk_op
 from ...reference.arguments import Softmax
 from ..describe import Call, Case, Cases, Description
-from ..inputs import FLOATS, Source, few_features, name, special_rows
+from ..inputs import FLOATS, Source, few_features, int32, name, offsets, offsets_to, special_rows
+
+# Offsets of 70 tokens, and the longest that counts.
+PACKED = (
+    ("segments", (0, 9, 9, 10, 43, 65), 70),
+    ("clamped", (-3, 20, 50, 999), 70),
+    ("short", (3, 30, 31, 70), 12),
+    ("one-segment", (0, 70), 70),
+    ("no-segments", (5,), 70),
+    ("none-count", (0, 70), 0),
+)
 
 
 def attention_walk_golden() -> Cases:
@@ -22,7 +33,12 @@ def attention_walk_golden() -> Cases:
             source = Source(case)
             q = torch.stack([source.rows(24, dtype) for _ in range(4)], 1)
             k = torch.stack([source.rows(24, dtype) for _ in range(2)], 1)
-            yield Case(case, (q, k, Softmax(False, 0.5, 0.0, limbs), 3, heads))
+            yield Case(case, (q, k, Softmax(False, 0.5, 0.0, limbs), 3, heads, None, 9))
+    source = Source("packed")
+    q, k = source.floats(1, 4, 60, 24), source.floats(1, 2, 60, 24)
+    for limbs in (1, 2):
+        softmax = Softmax(False, 0.02, 0.0, limbs)
+        yield Case(f"packed-limbs{limbs}", (q, k, softmax, 3, "rms", offsets_to(7, 7, 40, 59), 30))
 
 
 def attention_walk_bits() -> Cases:
@@ -47,7 +63,7 @@ def attention_walk_bits() -> Cases:
                 key = key[:, : tokens * kv_heads].view(2, kv_heads, tokens, features)
                 reduction, k = reductions[k % 4], k + 1
                 case = f"{heads}:{kv_heads}x{tokens}x{features}-{reduction}-{name(dtype)}-limbs{limbs}"
-                yield Case(case, (q, key, Softmax(False, 3.0, 0.0, limbs), k % 4, reduction), slow)
+                yield Case(case, (q, key, Softmax(False, 3.0, 0.0, limbs), k % 4, reduction, None, tokens), slow)
     generator = torch.Generator().manual_seed(6)
     for limbs, batch, heads in ((1, 1, 2), (2, 1, 2), (1, 2, 4), (2, 2, 4)):
         q, key = (torch.randn(batch, n, 70, 40, generator=generator) for n in (heads, heads // 2))
@@ -64,18 +80,29 @@ def attention_walk_bits() -> Cases:
         ):
             args = (*tensors, Softmax(False, scale, 0.0, limbs), steps, reductions[steps % 4])
             slow = batch > 1
-            yield Case(f"{case}-{batch}x{heads}-limbs{limbs}", args, slow)
+            yield Case(f"{case}-{batch}x{heads}-limbs{limbs}", (*args, None, tensors[0].shape[2]), slow)
+    for limbs, (case, bounds, most) in itertools.product((1, 2), PACKED):
+        q, key = (torch.randn(1, heads, 70, 40, generator=generator) for heads in (2, 1))
+        q[0, :, 12], key[0, :, 33] = torch.nan, torch.inf
+        steps, softmax = (0, 2, 3)[(len(case) + limbs) % 3], Softmax(False, 0.5, 0.0, limbs)
+        yield Case(f"{case}-limbs{limbs}", (q, key, softmax, steps, reductions[most % 4], int32(*bounds), most))
 
 
 def attention_walk_ones() -> Iterator[Call]:
     head = torch.empty(1, 1, 1, 1)
     yield Call("attention_walk", lambda: pyramid_ops.attention_walk(head, head, steps=1, precision="grid"))
+    options = {"cu_seqlens": torch.zeros(2, dtype=torch.int32), "steps": 1, "precision": "grid"}
+    yield Call("attention_walk-packed", lambda: pyramid_ops.attention_walk(head[0], head[0], **options))
 
 
 def attention_walk_compiled() -> Iterator[Call]:
     heads = [torch.empty(2, count, 2048, 64, dtype=torch.bfloat16) for count in (16, 4)]
     walk = functools.partial(pyramid_ops.attention_walk, *heads, precision="high")
     yield Call("attention_walk, high, D = 64", walk, torch.bfloat16)
+    packed = [x[0].transpose(0, 1) for x in heads]
+    options = {"cu_seqlens": torch.zeros(5, dtype=torch.int32), "max_seqlen": 1024, "precision": "grid"}
+    walk = functools.partial(pyramid_ops.attention_walk, *packed, **options)
+    yield Call("attention_walk, grid, packed, D = 64", walk, torch.bfloat16)
 
 
 def walk(so_far: Any) -> None:
@@ -84,8 +111,12 @@ def walk(so_far: Any) -> None:
     batch, features = level.shape[0], few_features(so_far, level)
     dtype, (heads, shared) = so_far.choice(*FLOATS), so_far.choice((1, 1), (2, 1), (2, 2))
     count = so_far.integer(0, 20)
-    q, k = (so_far.tensor(batch, h, count, features, dtype=dtype) for h in (heads, shared))
     options = {"steps": so_far.integer(0, 3), "head_reduction": so_far.choice("mean", "sum", "max", "rms")}
+    if so_far.choice(True, False):
+        q, k = (so_far.tensor(batch, h, count, features, dtype=dtype) for h in (heads, shared))
+    else:
+        q, k = (so_far.tensor(count, h, features, dtype=dtype) for h in (heads, shared))
+        options |= {"cu_seqlens": offsets(so_far, count), "max_seqlen": so_far.choice(None, so_far.integer(0, 20))}
     so_far.same(pyramid_ops.attention_walk, q, k, precision=so_far.choice("grid", "high"), **options)
 
 
@@ -99,6 +130,6 @@ DESCRIPTIONS = [
         walk,
         "test_attention_walk",
         dtypes=FLOATS,
-        scattered=("_step_kernel",),
+        scattered=("_start_kernel", "_step_kernel"),
     ),
 ]
