@@ -46,6 +46,8 @@ def _scoring():
     yield "attention_walk", "5 steps", partial(pyramid_ops.attention_walk, heads, heads, steps=5), (16, 2)
     call = partial(pyramid_ops.allocate_budgets_batch, 99, torch.zeros(2, 4), [64] * 4)
     yield "allocate_budgets_batch", "", call, (1, 0)
+    call = partial(pyramid_ops.allocate_budgets_batch, 9, torch.zeros(2, 500), torch.ones(2, 500).int())
+    yield "allocate_budgets_batch", "500 levels, by weight", partial(call, surplus="weight"), (1, 0)
     yield "adaptive_weights", "", partial(pyramid_ops.adaptive_weights, x), (3, 0)
 
 
