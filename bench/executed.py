@@ -157,6 +157,9 @@ def _of_merging() -> Iterator[Counted]:
     clusters[:, 100:300] = 5
     call = functools.partial(pyramid_ops.assign_mean, x, clusters, 128)
     yield Counted("assign_mean, 512 × 1024 to 128, one of 200, bfloat16", x.numel(), "features", call)
+    segments = {"cu_seqlens": int32(0, 200, 512), "cu_clusters": int32(0, 64, 128)}
+    call = functools.partial(pyramid_ops.assign_mean, x[0], clusters[0] % 64, 128, **segments)
+    yield Counted("assign_mean, 512 × 1024 packed to 128, bfloat16", x.numel(), "features", call)
     plan = pyramid_ops.tome_matching(tokens("merge", 1, 256, 64), 96)
     call = functools.partial(pyramid_ops.merge_tokens, tokens("merge", 1, 256, 1024), plan)
     yield Counted("merge_tokens, 256 × 1024 to 160, bfloat16", 256 * 1024, "features", call)

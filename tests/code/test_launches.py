@@ -115,6 +115,8 @@ def _tome():
     yield "trace_rows", "merge_indices", partial(pyramid_ops.merge_indices, plan), (2, 0)
     yield "gather_levels", "unmerge_tokens", partial(pyramid_ops.unmerge_tokens, x[:, :561], plan), (3, 2)
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
+    call = partial(pyramid_ops.assign_mean, flat, plan.rows.flatten(), 1122, mode="amax")
+    yield "cluster_rows", "assign_mean, packed", partial(call, cu_seqlens=BOUNDS, cu_clusters=BOUNDS), (4, 1)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
 
 
