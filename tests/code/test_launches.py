@@ -20,6 +20,7 @@ def _images():
     yield "blur_downsample", "one level", partial(pyramid_ops.blur_downsample, image), (1, 0)
     yield "blur_downsample", "gaussian_pyramid, 4 levels", partial(pyramid_ops.gaussian_pyramid, image, 4), (3, 0)
     yield "patch_entropy", "", partial(pyramid_ops.patch_entropy, image, 16), (1, 0)
+    yield "patch_entropy", "rows", partial(pyramid_ops.patch_entropy, torch.zeros(512, 768)), (1, 0)
     encode = partial(pyramid_ops.patchify, patch_size=16)
     call = partial(pyramid_ops.progressive_select, image, encode, (9, 4, 1), target_tokens=12)
     yield "select_topk_levels", "progressive_select", call, (15, 6)
