@@ -211,6 +211,11 @@ def _of_attention() -> Iterator[Counted]:
     ):
         call = functools.partial(score, q, k, causal=True, precision="grid", **options)
         yield Counted(f"attention_importance, grid, {what}, 2 × 4 heads of 256 × 64", 2 * 4 * 256 * 256, "logits", call)
+    options = {"center_keys": True, "log_sum_exp": tokens("lse", 2, 4, 256, dtype=FP32), "key_mask": seen > 0}
+    call = functools.partial(score, q, k, precision="grid", **options)
+    yield Counted(
+        "attention_importance, grid, centred keys, 2 × 4 heads of 256 × 64", 2 * 4 * 256 * 256, "logits", call
+    )
     x, words = tokens("tokens", 1, 256, 256), tokens("words", 1, 32, 256)
     for precision, reduction in (("grid", "max"), ("high", "mean")):
         call = functools.partial(pyramid_ops.text_relevance, x, words, reduction=reduction, precision=precision)

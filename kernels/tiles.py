@@ -255,6 +255,13 @@ def entropy_tiles(values: int, bins: int) -> dict:
 
 
 @chooser
+def center_tiles(features: int) -> dict:
+    """Features to a warp, which adds up a chunk of keys, and keys that it subtracts a mean from."""
+    block = min(256, max(32, next_power_of_2(features)))
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 1}
+
+
+@chooser
 def budget_tiles(levels: int) -> dict:
     width = next_power_of_2(levels)
     return {"SAMPLES": max(1, min(64, 1024 // (width * width))), "num_warps": 4}

@@ -62,6 +62,10 @@ def _attention():
     yield op, "list-on-device", partial(score, query_indices=torch.tensor([3, 5, 9])), (6, 0)
     yield op, "weights", partial(score, query_weights=torch.ones(2, 100), causal=True), (8, 0)
     yield op, "range", partial(score, key_range=(3, 100)), (7, 1)
+    yield "center_keys", "all", partial(score, center_keys=True), (10, 0)
+    given = partial(score, log_sum_exp=torch.zeros(2, 4, 100))
+    yield op, "log-sum-exp", given, (5, 0)
+    yield "center_logits", "log-sum-exp", partial(given, center_keys=True), (9, 0)
     offsets = {"cu_seqlens_q": torch.tensor([0, 50, 100]).int(), "cu_seqlens_k": torch.tensor([0, 100, 300]).int()}
     packed = partial(pyramid_ops.attention_importance, query[0].transpose(0, 1), key[0].transpose(0, 1), **offsets)
     yield op, "packed", packed, (7, 2)
