@@ -17,7 +17,7 @@ from .tiles import center_tiles, row_tiles
 @triton.jit
 def _segment_of_slot(cu_ptr, slot, segments, size, top_bit, CHUNK: tl.constexpr):
     """The segment of a slot, −1 for none: those of segment s begin at `cu[s] // CHUNK + s`, which no two share."""
-    segment = tl.full((), -1, tl.int32)
+    segment = tl.full(slot.shape, -1, tl.int32)
     bit = tl.zeros((), tl.int32) + top_bit
     while bit > 0:
         candidate = segment + bit
@@ -32,65 +32,72 @@ def _segment_of_slot(cu_ptr, slot, segments, size, top_bit, CHUNK: tl.constexpr)
 @triton.jit(do_not_specialize=["heads", "size", "longest", "segments", "slots", "top_bit"])
 def _key_chunks_kernel(
     x_ptr, mask_ptr, cu_ptr, sums_ptr, counts_ptr, stride_b, stride_h, stride_n, heads, size, longest, segments, slots,
-    top_bit, D: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    top_bit, D: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The sum of the finite keys of a chunk, BLOCK features of it, and how many they are."""
+    """The sums of the finite keys of ROWS chunks, BLOCK features of each, and how many they are."""
     COLUMNS: tl.constexpr = (D + BLOCK - 1) // BLOCK
-    feature = tl.arange(0, BLOCK)
-    column = (tl.program_id(0) % COLUMNS) * BLOCK + feature
-    at = (tl.program_id(0) // COLUMNS).to(tl.int64)
-    slot = (at % slots).to(tl.int32)
-    sample = at // slots // heads
-    x_ptr += sample * stride_b + at // slots % heads * stride_h
+    programs = tl.cdiv(slots, ROWS)
+    column = (tl.program_id(0) % COLUMNS) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    head = (tl.program_id(0) // COLUMNS // programs).to(tl.int64)
+    slot = (tl.program_id(0) // COLUMNS % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    x_ptr += head // heads * stride_b + head % heads * stride_h
     begin = slot * CHUNK
-    end = size + tl.zeros((), tl.int32)
+    end = tl.zeros((ROWS,), tl.int32) + size
     if cu_ptr is not None:
         segment = _segment_of_slot(cu_ptr, slot, segments, size, top_bit, CHUNK)
         start, length = bounds(cu_ptr, tl.maximum(segment, 0), size)
         begin = start + (slot - start // CHUNK - segment) * CHUNK
         end = start + tl.where(segment < 0, 0, tl.minimum(length, longest))
-    total = tl.zeros((BLOCK,), tl.float32)
-    count = tl.zeros((), tl.int32)
-    for row in range(begin, tl.minimum(begin + CHUNK, end)):
-        row_ptr = x_ptr + (tl.zeros((), tl.int64) + row) * stride_n
-        largest = tl.zeros((BLOCK,), tl.int32)
-        for first in range(0, D, BLOCK):
-            x = widen(tl.load(row_ptr + first + feature, mask=first + feature < D, other=0))
-            largest = tl.maximum(largest, x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-        counted = tl.max(largest, axis=0) < 0x7F800000
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    count = tl.zeros((ROWS,), tl.int32)
+    for i in range(CHUNK):
+        row = begin + i
+        inside = row < end
+        row_ptr = x_ptr + row.to(tl.int64)[:, None] * stride_n
+        x = widen(tl.load(row_ptr + column, mask=inside[:, None] & (column < D), other=0))
+        largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+        for step in range(1, COLUMNS):
+            other = (column + step * BLOCK) % (COLUMNS * BLOCK)
+            y = widen(tl.load(row_ptr + other, mask=inside[:, None] & (other < D), other=0))
+            largest = tl.maximum(largest, tl.max(y.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1))
+        counted = inside & (largest < 0x7F800000)
         if mask_ptr is not None:
-            counted = counted & (tl.load(mask_ptr + sample * size + row) != 0)
-        x = widen(tl.load(row_ptr + column, mask=column < D, other=0))
-        total += tl.where(counted, x, 0.0)
+            counted = counted & (tl.load(mask_ptr + head // heads * size + row, mask=inside, other=0) != 0)
+        total += tl.where(counted[:, None], x, 0.0)
         count += counted.to(tl.int32)
-    tl.store(sums_ptr + at * D + column, total, mask=column < D)
-    tl.store(counts_ptr + at, count)
+    at = head * slots + slot
+    tl.store(sums_ptr + at[:, None] * D + column, total, mask=(slot < slots)[:, None] & (column < D))
+    tl.store(counts_ptr + at, count, mask=slot < slots)
 
 
-@triton.jit(do_not_specialize=["size", "longest", "segments", "slots"])
+@triton.jit(do_not_specialize=["size", "longest", "segments", "slots", "means"])
 def _key_means_kernel(
-    sums_ptr, counts_ptr, cu_ptr, means_ptr, size, longest, segments, slots, D: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    sums_ptr, counts_ptr, cu_ptr, means_ptr, size, longest, segments, slots, means, D: tl.constexpr,
+    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The mean of a segment, BLOCK features of it: its chunks in order."""
+    """ROWS of so many means, BLOCK features of each: the chunks of a segment in order."""
     COLUMNS: tl.constexpr = (D + BLOCK - 1) // BLOCK
-    column = (tl.program_id(0) % COLUMNS) * BLOCK + tl.arange(0, BLOCK)
-    at = (tl.program_id(0) // COLUMNS).to(tl.int64)
-    segment = (at % segments).to(tl.int32)
+    column = (tl.program_id(0) % COLUMNS) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    at = (tl.program_id(0) // COLUMNS).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    live = at < means
     slot = at // segments * slots
-    length = size + tl.zeros((), tl.int32)
+    length = tl.zeros((ROWS,), tl.int32) + size
     if cu_ptr is not None:
+        segment = (at % segments).to(tl.int32)
         start, length = bounds(cu_ptr, segment, size)
         slot += start // CHUNK + segment
         length = tl.minimum(length, longest)
-    total = tl.zeros((BLOCK,), tl.float32)
-    count = tl.zeros((), tl.int32)
-    for _ in range(0, length, CHUNK):
-        total += tl.load(sums_ptr + slot * D + column, mask=column < D, other=0.0)
-        count += tl.load(counts_ptr + slot)
+    length = tl.where(live, length, 0)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    count = tl.zeros((ROWS,), tl.int32)
+    for first in range(0, tl.max(length, axis=0), CHUNK):
+        inside = first < length
+        total += tl.load(sums_ptr + slot[:, None] * D + column, mask=inside[:, None] & (column < D), other=0.0)
+        count += tl.load(counts_ptr + slot, mask=inside, other=0)
         slot += 1
-    divisor = tl.zeros((BLOCK,), tl.float32) + tl.maximum(count, 1).to(tl.float32)
-    tl.store(means_ptr + at * D + column, tl.where(count > 0, tl.div_rn(total, divisor), 0.0), mask=column < D)
+    divisor = tl.zeros((ROWS, BLOCK), tl.float32) + tl.maximum(count, 1).to(tl.float32)[:, None]
+    mean = tl.where(count[:, None] > 0, tl.div_rn(total, divisor), 0.0)
+    tl.store(means_ptr + at[:, None] * D + column, mean, mask=live[:, None] & (column < D))
 
 
 @triton.jit(do_not_specialize=["heads", "size", "segments", "top_bit"])
@@ -124,23 +131,24 @@ def center_keys(
     slots = size // CHUNK + segments
     sums = torch.empty(batch, heads, slots, width, dtype=torch.float32, device=key.device)
     counts = torch.empty(batch, heads, slots, dtype=torch.int32, device=key.device)
-    tiles, strides, top_bit = center_tiles(width), key.stride()[:3], highest_bit(segments)
-    programs, sizes = batch * heads * cdiv(width, tiles["BLOCK"]), (size, max_seqlen, segments, slots)
-    rows = {"ROWS": tiles.pop("ROWS")}
+    few, many = center_tiles(width)
+    strides, top_bit, sizes = key.stride()[:3], highest_bit(segments), (size, max_seqlen, segments, slots)
+    columns = cdiv(width, few["BLOCK"])
     if means.numel():
         mask = None if mask is None else mask.contiguous().view(torch.uint8)
         launch(
-            _key_chunks_kernel, programs * slots,
-            key, mask, cu_seqlens, sums, counts, *strides, heads, *sizes, top_bit, D=width, CHUNK=CHUNK, **tiles,
+            _key_chunks_kernel, batch * heads * cdiv(slots, few["ROWS"]) * columns,
+            key, mask, cu_seqlens, sums, counts, *strides, heads, *sizes, top_bit, D=width, CHUNK=CHUNK, **few,
         )  # fmt: skip
+        number = batch * heads * segments
         launch(
-            _key_means_kernel, programs * segments,
-            sums, counts, cu_seqlens, means, *sizes, D=width, CHUNK=CHUNK, **tiles,
+            _key_means_kernel, cdiv(number, few["ROWS"]) * columns,
+            sums, counts, cu_seqlens, means, *sizes, number, D=width, CHUNK=CHUNK, **few,
         )  # fmt: skip
     if centered.numel():
         launch(
-            _subtract_means_kernel, programs * cdiv(size, rows["ROWS"]),
-            key, means, cu_seqlens, centered, *strides, heads, size, segments, top_bit, D=width, **rows, **tiles,
+            _subtract_means_kernel, batch * heads * cdiv(size, many["ROWS"]) * columns,
+            key, means, cu_seqlens, centered, *strides, heads, size, segments, top_bit, D=width, **many,
         )  # fmt: skip
     return centered, means
 

@@ -255,10 +255,11 @@ def entropy_tiles(values: int, bins: int) -> dict:
 
 
 @chooser
-def center_tiles(features: int) -> dict:
-    """Features to a warp, which adds up a chunk of keys, and keys that it subtracts a mean from."""
+def center_tiles(features: int) -> tuple[dict, dict]:
+    """For a warp: chunks of keys, and their means; keys that a mean is subtracted from. Up to 256 features of each."""
     block = min(256, max(32, next_power_of_2(features)))
-    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 1}
+    few, many = ({"ROWS": size // block, "BLOCK": block, "num_warps": 1} for size in (256, 1024))
+    return few, many
 
 
 @chooser
