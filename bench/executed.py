@@ -172,6 +172,9 @@ def _of_merging() -> Iterator[Counted]:
     clusters[:, 100:300] = 5
     call = functools.partial(pyramid_ops.assign_mean, x, clusters, 128)
     yield Counted("assign_mean, 512 × 1024 to 128, one of 200, bfloat16", x.numel(), "features", call)
+    segments = {"cu_seqlens": int32(0, 200, 512), "cu_clusters": int32(0, 64, 128)}
+    call = functools.partial(pyramid_ops.assign_mean, x[0], clusters[0] % 64, 128, **segments)
+    yield Counted("assign_mean, 512 × 1024 packed to 128, bfloat16", x.numel(), "features", call)
     plan = pyramid_ops.tome_matching(tokens("merge", 1, 256, 64), 96)
     call = functools.partial(pyramid_ops.merge_tokens, tokens("merge", 1, 256, 1024), plan)
     yield Counted("merge_tokens, 256 × 1024 to 160, bfloat16", 256 * 1024, "features", call)
@@ -235,6 +238,11 @@ def _of_attention() -> Iterator[Counted]:
     ):
         call = functools.partial(score, q, k, causal=True, precision="grid", **options)
         yield Counted(f"attention_importance, grid, {what}, 2 × 4 heads of 256 × 64", 2 * 4 * 256 * 256, "logits", call)
+    options = {"center_keys": True, "log_sum_exp": tokens("lse", 2, 4, 256, dtype=FP32), "key_mask": seen > 0}
+    call = functools.partial(score, q, k, precision="grid", **options)
+    yield Counted(
+        "attention_importance, grid, centred keys, 2 × 4 heads of 256 × 64", 2 * 4 * 256 * 256, "logits", call
+    )
     x, words = tokens("tokens", 1, 256, 256), tokens("words", 1, 32, 256)
     for precision, reduction in (("grid", "max"), ("high", "mean")):
         call = functools.partial(pyramid_ops.text_relevance, x, words, reduction=reduction, precision=precision)
@@ -259,6 +267,9 @@ def _of_budgets() -> Iterator[Counted]:
         weights = picture("weights", 64, levels)
         call = functools.partial(pyramid_ops.allocate_budgets_batch, 20 * levels, weights, [64] * levels)
         yield Counted(f"allocate_budgets_batch, 64 of {levels} levels", 64, "samples", call)
+    weights = picture("weights", 8, 1024)
+    call = functools.partial(pyramid_ops.allocate_budgets_batch, 20480, weights, [64] * 1024, surplus="weight")
+    yield Counted("allocate_budgets_batch, 8 of 1024 levels, surplus by weight", 8, "samples", call)
     x, lengths = tokens("instruction", 2, 77, 1024, dtype=FP32), int32(20, 77)
     call = functools.partial(pyramid_ops.adaptive_budgets, 273, x, (4096, 1024, 256, 64), lengths=lengths)
     yield Counted("adaptive_budgets, 2 of 77 × 1024, float32", x.numel(), "features", call)

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import cdiv, highest_bit, segment_of
+from .arithmetic import bounds, cdiv, highest_bit, segment_of
 from .launch import launch
-from .tiles import scan_tiles
+from .tiles import flat_tiles, scan_tiles
 
 
 @triton.jit(do_not_specialize=["count", "size", "segments", "top_bit"])
@@ -51,6 +51,34 @@ def join_tokens(tokens: Tensor, partners: Optional[Tensor], cu_seqlens: Optional
         launch(
             _join_tokens_kernel, batch * cdiv(size, tiles["ROWS"]),
             tokens.contiguous(), partners, cu_seqlens, rows, count, size, segments, highest_bit(segments), **tiles,
+        )  # fmt: skip
+    return rows
+
+
+@triton.jit(do_not_specialize=["size", "segments", "clusters", "top_bit"])
+def _cluster_rows_kernel(
+    assignment_ptr, cu_ptr, cu_clusters_ptr, rows_ptr, size, segments, clusters, top_bit, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    segment = segment_of(cu_ptr, token, segments, top_bit)
+    inside = (segment >= 0) & (segment < segments)
+    start, count = bounds(cu_clusters_ptr, tl.where(inside, segment, 0), clusters)
+    cluster = tl.load(assignment_ptr + token, mask=token < size, other=-1)
+    found = inside & (cluster >= 0) & (cluster < count)
+    tl.store(rows_ptr + token, tl.where(found, start + cluster, -1), mask=token < size)
+
+
+def cluster_rows(assignment: Tensor, cu_seqlens: Tensor, cu_clusters: Tensor, clusters: int) -> Tensor:
+    rows = torch.empty(assignment.shape, dtype=torch.int64, device=assignment.device)
+    size, segments = len(assignment), cu_seqlens.shape[0] - 1
+    if not segments:
+        return rows.fill_(-1)
+    if size:
+        tiles = flat_tiles()
+        launch(
+            _cluster_rows_kernel, cdiv(size, tiles["BLOCK"]),
+            assignment.contiguous(), cu_seqlens, cu_clusters, rows, size, segments, clusters, highest_bit(segments),
+            **tiles,
         )  # fmt: skip
     return rows
 

@@ -255,6 +255,14 @@ def entropy_tiles(values: int, bins: int) -> dict:
 
 
 @chooser
+def center_tiles(features: int) -> tuple[dict, dict]:
+    """For a warp: chunks of keys, and their means; keys that a mean is subtracted from. Up to 256 features of each."""
+    block = min(256, max(32, next_power_of_2(features)))
+    few, many = ({"ROWS": size // block, "BLOCK": block, "num_warps": 1} for size in (256, 1024))
+    return few, many
+
+
+@chooser
 def budget_tiles(levels: int) -> dict:
     width = next_power_of_2(levels)
     return {"SAMPLES": max(1, min(64, 1024 // (width * width))), "num_warps": 4}

@@ -126,7 +126,7 @@ class Reduction(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """An integer for each sample, segment or level: `tensor` on the device, else `numbers`."""
+    """An integer for each sample, segment or level: `tensor` on the device, else `numbers`, or one for all."""
 
     tensor: Optional[Tensor]
     numbers: Sequence[int]
@@ -140,10 +140,16 @@ class Slots(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Least and most of each level."""
+    """Least and most of each level, or of all; what rounding leaves and what full levels cannot take goes by these.
+
+    The `remainder` to the largest "fraction" or "weight", the `surplus` to the "finest" level with room or, in
+    proportion to the "weight", to all that have room.
+    """
 
     minimum: Sequence[int]
     maximum: Sequence[int]
+    remainder: str = "fraction"
+    surplus: str = "finest"
 
 
 class Difficulty(NamedTuple):

@@ -17,7 +17,7 @@ def allocate_budgets_batch(
     sizes: Amount,
     bounds: Bounds,
 ) -> Tensor:
-    """Largest-remainder shares of a total (`totals` `[B]`, else `total`) for weights `[B, L]`, within bounds.
+    """Shares of a total (`totals` `[B]`, else `total`) for weights `[B, L]`, rounded and within bounds.
 
     `sizes`, `[B, L]` or of each level, and the maximum bound a level from above, the minimum from below. A level whose
     weight is not a positive finite number is off, and its maximum 0; where all are, all levels have equal weights.
@@ -35,22 +35,46 @@ def allocate_budgets_batch(
     capacity = most.sum(-1)[:, None]
     wanted = torch.where(wanted < capacity, wanted, capacity)
 
-    whole = scaled.sum(-1)[:, None]
-    shares, remainders = wanted * scaled // whole, wanted * scaled % whole
-    level = torch.arange(weights.shape[1], device=device)
-    mine, other = remainders[:, :, None], remainders[:, None, :]
-    rank = ((other > mine) | ((other == mine) & (level < level[:, None]))).to(torch.int64).sum(-1)
-    shares += rank < wanted - shares.sum(-1)[:, None]
-
+    shares = _shares(wanted, scaled, bounds.remainder)
     budgets = torch.where(shares > least, shares, least)
     budgets = torch.where(budgets < most, budgets, most)
-    # What is missing fills the levels in order; what is too much is taken in descending order, minimums last.
+    # What is missing goes to levels with room; what is too much is taken in descending order, minimums last.
     missing, room = wanted - budgets.sum(-1)[:, None], most - budgets
-    budgets = budgets + _between(missing - (room.cumsum(-1) - room), room)
+    if bounds.surplus == "weight":
+        budgets = budgets + _by_weight(torch.where(missing > 0, missing, 0), scaled, room, bounds.remainder)
+    else:
+        budgets = budgets + _between(missing - (room.cumsum(-1) - room), room)
     for spare_over in (least, 0):
         excess, spare = budgets.sum(-1)[:, None] - wanted, budgets - spare_over
         budgets = budgets - _between(excess - (spare.sum(-1)[:, None] - spare.cumsum(-1)), spare)
     return budgets.to(torch.int32)
+
+
+def _shares(wanted: Tensor, weights: Tensor, remainder: str) -> Tensor:
+    """⌊wanted · w / Σw⌋, and what that leaves, one each, to the largest fractions or weights, the lower of equals."""
+    whole = weights.sum(-1)[:, None].clamp(min=1)
+    shares = wanted * weights // whole
+    keys = weights if remainder == "weight" else wanted * weights % whole
+    rank = keys.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return shares + (rank < wanted - shares.sum(-1)[:, None])
+
+
+def _by_weight(missing: Tensor, weights: Tensor, room: Tensor, remainder: str) -> Tensor:
+    """`missing` shared by the levels with room; those whose share reaches it are filled first, until there are none.
+
+    Levels that are left and all have weight 0 share it equally.
+    """
+    given = torch.zeros_like(room)
+    while True:
+        has_room = given < room
+        open_weights = torch.where(has_room, weights, 0)
+        none = open_weights.sum(-1)[:, None] == 0
+        open_weights = torch.where(none, has_room, open_weights)
+        whole = open_weights.sum(-1)[:, None].clamp(min=1)
+        filled = torch.where(has_room & (missing * open_weights // whole >= room), room, 0)
+        if (filled == 0).all():
+            return given + _shares(missing, open_weights, remainder)
+        given, missing = given + filled, missing - filled.sum(-1)[:, None]
 
 
 def _between(x: Tensor, high: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .segments import segment_of
+from .segments import segment_of, segments
 
 
 def join_tokens(tokens: Tensor, partners: Optional[Tensor], cu_seqlens: Optional[Tensor], size: int) -> Tensor:
@@ -31,6 +31,17 @@ def join_tokens(tokens: Tensor, partners: Optional[Tensor], cu_seqlens: Optional
         own = rows[:, :size]
         rows[:, :size] = torch.where(own < 0, rows[sample, partner], own)
     return rows[:, :size].contiguous()
+
+
+def cluster_rows(assignment: Tensor, cu_seqlens: Tensor, cu_clusters: Tensor, clusters: int) -> Tensor:
+    """int64 `[T]`: the row of each packed token whose cluster is counted within its segment; −1 for none.
+
+    The clusters of segment s have the rows `cu_clusters[s] : cu_clusters[s + 1]` of so many.
+    """
+    segment = segment_of(cu_seqlens, len(assignment))
+    none = cu_clusters.new_zeros(1, dtype=torch.int64)
+    start, count = (torch.cat((part, none))[segment] for part in segments(cu_clusters, clusters, clusters))
+    return torch.where((assignment >= 0) & (assignment < count), start + assignment, -1)
 
 
 def group_tokens(rows: Tensor, owners: Optional[Tensor], groups: int) -> tuple[Tensor, Tensor]:

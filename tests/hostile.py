@@ -137,6 +137,7 @@ OF_OFFSETS = {
         )
         for reduction in ("max", "var", "softmax")
     ],
+    "assign_mean": lambda cu: pyramid_ops.assign_mean(X, far(len(X), seed=1) % 3, 5, cu_seqlens=cu, cu_clusters=cu),
     "tome_matching": lambda cu: plan_results(pyramid_ops.tome_matching(X, 1, cu_seqlens=cu)),
     "tome_matching-tokens": lambda cu: plan_results(
         pyramid_ops.tome_matching(X, 2, cu_seqlens=cu, class_token=True, distill_token=True, max_seqlen=3)

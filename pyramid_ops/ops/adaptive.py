@@ -10,7 +10,7 @@ from .. import _checks as check
 from .._op import Op
 from ..reference import adaptive as reference
 from ..reference.arguments import Difficulty
-from .budgets import MAX_LEVELS, allocate_batch
+from .budgets import MAX_NUMBERS, allocate_batch
 from .regions import region_variance
 
 __all__ = ["adaptive_budgets", "adaptive_weights"]
@@ -105,9 +105,9 @@ def _weights(
     if not all(low < high for low, high in zip([0.0, *limits], [*limits, 1.0], strict=True)):
         raise ValueError(f"{op}: thresholds: expected ascending numbers between 0 and 1, got {limits}")
     rows = [check.sequence(op, f"weights[{k}]", row) for k, row in enumerate(check.sequence(op, "weights", weights))]
-    if len(rows) != len(limits) + 1 or not 1 <= len(rows[0]) <= MAX_LEVELS or len({len(row) for row in rows}) > 1:
+    if len(rows) != len(limits) + 1 or not 1 <= len(rows[0]) <= MAX_NUMBERS or len({len(row) for row in rows}) > 1:
         raise ValueError(
-            f"{op}: weights: expected {len(limits) + 1} rows of one length, 1 to {MAX_LEVELS}, got rows of "
+            f"{op}: weights: expected {len(limits) + 1} rows of one length, 1 to {MAX_NUMBERS}, got rows of "
             f"{[len(row) for row in rows]}"
         )
     flat = []

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
-from .._packed import Extents, ascending, extents
+from .._packed import ascending
 from ..reference import attention as reference
 from ..reference.arguments import Chosen, Keys, Queries, Reduction, Segments, Softmax, Span
-from .queries import centered, consecutive, index_list, mean_logits, query_positions
+from .centering import center_keys_op, center_logits_op
+from .queries import consecutive, index_list, query_positions
 
 __all__ = ["attention_importance"]
 
@@ -172,14 +173,9 @@ def attention_importance(
         from_end = not isinstance(query_indices, Tensor)
         chosen = Chosen(query_positions(op, query_indices, parts, packed, q.device), from_end)
     if center_keys:
-        at = Extents(
-            *extents(q, 2, segments.cu_seqlens_q, segments.max_seqlen_q),
-            *extents(k, 2, segments.cu_seqlens_k, segments.max_seqlen_k),
-        )
-        k, means = centered(k, at.of(keys=True, size=k.shape[2])[0], parts if packed else 1, of_keys.mask)
+        k, means = center_keys_op(k, of_keys.mask, segments.cu_seqlens_k, segments.max_seqlen_k)
         if log_sum_exp is not None:
-            bias = mean_logits(q, means, at.of(keys=False, size=q.shape[2])[0], base2 / LOG2_E)
-            log_sum_exp = log_sum_exp - bias
+            log_sum_exp = center_logits_op(log_sum_exp, q, means, segments.cu_seqlens_q, base2 / LOG2_E)
     of, softmax = Queries(log_sum_exp=log_sum_exp), Softmax(causal, base2, cap, limbs)
     reduction = Reduction(head_reduction, query_reduction, reduce_first == "heads")
     scores = attention_importance_op(q, k, of, segments, span, softmax, reduction, chosen, of_keys)

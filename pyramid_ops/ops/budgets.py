@@ -16,7 +16,9 @@ from ..reference.arguments import Amount, Bounds
 __all__ = ["allocate_budgets", "allocate_budgets_batch"]
 
 _MOST = (1 << 31) - 1
-MAX_LEVELS = 64
+_MAX_LEVELS = 1024
+# What a kernel takes as one argument for each level.
+MAX_NUMBERS = 64
 
 
 allocate_budgets_batch_op = Op(
@@ -33,6 +35,8 @@ def allocate_budgets(
     minimum: Union[int, Sequence[int]] = 0,
     maximum: Union[int, Sequence[int], None] = None,
     rule: str = "level0",
+    remainder: str = "fraction",
+    surplus: str = "finest",
 ) -> list[int]:
     """Split a number of tokens over levels.
 
@@ -41,13 +45,22 @@ def allocate_budgets(
     * ``rule="level0"``: level k gets ``int(total * weights[k])``, never more than are left, and level 0, or the finest
       level that is on, what that leaves;
     * ``rule="largest_remainder"``: level k gets the whole part of total · w_k / Σw, and the levels with the largest
-      remainders, among equal ones the lower level, one more each. The weights are first rounded down to multiples of
-      2⁻³⁰ of the power of two above the largest, all else is exact: :func:`allocate_budgets_batch` gives the same. A
-      positive weight that becomes 0 so has no share, but its level is on.
+      remainders, or with ``remainder="weight"`` those with the largest weights, among equal ones the lower level, one
+      more each. The weights are first rounded down to multiples of 2⁻³⁰ of the power of two above the largest, all else
+      is exact: :func:`allocate_budgets_batch` gives the same. A positive weight that becomes 0 so has no share, but its
+      level is on.
 
     Then shares are brought between `minimum` and `maximum`, which a level's size bounds too. What a level cannot take
-    goes to the other levels that are on, finest first, each filled before the next; what minimums take beyond the total
-    is taken from the other levels, coarsest first, each down to its minimum. So the sum is always `total`.
+    goes to the other levels that are on:
+
+    * ``surplus="finest"``: finest first, each filled before the next;
+    * ``surplus="weight"``: in proportion to the rounded weights, equally among levels that all have 0. Each level with
+      room has a quota, surplus · w_k / Σw over these levels. Levels whose quota reaches their room are filled, and the
+      rest is shared by the others, until there are none such; then each gets the whole part of its quota, and what that
+      leaves goes one by one as with ``rule="largest_remainder"``.
+
+    What minimums take beyond the total is taken from the other levels, coarsest first, each down to its minimum. So the
+    sum is always `total`.
 
     Parameters
     ----------
@@ -62,6 +75,10 @@ def allocate_budgets(
         is off is 0.
     rule : "level0" or "largest_remainder"
         How the total is rounded to shares.
+    remainder : "fraction" or "weight"
+        Which levels the largest-remainder rule rounds up: "fraction" is Hamilton's method.
+    surplus : "finest" or "weight"
+        Where tokens go that a full level cannot take.
 
     Returns
     -------
@@ -72,7 +89,8 @@ def allocate_budgets(
     ------
     TypeError, ValueError
         For a wrong type or number of weights or bounds, weights that are negative, NaN or do not sum to 1, a total
-        above the number of tokens of the levels that are on, or bounds that no budgets meet.
+        above the number of tokens of the levels that are on, bounds that no budgets meet, an option that is none, or a
+        `remainder` other than "fraction" for a rule that leaves none.
 
     Examples
     --------
@@ -87,8 +105,11 @@ def allocate_budgets(
     [100, 81, 52, 40]
     >>> pyramid_ops.allocate_budgets(40, (0, 0.5, 0, 0.5), (256, 64, 16, 4))
     [0, 36, 0, 4]
+    >>> pyramid_ops.allocate_budgets(800, (0.3, 0.3, 0.4), (600, 600, 80), surplus="weight")
+    [360, 360, 80]
     """
-    return allocate("allocate_budgets", "total", "weights", total, weights, sizes, minimum, maximum, rule)
+    options = minimum, maximum, rule, remainder, surplus
+    return allocate("allocate_budgets", "total", "weights", total, weights, sizes, *options)
 
 
 def allocate(
@@ -101,6 +122,8 @@ def allocate(
     minimum: Union[int, Sequence[int]] = 0,
     maximum: Union[int, Sequence[int], None] = None,
     rule: str = "level0",
+    remainder: str = "fraction",
+    surplus: str = "finest",
 ) -> list[int]:
     """`allocate_budgets`, whose arguments have the names that its errors give."""
     sizes = _sizes(op, sizes)
@@ -126,10 +149,13 @@ def allocate(
                 f"got {total}"
             )
     most = _feasible(op, total_name, total, sizes, least, most)
+    by_weight, surplus_by_weight = _choices(op, remainder, surplus)
     if check.choice(op, "rule", rule, "level0", "largest_remainder") == "level0":
+        if by_weight:
+            raise ValueError(f"{op}: remainder: expected 'fraction' with rule='level0', got {remainder!r}")
         budgets = _level0(total, weights)
     else:
-        budgets = _largest_remainder(total, weights)
+        budgets = _shares(total, _weight_integers(weights), by_weight)
 
     missing = sum(max(budget - high, 0) for budget, high in zip(budgets, most, strict=True))
     budgets = [min(budget, high) for budget, high in zip(budgets, most, strict=True)]
@@ -142,6 +168,10 @@ def allocate(
             budgets[k] -= extra
             missing += extra
         missing = max(missing, 0)
+    if surplus_by_weight:
+        room = [high - budget for budget, high in zip(budgets, most, strict=True)]
+        given = _by_weight(missing, _weight_integers(weights), room, by_weight)
+        return [budget + extra for budget, extra in zip(budgets, given, strict=True)]
     for k, high in enumerate(most):
         extra = min(high - budgets[k], missing)
         budgets[k] += extra
@@ -173,15 +203,40 @@ def _level0(total: int, weights: Sequence[float]) -> list[int]:
     return budgets
 
 
-def _largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
+def _weight_integers(weights: Sequence[float]) -> list[int]:
     exponent = math.frexp(max(weights))[1]
-    scaled = [int(math.ldexp(weight, 30 - exponent)) for weight in weights]
-    whole = sum(scaled)
-    budgets = [total * weight // whole for weight in scaled]
-    by_remainder = sorted(range(len(weights)), key=lambda k: (-(total * scaled[k] % whole), k))
-    for k in by_remainder[: total - sum(budgets)]:
+    return [int(math.ldexp(weight, 30 - exponent)) for weight in weights]
+
+
+def _shares(total: int, weights: Sequence[int], by_weight: bool) -> list[int]:
+    whole = max(sum(weights), 1)
+    budgets = [total * weight // whole for weight in weights]
+    keys = weights if by_weight else [total * weight % whole for weight in weights]
+    for k in sorted(range(len(weights)), key=lambda k: (-keys[k], k))[: total - sum(budgets)]:
         budgets[k] += 1
     return budgets
+
+
+def _by_weight(missing: int, weights: Sequence[int], room: Sequence[int], by_weight: bool) -> list[int]:
+    given = [0] * len(room)
+    while True:
+        has_room = [extra < most for extra, most in zip(given, room, strict=True)]
+        shared = [weight * free for weight, free in zip(weights, has_room, strict=True)]
+        if not any(shared):
+            shared = [int(free) for free in has_room]
+        whole = max(sum(shared), 1)
+        full = [k for k, free in enumerate(has_room) if free and missing * shared[k] // whole >= room[k]]
+        if not full:
+            return [a + b for a, b in zip(given, _shares(missing, shared, by_weight), strict=True)]
+        for k in full:
+            given[k] = room[k]
+            missing -= room[k]
+
+
+def _choices(op: str, remainder: str, surplus: str) -> tuple[bool, bool]:
+    """Which of the two go by weight."""
+    remainder = check.choice(op, "remainder", remainder, "fraction", "weight")
+    return remainder == "weight", check.choice(op, "surplus", surplus, "finest", "weight") == "weight"
 
 
 def token_total(op: str, name: str, total: int, sizes: Sequence[int]) -> int:
@@ -242,6 +297,8 @@ def allocate_budgets_batch(
     *,
     minimum: Union[int, Sequence[int]] = 0,
     maximum: Union[int, Sequence[int], None] = None,
+    remainder: str = "fraction",
+    surplus: str = "finest",
 ) -> Tensor:
     """Split a number of tokens over levels for each sample, on the device: the largest-remainder rule.
 
@@ -252,13 +309,15 @@ def allocate_budgets_batch(
     total : int or Tensor
         Tokens to keep in each sample, or int32, int64 or bool ``[B]``.
     weights : Tensor
-        float32 ``[B, L]``, L from 1 to 64; need not sum to 1. A weight of 0 switches a level off: it gets no token.
+        float32 ``[B, L]``, L from 1 to 1024; need not sum to 1. A weight of 0 switches a level off: it gets no token.
         What is not a positive finite number (NaN, negative, infinite) counts as 0; if nothing is left in a sample, all
         its levels have equal weights.
     sizes : sequence of int or Tensor
         Tokens that each level holds: L integers, or int32, int64 or bool ``[B, L]``.
     minimum, maximum : int or sequence of int
         Bounds of each budget, for all levels or one for each. None: the size of the level.
+    remainder, surplus : str
+        As in :func:`allocate_budgets`.
 
     Returns
     -------
@@ -270,14 +329,16 @@ def allocate_budgets_batch(
     ------
     TypeError, ValueError
         For a wrong type, shape or dtype; where `total` and `sizes` are integers, as :func:`allocate_budgets` does for
-        bounds that no budgets meet if all levels are on.
+        bounds that no budgets meet if all levels are on; of more than 64 levels, for integers that are not the same for
+        all of them (sizes, and with them maximums, can be a tensor).
 
     Notes
     -----
     Nothing on the device can be an error: sizes are clamped to 0 … 2³¹ − 1, each maximum to the size, that of a level
     that is off to 0, each minimum to the maximum, the total to 0 … sum of the maximums, and minimums that still exceed
     the total give way, coarsest level first. The sum of a row is that total, exactly. Integer arithmetic, one launch,
-    no synchronisation.
+    no synchronisation. Up to 64 levels are ranked by comparing each with each, more by 40 counts; ``surplus="weight"``
+    takes a round for each time that levels are filled, at most one for each level.
 
     Examples
     --------
@@ -287,7 +348,8 @@ def allocate_budgets_batch(
     tensor([[109,  82,  55,  27],
             [  0,   0, 209,  64]], dtype=torch.int32)
     """
-    return allocate_batch("allocate_budgets_batch", total, weights, sizes, minimum, maximum)
+    op = "allocate_budgets_batch"
+    return allocate_batch(op, total, weights, sizes, minimum, maximum, remainder, surplus)
 
 
 def allocate_batch(
@@ -297,11 +359,14 @@ def allocate_batch(
     sizes: Union[Sequence[int], Tensor],
     minimum: Union[int, Sequence[int]],
     maximum: Union[int, Sequence[int], None],
+    remainder: str = "fraction",
+    surplus: str = "finest",
 ) -> Tensor:
     check.tensor(op, "weights", weights, "B L", dtypes=(torch.float32,))
     levels = weights.shape[1]
-    if not 1 <= levels <= MAX_LEVELS:
-        raise ValueError(f"{op}: weights: expected 1 to {MAX_LEVELS} levels, got {check.describe(weights)}")
+    if not 1 <= levels <= _MAX_LEVELS:
+        raise ValueError(f"{op}: weights: expected 1 to {_MAX_LEVELS} levels, got {check.describe(weights)}")
+    _choices(op, remainder, surplus)
     least, most = _bounds(op, minimum, maximum, levels)
     totals, size_tensor, size = None, None, [0] * levels
     if isinstance(total, Tensor):
@@ -321,7 +386,17 @@ def allocate_batch(
         if totals is None:
             _feasible(op, "total", token_total(op, "total", total, size), size, least, most)
     ceiling = [_MOST] * levels if most is None else most
-    least, ceiling, size = ([min(value, _MOST) for value in values] for values in (least, ceiling, size))
-    return allocate_budgets_batch_op(
-        weights.resolve_neg(), totals, total, Amount(size_tensor, size), Bounds(least, ceiling)
-    )
+    named = (("minimum", least), ("maximum", ceiling), ("sizes", size))
+    least, ceiling, size = (_numbers(op, name, values) for name, values in named)
+    bounds = Bounds(least, ceiling, remainder, surplus)
+    return allocate_budgets_batch_op(weights.resolve_neg(), totals, total, Amount(size_tensor, size), bounds)
+
+
+def _numbers(op: str, name: str, values: Sequence[int]) -> list[int]:
+    """Numbers of each level as a kernel takes them; of many levels, one for all."""
+    if len(values) > MAX_NUMBERS:
+        if min(values) != max(values):
+            expected = "a tensor or " * (name == "sizes") + f"one number for all of more than {MAX_NUMBERS} levels"
+            raise ValueError(f"{op}: {name}: expected {expected}, got {min(values)} to {max(values)}")
+        values = values[:1]
+    return [min(value, _MOST) for value in values]

@@ -1,4 +1,4 @@
-"""Which queries count, and keys less their mean: what `attention_importance` makes of its arguments."""
+"""Which queries count: what `attention_importance` makes of its arguments."""
 
 from typing import Any, Optional
 
@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
-from ..reference.arguments import Groups
-from .merging import assign_mean, fold_groups_op
 
 
 def query_positions(op: str, indices: Any, segments: int, packed: bool, device: torch.device) -> Tensor:
@@ -49,28 +47,3 @@ def consecutive(indices: list[int], longest: int, causal: bool) -> Optional[slic
         return None
     start = first + longest if first < 0 else first
     return slice(start, start + len(indices))
-
-
-def centered(k: Tensor, segment: Tensor, segments: int, mask: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    """(keys less the mean of their segment `[B, Hkv, Nk, D]`; the means `[B, Hkv, S, D]`), float32.
-
-    The mean is that of the rows of the `mask` `[B, Nk]` without NaN and infinities.
-    """
-    rows = k.reshape(-1, *k.shape[2:]).to(torch.float32)
-    finite = (rows.abs() < torch.inf).all(2)
-    if mask is not None:
-        finite &= mask.repeat_interleave(k.shape[1], 0)
-    means = assign_mean(rows, torch.where(finite, segment, -1), segments).tokens.view(*k.shape[:2], segments, -1)
-    return rows.view(k.shape) - means[:, :, segment], means
-
-
-def mean_logits(q: Tensor, means: Tensor, segment: Tensor, scale: float) -> Tensor:
-    """Dot products `[B, H, Nq]` of queries, times `scale`, and the mean key of their segment, in a written order."""
-    of_head = torch.arange(q.shape[1], device=q.device) // (q.shape[1] // means.shape[1])
-    products = q.to(torch.float32) * scale * means[:, of_head][:, :, segment]
-    features = torch.arange(q.shape[3], device=q.device)[None]
-    none = torch.full((1, 1), -1, dtype=torch.int64, device=q.device)
-    bounds = torch.arange(2, device=q.device)[None] * q.shape[3]
-    rows = products.reshape(-1, q.shape[3]).T[None]
-    # By the op, since a compiler would fuse a product and a sum here.
-    return fold_groups_op(rows.contiguous(), None, Groups(none, features, bounds), "sum")[0].view(q.shape[:3])

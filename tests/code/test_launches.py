@@ -20,6 +20,7 @@ def _images():
     yield "blur_downsample", "one level", partial(pyramid_ops.blur_downsample, image), (1, 0)
     yield "blur_downsample", "gaussian_pyramid, 4 levels", partial(pyramid_ops.gaussian_pyramid, image, 4), (3, 0)
     yield "patch_entropy", "", partial(pyramid_ops.patch_entropy, image, 16), (1, 0)
+    yield "patch_entropy", "rows", partial(pyramid_ops.patch_entropy, torch.zeros(512, 768)), (1, 0)
     encode = partial(pyramid_ops.patchify, patch_size=16)
     call = partial(pyramid_ops.progressive_select, image, encode, (9, 4, 1), target_tokens=12)
     yield "select_topk_levels", "progressive_select", call, (15, 6)
@@ -52,6 +53,8 @@ def _scoring():
     yield "attention_walk", "packed, 5 steps", call, (17, 3)
     call = partial(pyramid_ops.allocate_budgets_batch, 99, torch.zeros(2, 4), [64] * 4)
     yield "allocate_budgets_batch", "", call, (1, 0)
+    call = partial(pyramid_ops.allocate_budgets_batch, 9, torch.zeros(2, 500), torch.ones(2, 500).int())
+    yield "allocate_budgets_batch", "500 levels, by weight", partial(call, surplus="weight"), (1, 0)
     yield "adaptive_weights", "", partial(pyramid_ops.adaptive_weights, x), (3, 0)
 
 
@@ -65,6 +68,10 @@ def _attention():
     yield op, "list-on-device", partial(score, query_indices=torch.tensor([3, 5, 9])), (6, 0)
     yield op, "weights", partial(score, query_weights=torch.ones(2, 100), causal=True), (8, 0)
     yield op, "range", partial(score, key_range=(3, 100)), (7, 1)
+    yield "center_keys", "all", partial(score, center_keys=True), (10, 0)
+    given = partial(score, log_sum_exp=torch.zeros(2, 4, 100))
+    yield op, "log-sum-exp", given, (5, 0)
+    yield "center_logits", "log-sum-exp", partial(given, center_keys=True), (9, 0)
     offsets = {"cu_seqlens_q": torch.tensor([0, 50, 100]).int(), "cu_seqlens_k": torch.tensor([0, 100, 300]).int()}
     packed = partial(pyramid_ops.attention_importance, query[0].transpose(0, 1), key[0].transpose(0, 1), **offsets)
     yield op, "packed", packed, (7, 2)
@@ -132,6 +139,8 @@ def _tome():
     yield "trace_rows", "merge_indices", partial(pyramid_ops.merge_indices, plan), (2, 0)
     yield "gather_levels", "unmerge_tokens", partial(pyramid_ops.unmerge_tokens, x[:, :561], plan), (3, 2)
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
+    call = partial(pyramid_ops.assign_mean, flat, plan.rows.flatten(), 1122, mode="amax")
+    yield "cluster_rows", "assign_mean, packed", partial(call, cu_seqlens=BOUNDS, cu_clusters=BOUNDS), (4, 1)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
     for count in (1, 8):
         yield "nearest", f"cosine, {count}", partial(pyramid_ops.nearest, x, x, count, exclude_self=True), (3, 0)

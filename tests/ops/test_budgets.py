@@ -53,6 +53,21 @@ def largest_remainder(total: int, weights: list) -> list[int]:
         # A positive weight keeps its level on, even where its share rounds down to 0.
         (20, (1.0, 1e-20), (4, 30), {"rule": "largest_remainder"}, [4, 16]),
         (20, (1.0, 1e-20), (4, 30), {}, [4, 16]),
+        # Fractions .5, .25, .25; the largest weight first.
+        (10, (0.25, 0.125, 0.625), (9, 9, 9), {"rule": "largest_remainder"}, [3, 1, 6]),
+        (10, (0.25, 0.125, 0.625), (9, 9, 9), {"rule": "largest_remainder", "remainder": "weight"}, [2, 1, 7]),
+        (2, (0.25, 0.25, 0.25, 0.25), (9,) * 4, {"rule": "largest_remainder", "remainder": "weight"}, [1, 1, 0, 0]),
+        # 320 tokens of level 2 less the 80 that it holds go to levels 0 and 1, or all to level 0.
+        (800, (0.3, 0.3, 0.4), (600, 600, 80), {"surplus": "weight"}, [360, 360, 80]),
+        (800, (0.3, 0.3, 0.4), (600, 600, 80), {}, [480, 240, 80]),
+        # 50 left by level 0; a third of them fills level 1, and level 2 gets the others.
+        (100, (0.7, 0.1, 0.2), (20, 15, 99), {"surplus": "weight"}, [20, 15, 65]),
+        (100, (0, 0.9, 0.1), (20, 15, 99), {"surplus": "weight"}, [0, 15, 85]),
+        # The rest of an odd surplus by the remainder's rule: quotas 30 + 7.5, 30 + 7.5.
+        (101, (0.25, 0.25, 0.5), (99, 99, 10), {"surplus": "weight", "rule": "largest_remainder"}, [46, 45, 10]),
+        # Levels whose weights round down to 0 share equally.
+        (9, (1.0, 1e-20, 1e-30), (4, 30, 30), {"surplus": "weight"}, [4, 3, 2]),
+        (40, (0.25, 0.25, 0.5), (99, 99, 10), {"minimum": (0, 18, 0), "surplus": "weight"}, [11, 19, 10]),
     ],
 )
 def test_rules_and_bounds(total, weights, sizes, options, expected):
@@ -100,10 +115,10 @@ def problems(draw):
     return total, weights, sizes, least, most
 
 
-@given(problems())
-def test_host_and_device_agree_and_meet_the_bounds(problem):
+@given(problems(), st.sampled_from(["fraction", "weight"]), st.sampled_from(["finest", "weight"]))
+def test_host_and_device_agree_and_meet_the_bounds(problem, remainder, surplus):
     total, weights, sizes, least, most = problem
-    bounds = {"minimum": least, "maximum": most}
+    bounds = {"minimum": least, "maximum": most, "remainder": remainder, "surplus": surplus}
     budgets = allocate_budgets(total, weights.tolist(), sizes, **bounds, rule="largest_remainder")
     assert sum(budgets) == total
     sizes_on = [size if weight else 0 for size, weight in zip(sizes, weights.tolist(), strict=True)]
@@ -113,6 +128,7 @@ def test_host_and_device_agree_and_meet_the_bounds(problem):
     assert allocate_budgets_batch(total, row, sizes, **bounds).tolist() == [budgets]
     tensors = torch.tensor([total]), row, torch.tensor([sizes], dtype=torch.int32)
     assert allocate_budgets_batch(*tensors, **bounds).tolist() == [budgets]
+    del bounds["remainder"]
     level0 = allocate_budgets(total, weights.tolist(), sizes, **bounds)
     assert sum(level0) == total
     for budget, size, low, high in zip(level0, sizes_on, least, most, strict=True):
@@ -127,6 +143,61 @@ def test_host_and_device_agree_on_many_weights():
     batch = allocate_budgets_batch(totals, weights, SIZES).tolist()
     for row, total, budgets in zip(weights.tolist(), totals.tolist(), batch, strict=True):
         assert allocate_budgets(total, row, SIZES, rule="largest_remainder") == budgets
+
+
+def filled(missing: int, weights: list, room: list) -> list[float]:
+    """What each level takes of water that rises in proportion to its weight: the level of the water by bisection."""
+    low, high = 0.0, 1e12
+    for _ in range(200):
+        middle = (low + high) / 2
+        enough = sum(min(middle * weight, most) for weight, most in zip(weights, room, strict=True)) >= missing
+        low, high = (low, middle) if enough else (middle, high)
+    return [min(high * weight, most) for weight, most in zip(weights, room, strict=True)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4000), st.integers(0, 40)), min_size=1, max_size=8), st.integers(0, 320))
+def test_surplus_by_weight_is_water_that_rises(levels, total):
+    """Less than one token from the fractional result, all of it from level 0, which holds none."""
+    weights, room = [weight for weight, _ in levels], [most for _, most in levels]
+    total = min(total, sum(room))
+    row = torch.tensor([[1 << 29, *weights]], dtype=torch.float32)
+    budgets = allocate_budgets_batch(total, row, [0, *room], surplus="weight")[0].tolist()
+    assert budgets[0] == 0
+    assert sum(budgets) == total
+    for budget, expected in zip(budgets[1:], filled(total, weights, room), strict=True):
+        assert abs(budget - expected) < 1 + 1e-6
+
+
+@pytest.mark.parametrize("levels", [64, 65, 127, 128, 500, 1024])
+@pytest.mark.parametrize("surplus", ["finest", "weight"])
+@pytest.mark.parametrize("remainder", ["fraction", "weight"])
+def test_host_and_device_agree_on_many_levels(levels, remainder, surplus):
+    generator = torch.Generator().manual_seed(levels)
+    weights = torch.rand(6, levels, generator=generator) ** 4
+    weights[1] = 1.0
+    weights[2, ::3] = 0.0
+    weights /= weights.sum(1, keepdim=True)
+    sizes = torch.randint(0, 30, (6, levels), generator=generator)
+    totals = (torch.where(weights > 0, sizes, 0).sum(1) * torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 1.0])).long()
+    options = {"remainder": remainder, "surplus": surplus}
+    batch = allocate_budgets_batch(totals, weights, sizes, **options).tolist()
+    for row, total, size, budgets in zip(weights.tolist(), totals.tolist(), sizes.tolist(), batch, strict=True):
+        assert allocate_budgets(total, row, size, rule="largest_remainder", **options) == budgets
+    options |= {"minimum": 2, "maximum": 9}
+    batch = allocate_budgets_batch(4 * levels, weights[[0, 1]], [20] * levels, **options).tolist()
+    for row, budgets in zip(weights[[0, 1]].tolist(), batch, strict=True):
+        assert allocate_budgets(4 * levels, row, [20] * levels, rule="largest_remainder", **options) == budgets
+
+
+def test_many_levels_take_one_number_for_all():
+    weights = torch.ones(2, 65)
+    for message, args, options in (
+        ("sizes: expected a tensor or one number for all of more than 64 levels, got 1 to 65", range(1, 66), {}),
+        ("minimum: expected one number for all", [9] * 65, {"minimum": [0] * 64 + [1]}),
+        ("maximum: expected one number for all", [9] * 65, {"maximum": [5] * 64 + [1]}),
+    ):
+        with pytest.raises(ValueError, match=f"^allocate_budgets_batch: {message}"):
+            allocate_budgets_batch(1, weights, args, **options)
 
 
 @given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3), min_size=1, max_size=8), st.integers(0, 900))
@@ -199,6 +270,9 @@ def test_one_sample_equals_the_sample_in_a_batch():
     ("message", "options"),
     [
         ("rule: expected one of 'level0', 'largest_remainder', got 'x'", {"rule": "x"}),
+        ("remainder: expected 'fraction' with rule='level0', got 'weight'", {"rule": "level0", "remainder": "weight"}),
+        ("remainder: expected one of 'fraction', 'weight', got 'x'", {"remainder": "x"}),
+        ("surplus: expected one of 'finest', 'weight', got None", {"surplus": None}),
         (r"minimum: expected a sum of at most 100, the total, got 104", {"minimum": 26}),
         ("minimum: expected at most the 64 tokens of level 3, got 65", {"minimum": (0, 0, 0, 65)}),
         ("minimum: expected at most the maximum 9 of level 0, got 10", {"minimum": 10, "maximum": 9}),
@@ -244,8 +318,8 @@ N = torch.ones(2, 4, dtype=torch.int32)
         ("weights: expected a tensor", (1, WEIGHTS, SIZES)),
         (r"weights: expected shape \[B, L\]", (1, W[0], SIZES)),
         ("weights: expected dtype float32", (1, W.half(), SIZES)),
-        ("weights: expected 1 to 64 levels", (1, W[:, :0], ())),
-        ("weights: expected 1 to 64 levels", (1, torch.ones(2, 65), [1] * 65)),
+        ("weights: expected 1 to 1024 levels", (1, W[:, :0], ())),
+        ("weights: expected 1 to 1024 levels", (1, torch.ones(2, 1025), [1] * 1025)),
         ("weights: expected no gradient", (1, W.clone().requires_grad_(), SIZES)),
         ("total: expected at most 5440, the tokens of the levels, got 5441", (5441, W, SIZES)),
         ("total: expected at most 2147483647", (1 << 31, W, N)),

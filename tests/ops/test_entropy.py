@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_ops import patch_entropy, patchify
-from pyramid_ops.verify.inputs import FLOATS
+from pyramid_ops.verify.inputs import FEATURES, FLOATS
 from tests.bits import assert_same_bits
 from tests.ops.test_scoring import ulps
 
@@ -69,6 +69,27 @@ def test_bytes_and_the_same_values_as_floats_agree():
         assert_same_bits(patch_entropy(images / 256, 16, bins=bins), patch_entropy(images, 16, bins=bins))
 
 
+@pytest.mark.parametrize("dtype", FEATURES)
+@pytest.mark.parametrize(("patch", "bins"), [(1, 2), (4, 256), (6, 33)])
+def test_rows_are_patches(patch, bins, dtype):
+    """Dense as patchify gives them, packed, and every other row and value of a larger tensor."""
+    generator = torch.Generator().manual_seed(patch)
+    images = (256 * torch.rand(2, 3, 12, 24, generator=generator) / (1 if dtype == torch.uint8 else 200)).to(dtype)
+    rows, expected = patchify(images, patch), patch_entropy(images, patch, bins=bins)
+    assert_same_bits(patch_entropy(rows, bins=bins), expected)
+    packed = rows.flatten(0, 1)
+    assert_same_bits(patch_entropy(packed, bins=bins), expected.flatten())
+    apart = packed.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2]
+    assert_same_bits(patch_entropy(apart, bins=bins), expected.flatten())
+
+
+def test_rows_of_images_of_different_sizes():
+    images = [torch.rand(1, 3, 8, 12), torch.rand(1, 3, 4, 4)]
+    packed = torch.cat([patchify(image, 4)[0] for image in images])
+    assert_same_bits(patch_entropy(packed), torch.cat([patch_entropy(image, 4)[0] for image in images]))
+    assert patch_entropy(packed[:0]).shape == (0,)
+
+
 def test_entropy_is_exact_for_constant_and_uniform_patches():
     ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert_same_bits(patch_entropy(ramp, 16), torch.full((1, 1), 8.0))
@@ -92,7 +113,10 @@ IMAGE = torch.zeros(1, 3, 8, 8)
     ("message", "call"),
     [
         ("images: expected a tensor", lambda: patch_entropy(None, 4)),
-        (r"images: expected shape \[B, C, H, W\]", lambda: patch_entropy(IMAGE[0], 4)),
+        (r"images: expected shape \[B, C, H, W\] or \[B, N, V\] or \[T, V\]", lambda: patch_entropy(IMAGE[0, 0, 0])),
+        ("patch_size: expected None for rows, got 4 and float32", lambda: patch_entropy(IMAGE[0], 4)),
+        ("patch_size: expected an integer, got None", lambda: patch_entropy(IMAGE)),
+        ("images: expected 1 to 16777216 values in a patch, got 0", lambda: patch_entropy(IMAGE[0, :, :, :0])),
         ("images: expected dtype", lambda: patch_entropy(IMAGE.int(), 4)),
         ("images: expected sides that are multiples of 3", lambda: patch_entropy(IMAGE, 3)),
         ("patch_size: expected at least 1, got 0", lambda: patch_entropy(IMAGE, 0)),

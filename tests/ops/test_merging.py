@@ -5,6 +5,7 @@ import torch
 
 import pyramid_ops
 from pyramid_ops import MergePlan, compat
+from pyramid_ops.verify.inputs import int32
 from tests.bits import assert_same_bits
 
 from .merging_inputs import INF, NAN, clusters, cosine, rand, tome, tome_merge
@@ -194,6 +195,53 @@ def test_assign_mean(dtype):
                 )
 
 
+@pytest.mark.parametrize("mode", ["sum", "amax"])
+def test_assign_sum_and_maximum(mode):
+    x, assignment = rand(2, 50, 12), torch.randint(-1, 9, (2, 50), generator=torch.Generator().manual_seed(2))
+    weights = torch.rand(2, 50, generator=torch.Generator().manual_seed(3))
+    found, totals = pyramid_ops.assign_mean(x, assignment, 8, weights=weights, mode=mode)
+    for b in range(2):
+        for c in range(8):
+            rows, w = x[b, assignment[b] == c].double(), weights[b, assignment[b] == c].double()
+            expected = (rows * w[:, None]).sum(0) if mode == "sum" else rows.amax(0)
+            assert torch.allclose(found[b, c].double(), expected, atol=1e-6)
+            assert abs(totals[b, c] - w.sum()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["mean", "sum", "amax"])
+def test_packed_clusters_are_those_of_each_segment_alone(mode):
+    generator = torch.Generator().manual_seed(0)
+    lengths, many = [20, 0, 1, 45], [3, 2, 1, 7]
+    bounds, cu_clusters = (torch.tensor([0, *part]).cumsum(0) for part in (lengths, many))
+    x, weights = rand(70, 5), torch.rand(70, generator=generator)
+    assignment = torch.randint(-1, 8, (70,), generator=generator)
+    options = {"cu_seqlens": bounds, "cu_clusters": cu_clusters, "weights": weights, "mode": mode}
+    tokens, sizes = pyramid_ops.assign_mean(x, assignment, 15, **options)
+    for s, (start, length, row, count) in enumerate(zip(bounds, lengths, cu_clusters, many, strict=False)):
+        here = slice(start, start + length)
+        alone = pyramid_ops.assign_mean(x[here], assignment[here], count, weights=weights[here], mode=mode)
+        assert_same_bits(tokens[row : row + count], alone.tokens, f"segment {s}")
+        assert_same_bits(sizes[row : row + count], alone.sizes, f"segment {s}")
+    assert (tokens[13:] == 0).all()
+    assert (sizes[13:] == 0).all()
+    fewer, _ = pyramid_ops.assign_mean(x, assignment, 4, **options)
+    assert_same_bits(fewer, tokens[:4])
+
+
+def test_packed_clusters_take_what_best_match_gives():
+    """Each token of a segment joins its most similar centre of the segment."""
+    x, centres = rand(30, 8), rand(7, 8, seed=1)
+    of_x, of_centres = torch.tensor([0, 11, 30]), torch.tensor([0, 4, 7])
+    match = pyramid_ops.best_match(x, centres, cu_seqlens_q=of_x, cu_seqlens_k=of_centres)
+    means, _ = pyramid_ops.assign_mean(x, match.indices, 7, cu_seqlens=of_x, cu_clusters=of_centres)
+    for s in range(2):
+        rows, keys = x[of_x[s] : of_x[s + 1]], centres[of_centres[s] : of_centres[s + 1]]
+        nearest = cosine(rows[None], keys[None])[0].argmax(-1)
+        for c in range(len(keys)):
+            expected = rows[nearest == c].mean(0) if (nearest == c).any() else torch.zeros(8)
+            assert torch.allclose(means[of_centres[s] + c], expected, atol=1e-6)
+
+
 def test_empty_clusters_are_zero():
     means, totals = pyramid_ops.assign_mean(rand(4, 3), torch.tensor([0, 9, -1, 0]), 3)
     assert (means[1:] == 0).all()
@@ -320,6 +368,30 @@ BAD = [
         lambda: pyramid_ops.assign_mean(rand(4, 2), torch.zeros(4, dtype=torch.int64), -1),
         ValueError,
         "assign_mean: num_clusters: expected at least 0, got -1",
+    ),
+    (
+        lambda: pyramid_ops.assign_mean(rand(4, 2), torch.zeros(4, dtype=torch.int64), 2, mode="max"),
+        ValueError,
+        "assign_mean: mode: expected one of 'mean', 'sum', 'amax', got 'max'",
+    ),
+    (
+        lambda: pyramid_ops.assign_mean(rand(4, 2), torch.zeros(4, dtype=torch.int64), 2, cu_seqlens=int32(0, 4)),
+        ValueError,
+        "assign_mean: cu_clusters: expected with cu_seqlens",
+    ),
+    (
+        lambda: pyramid_ops.assign_mean(
+            rand(4, 2), torch.zeros(4, dtype=torch.int64), 2, cu_seqlens=int32(0, 4), cu_clusters=int32(0, 1, 2)
+        ),
+        ValueError,
+        r"assign_mean: cu_clusters: expected shape \[2\]",
+    ),
+    (
+        lambda: pyramid_ops.assign_mean(
+            rand(1, 4, 2), torch.zeros(1, 4, dtype=torch.int64), 2, cu_seqlens=int32(0, 4), cu_clusters=int32(0, 2)
+        ),
+        ValueError,
+        r"assign_mean: cu_seqlens: expected with packed tokens \[T, D\]",
     ),
     (
         lambda: pyramid_ops.tome_matching(rand(2, 8, 4).requires_grad_(), 1),

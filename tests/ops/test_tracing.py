@@ -225,7 +225,7 @@ def merge_tokens_packed(x, bounds):
 
 @call(images)
 def patch_entropy(x):
-    return pyramid_ops.patch_entropy(x, 4, bins=16)
+    return pyramid_ops.patch_entropy(x, 4, bins=16), pyramid_ops.patch_entropy(x[:, 0], bins=16)
 
 
 @call(images)

@@ -29,6 +29,9 @@ def special_weights(batch: int, levels: int, seed: int) -> Tensor:
     return x
 
 
+RULES = [(remainder, surplus) for remainder in ("fraction", "weight") for surplus in ("finest", "weight")]
+
+
 def allocate_budgets_batch_golden() -> Cases:
     most = (1 << 31) - 1
     for levels in (1, 3, 4, 13):
@@ -41,6 +44,13 @@ def allocate_budgets_batch_golden() -> Cases:
             yield Case(f"{levels}-bounds{k}", (weights, None, 273, Amount(None, size), limits))
             total, sizes = source.integers(-9, 900, 20), source.integers(-9, 300, 20, levels, dtype=torch.int32)
             yield Case(f"{levels}-tensors-bounds{k}", (weights, total, 0, Amount(sizes, [0] * levels), limits))
+    for levels in (4, 200):
+        source = Source(f"{levels}-rules")
+        weights = source.floats(20, levels, low=-8, high=1, signed=False)
+        total, sizes = source.integers(-9, 60 * levels, 20), source.integers(-9, 99, 20, levels, dtype=torch.int32)
+        for remainder, surplus in RULES:
+            bounds = Bounds([3], [most], remainder, surplus)
+            yield Case(f"{levels}-{remainder}-{surplus}", (weights, total, 0, Amount(sizes, [0]), bounds))
 
 
 def allocate_budgets_batch_bits() -> Cases:
@@ -65,6 +75,16 @@ def allocate_budgets_batch_bits() -> Cases:
         huge = extremes[torch.randint(0, 4, (40, levels), generator=generator)]
         args = (weights, huge[:, 0].contiguous(), 0, Amount(huge, [0] * levels), free)
         yield Case(f"{levels}-extreme-tensors", args)
+    for levels in (1, 5, 64, 65, 200, 1024):
+        weights = special_weights(10, levels, levels)
+        totals = torch.randint(-9, 45 * levels, (10,), generator=generator)
+        sizes = torch.randint(-9, 99, (10, levels), generator=generator)
+        for remainder, surplus in RULES:
+            bounds = Bounds([3], [largest], remainder, surplus)
+            yield Case(f"{levels}-{remainder}-{surplus}", (weights, totals, 0, Amount(sizes, [0]), bounds))
+        huge = Amount(None, [largest])
+        bounds = Bounds([0], [largest >> 1], "fraction", "weight")
+        yield Case(f"{levels}-largest-weight", (weights, None, largest, huge, bounds))
     for batch in (0, 1, 65):
         sizes = Amount(None, [4096, 1024, 256, 64])
         args = (special_weights(batch, 4, batch), None, 273, sizes, Bounds([0] * 4, [largest] * 4))
@@ -80,19 +100,24 @@ def allocate_budgets_batch_ones() -> Iterator[Call]:
 
 
 def allocate_budgets_batch_compiled() -> Iterator[Call]:
-    for levels in (4, 64):
+    for levels in (4, 64, 1024):
         weights = torch.empty(64, levels)
         allocate = functools.partial(pyramid_ops.allocate_budgets_batch, 20, weights, [64] * levels)
         yield Call(f"allocate_budgets_batch, {levels} levels", allocate)
+        by_weight = functools.partial(allocate, remainder="weight", surplus="weight")
+        yield Call(f"allocate_budgets_batch, {levels} levels, by weight", by_weight)
 
 
 def budget(so_far: Any) -> None:
     """Budgets of each sample, within bounds."""
-    batch, levels = so_far.integer(0, 5), so_far.integer(1, 6)
+    batch, levels = so_far.integer(0, 5), so_far.choice(so_far.integer(1, 6), 70)
     weights = so_far.tensor(batch, levels, dtype=torch.float32, kinds=("plain", "ties", "bits"))
     sizes = [so_far.integer(0, 300) for _ in range(levels)]
-    options = {}
-    if so_far.choice(True, False):
+    remainder, surplus = so_far.choice(*RULES)
+    options = {"remainder": remainder, "surplus": surplus}
+    if levels == 70:
+        sizes = sizes[:1] * levels
+    elif so_far.choice(True, False):
         options["maximum"] = [so_far.integer(0, 300) for _ in range(levels)]
     total = torch.tensor([so_far.integer(-5, 900) for _ in range(batch)], dtype=torch.int32)
     so_far.same(pyramid_ops.allocate_budgets_batch, total, weights, sizes, **options)

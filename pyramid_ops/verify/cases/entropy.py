@@ -54,12 +54,17 @@ def patch_entropy_bits() -> Cases:
     yield Case("expanded", (x[:1, :1].expand(2, 2, 8, 8), 4, 256))
     yield Case("no-images", (x[:0], 4, 256))
     yield Case("no-patches", (x[..., :0], 4, 256))
+    for dtype in FEATURES:
+        rows = special_pixels((33, 50), dtype)
+        yield Case(f"rows-{name(dtype)}", (rows.T[None, :, :, None], 1, 256))
+    yield Case("rows-apart", (special_pixels((9, 50), torch.float32)[::2, 3:40].T[None, :, :, None], 1, 33))
     yield Case("constant", (torch.full((1, 3, 4, 4), 0.3), 4, 256))
 
 
 def patch_entropy_ones() -> Iterator[Call]:
     yield Call("patch_entropy", lambda: pyramid_ops.patch_entropy(torch.empty(1, 1, 1, 1), 1, bins=2))
     yield Call("patch_entropy-bytes", lambda: pyramid_ops.patch_entropy(torch.empty(1, 1, 2, 4, dtype=torch.uint8), 2))
+    yield Call("patch_entropy-rows", lambda: pyramid_ops.patch_entropy(torch.empty(1, 1)))
 
 
 def patch_entropy_compiled() -> Iterator[Call]:
@@ -69,6 +74,8 @@ def patch_entropy_compiled() -> Iterator[Call]:
             x = torch.empty(2, 3, 1024, 1024, dtype=dtype)[:, :, :side, :side]
             entropy = functools.partial(pyramid_ops.patch_entropy, x, patch, bins=bins)
             yield Call(f"patch_entropy, {patch}×{patch}, {bins} bins", entropy, dtype)
+        entropy = functools.partial(pyramid_ops.patch_entropy, torch.empty(8192, 768, dtype=dtype))
+        yield Call("patch_entropy, rows of 768, 256 bins", entropy, dtype)
 
 
 def entropy(so_far: Any) -> None:
@@ -77,6 +84,8 @@ def entropy(so_far: Any) -> None:
     sides = [patch * so_far.integer(1, 3) for _ in range(2)]
     images = so_far.tensor(so_far.integer(0, 2), so_far.integer(1, 2), *sides, dtype=so_far.choice(*FEATURES))
     so_far.same(pyramid_ops.patch_entropy, images, patch, bins=so_far.choice(2, 33, 256))
+    level = so_far.choice(*so_far.levels)
+    so_far.same(pyramid_ops.patch_entropy, so_far.choice(level, level.flatten(0, 1)), bins=33)
 
 
 DESCRIPTIONS = [

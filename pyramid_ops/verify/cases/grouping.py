@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from ...ops.grouping import group_tokens_op, join_tokens_op
+from ...ops.grouping import cluster_rows_op, group_tokens_op, join_tokens_op
 from ...ops.merging import assign_mean
 from ...plans.applied import apply
 from ...plans.joined import join, then
 from ...plans.kept import keep
 from ..describe import Call, Case, Cases, Description
-from ..inputs import Source, int32
+from ..inputs import BOUNDS, Source, int32, offsets
 
 INDICES = (torch.int64,)
 
@@ -65,6 +65,26 @@ def group_tokens_bits() -> Cases:
     yield Case("no-samples", (rows[:0], None, 9))
 
 
+def cluster_rows_golden() -> Cases:
+    source = Source("clusters")
+    yield Case("66", (source.integers(-1, 9, 66), int32(3, 3, 40, 64), int32(0, 5, 12, 15), 14))
+
+
+def cluster_rows_bits() -> Cases:
+    generator = torch.Generator().manual_seed(0)
+    for case, values in BOUNDS.items():
+        size = max(1, *values) + 3
+        assignment = torch.randint(-2, 40, (size,), generator=generator)
+        cu_clusters = torch.randint(0, 30, (len(values),), generator=generator).cumsum(0).to(torch.int32)
+        args = int32(*values), cu_clusters, max(0, int(cu_clusters[-1]) - 9)
+        yield Case(case, (assignment, *args))
+        yield Case(f"{case}-empty", (assignment[:0], *args))
+    yield Case("descending", (assignment, int32(*values), cu_clusters.flip(0), 40))
+    far = torch.randint(-(1 << 40), 1 << 40, (2 * size,), generator=generator)
+    far[::4] %= 9
+    yield Case("far", (far[::2], int32(0, 9, size), int32(-(1 << 31), 7, (1 << 31) - 1), 1 << 30))
+
+
 def merged(features: int, tokens: int, kept: int, dtype: torch.dtype = torch.float32) -> object:
     x = torch.empty(1, tokens, features, dtype=dtype)
     plan = keep(torch.empty(1, tokens), kept)
@@ -78,6 +98,20 @@ def join_ones() -> Iterator[Call]:
 def packed_ones() -> Iterator[Call]:
     bounds = torch.empty(2, dtype=torch.int32)
     yield Call("join-packed", lambda: join(torch.empty(1, 1), keep(torch.empty(1), 1, cu_seqlens=bounds)))
+
+
+def clusters_of(tokens: int, clusters: int) -> object:
+    bounds = int32(0, tokens)
+    x, assignment = torch.empty(tokens, 1), torch.zeros(tokens, dtype=torch.int64)
+    return assign_mean(x, assignment, clusters, cu_seqlens=bounds, cu_clusters=int32(0, clusters))
+
+
+def clusters_ones() -> Iterator[Call]:
+    yield Call("assign_mean-packed", functools.partial(clusters_of, 1, 1))
+
+
+def clusters_compiled() -> Iterator[Call]:
+    yield Call("assign_mean, 576 packed in 20", functools.partial(clusters_of, 576, 20))
 
 
 def join_compiled() -> Iterator[Call]:
@@ -103,6 +137,17 @@ def joining(so_far: Any) -> None:
     so_far.same(then, plan, second)
 
 
+def clustering(so_far: Any) -> None:
+    """Packed tokens in clusters of their segments."""
+    tokens = so_far.choice(*so_far.levels).flatten(0, 1)
+    bounds = offsets(so_far, len(tokens))
+    many = [so_far.integer(0, 4) for _ in bounds]
+    cu_clusters = torch.tensor(many).cumsum(0).to(torch.int32)
+    assignment = torch.tensor([so_far.integer(-1, 4) for _ in tokens], dtype=torch.int64)
+    mode, options = so_far.choice("mean", "sum", "amax"), {"cu_seqlens": bounds, "cu_clusters": cu_clusters}
+    so_far.same(assign_mean, tokens, assignment, so_far.integer(0, sum(many)), mode=mode, **options)
+
+
 DESCRIPTIONS = [
     Description(
         join_tokens_op,
@@ -114,6 +159,17 @@ DESCRIPTIONS = [
         "test_keep",
         dtypes=INDICES,
         scattered=("_join_tokens_kernel",),
+    ),
+    Description(
+        cluster_rows_op,
+        cluster_rows_golden,
+        cluster_rows_bits,
+        clusters_ones,
+        clusters_compiled,
+        clustering,
+        "test_tome",
+        dtypes=INDICES,
+        scattered=("_cluster_rows_kernel",),
     ),
     Description(
         group_tokens_op,
