@@ -63,7 +63,8 @@ def _part(x_ptr, stride_n, start, count, mask, LANES: tl.constexpr):
     live = ()
     for lane in tl.static_range(LANES):
         token = start + lane
-        keep = mask & (token < count)
+        # A block, since the interpreter makes integers of a block of flags and one flag.
+        keep = mask & (tl.zeros(mask.shape, tl.int32) + token < count)
         rows = rows + (widen(tl.load(x_ptr + token.to(tl.int64) * stride_n, mask=keep, other=0)),)
         live = live + (keep,)
     return rows, live
@@ -141,8 +142,8 @@ def _channel_variance_kernel(statistics_ptr, cu_ptr, out_ptr, tokens, features, 
     rest_ptr = mean_ptr + (tl.zeros((), tl.int64) + plane)
     squares_ptr = rest_ptr + (tl.zeros((), tl.int64) + plane)
     size = tl.zeros((BLOCK,), tl.float32) + length.to(tl.float32)
-    first_mean = tl.load(mean_ptr, mask=mask & (chunks > 0), other=0)
-    first_rest = tl.load(rest_ptr, mask=mask & (chunks > 0), other=0)
+    first_mean = _part(mean_ptr, features, 0, chunks, mask, 1)[0][0]
+    first_rest = _part(rest_ptr, features, 0, chunks, mask, 1)[0][0]
     differs = tl.zeros((BLOCK,), tl.int32)
 
     total = _zeros(CHUNK_LANES, BLOCK)

@@ -66,28 +66,36 @@ def pool_tokens(tokens: Tensor, grid: Grid, mode: str) -> Tensor:
     height, width, rows, columns = grid
     x = tokens.unflatten(1, (height, width))
     down, across = _bins(height, rows, tokens.device), _bins(width, columns, tokens.device)
+    whole = height % rows == width % columns == 0
     total = torch.zeros(len(x), rows, columns, x.shape[3], dtype=torch.float32, device=x.device)
     best = torch.full(total.shape if mode == "amax" else (0,), NO_KEY, dtype=torch.int32, device=x.device)
-    for row in down:
-        for column in across:
-            part = widen(x[:, torch.where(row < 0, 0, row)][:, :, torch.where(column < 0, 0, column)])
-            inside = ((row[:, None] >= 0) & (column >= 0))[..., None]
+    for row, in_rows in down:
+        line = x[:, row]
+        for column, in_columns in across:
+            part = widen(line[:, :, column])
+            inside = (in_rows[:, None] & in_columns)[..., None]
             if mode == "amax":
                 key = torch.where(inside, ordered_key(part), NO_KEY)
                 total = torch.where(key > best, part, total)
                 best = torch.maximum(best, key)
+            elif whole:
+                total += part
             else:
                 total = torch.where(inside, total + part, total)
     if mode == "mean":
-        heights, widths = ((index >= 0).to(torch.int64).sum(0) for index in (down, across))
+        heights, widths = (
+            torch.stack([inside for _, inside in bins]).to(torch.int64).sum(0) for bins in (down, across)
+        )
         total = total / widen(heights[:, None] * widths)[..., None]
     return narrow(total, tokens.dtype).flatten(1, 2)
 
 
-def _bins(size: int, bins: int, device: torch.device) -> Tensor:
-    """Row k has the k-th of the rows or columns of each bin, −1 where it has fewer: `[most, bins]`."""
+def _bins(size: int, bins: int, device: torch.device) -> list[tuple[slice | Tensor, Tensor]]:
+    """The k-th of the rows or columns of each bin, and whether it has so many, for each k."""
     number = torch.arange(bins, device=device)
     first, stop = number * size // bins, -(-(number + 1) * size // bins)
-    index = first + torch.arange(-(-size // bins) + 1, device=device)[:, None]
-    index = torch.where(index < stop, index, -1)
-    return index[: int((stop - first).amax())]
+    count = size // bins
+    if count * bins == size:
+        return [(slice(k, None, count), first < stop) for k in range(count)]
+    most = int((stop - first).amax())
+    return [(torch.where(first + k < stop, first + k, 0), first + k < stop) for k in range(most)]

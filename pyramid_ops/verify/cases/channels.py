@@ -29,13 +29,13 @@ def channel_variance_golden() -> Cases:
 
 def channel_variance_bits() -> Cases:
     generator = torch.Generator().manual_seed(0)
-    for k, tokens in enumerate((1, 2, 8, 9, 63, 64, 65, 129, 2113)):
+    for k, tokens in enumerate((1, 2, 9, 63, 64, 65, 129, 1100)):
         for j, features in enumerate((1, 8, 40, 300)):
             dtype = FEATURES[(k + j) % 4]
             x = 100 * torch.randn(2, tokens, features, generator=generator) + 1e3 * (j % 2)
             x = x.clamp(0, 255) if dtype == torch.uint8 else x
             x[1, :, ::3] = x[1, :1, ::3]
-            slow = features * tokens > 1 << 18
+            slow = features * tokens > 10000
             yield Case(f"{tokens}x{features}-{name(dtype)}", (x.to(dtype), None), slow)
     for dtype in FEATURES:
         x = special_rows(35, dtype).repeat(1, 9, 1)
@@ -51,7 +51,7 @@ def channel_variance_bits() -> Cases:
         ("one", (0, 300)),
         ("none", (0,)),
         ("outside", (300, 300, 400)),
-        ("short", tuple(range(0, 300, 2))),
+        ("short", tuple(range(0, 300, 25))),
     ):
         yield Case(case, (x[:1], int32(*bounds)))
     yield Case("transposed", (x.transpose(0, 1), None))
