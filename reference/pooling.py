@@ -1,10 +1,10 @@
-"""Scores pooled over windows."""
+"""Scores and tokens pooled over windows."""
 
 import torch
 from torch import Tensor
 
-from .arguments import Windows
-from .arithmetic import NO_KEY, ordered_key, widen
+from .arguments import Grid, Windows
+from .arithmetic import NO_KEY, narrow, ordered_key, widen
 from .segments import packed_grids
 
 
@@ -55,3 +55,47 @@ def pool_scores_packed(
             pooled = pool_scores(scores[None, start : start + height * width], windows, reduction)
             out[first:last] = pooled[0, : last - first]
     return out, offsets.to(torch.int32), torch.stack((rows, columns), 1).to(torch.int32)
+
+
+def pool_tokens(tokens: Tensor, grid: Grid, mode: str) -> Tensor:
+    """`[B, height · width, D]` → `[B, rows · columns, D]`: bin i has the rows ⌊i · H / h⌋ to ⌈(i + 1) · H / h⌉ − 1.
+
+    A mean adds what is in a bin row by row, from +0, and divides by the count; a maximum is the first of the largest,
+    its bits unchanged.
+    """
+    height, width, rows, columns = grid
+    x = tokens.unflatten(1, (height, width))
+    down, across = _bins(height, rows, tokens.device), _bins(width, columns, tokens.device)
+    whole = height % rows == width % columns == 0
+    total = torch.zeros(len(x), rows, columns, x.shape[3], dtype=torch.float32, device=x.device)
+    best = torch.full(total.shape if mode == "amax" else (0,), NO_KEY, dtype=torch.int32, device=x.device)
+    for row, in_rows in down:
+        line = x[:, row]
+        for column, in_columns in across:
+            part = widen(line[:, :, column])
+            inside = (in_rows[:, None] & in_columns)[..., None]
+            if mode == "amax":
+                key = torch.where(inside, ordered_key(part), NO_KEY)
+                total = torch.where(key > best, part, total)
+                best = torch.maximum(best, key)
+            elif whole:
+                total += part
+            else:
+                total = torch.where(inside, total + part, total)
+    if mode == "mean":
+        heights, widths = (
+            torch.stack([inside for _, inside in bins]).to(torch.int64).sum(0) for bins in (down, across)
+        )
+        total = total / widen(heights[:, None] * widths)[..., None]
+    return narrow(total, tokens.dtype).flatten(1, 2)
+
+
+def _bins(size: int, bins: int, device: torch.device) -> list[tuple[slice | Tensor, Tensor]]:
+    """The k-th of the rows or columns of each bin, and whether it has so many, for each k."""
+    number = torch.arange(bins, device=device)
+    first, stop = number * size // bins, -(-(number + 1) * size // bins)
+    count = size // bins
+    if count * bins == size:
+        return [(slice(k, None, count), first < stop) for k in range(count)]
+    most = int((stop - first).amax())
+    return [(torch.where(first + k < stop, first + k, 0), first + k < stop) for k in range(most)]
