@@ -181,6 +181,6 @@ def pool_tokens(tokens: Tensor, grid: Grid, mode: str) -> Tensor:
         tiles = fold_tiles(tokens, False)
         launch(
             _pool_tokens_kernel, batch * grid.rows * grid.columns * cdiv(features, tiles["BLOCK"]),
-            tokens, out, tokens.stride(0), tokens.stride(1), *grid, features, MODE=mode, **tiles,
+            tokens, out, tokens.stride(0), tokens.stride(1), *grid[:4], features, MODE=mode, **tiles,
         )  # fmt: skip
     return out

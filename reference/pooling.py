@@ -63,7 +63,7 @@ def pool_tokens(tokens: Tensor, grid: Grid, mode: str) -> Tensor:
     A mean adds what is in a bin row by row, from +0, and divides by the count; a maximum is the first of the largest,
     its bits unchanged.
     """
-    height, width, rows, columns = grid
+    height, width, rows, columns = grid[:4]
     x = tokens.unflatten(1, (height, width))
     down, across = _bins(height, rows, tokens.device), _bins(width, columns, tokens.device)
     whole = height % rows == width % columns == 0
