@@ -22,6 +22,7 @@ MAY_IMPORT = {
     **{name: {"torch", "numpy", *BASE} for name in BASE},
     "ops": {"torch", "numpy", "reference", *BASE},
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
+    "methods": {"torch", "numpy", "plans", "ops", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},
     "verify": {"torch", "numpy", "", "reference", "ops", "plans", *BASE},
     "demo": {"torch", "numpy", "", "matplotlib", "PIL", "rich", "skimage", *BASE},

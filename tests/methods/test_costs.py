@@ -1,0 +1,37 @@
+"""Launches of each method are those that its docstring says: Triton's and PyTorch's."""
+
+import inspect
+import os
+import re
+from functools import partial
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
+
+from pyramid_ops import methods
+from tests.launches import launched
+
+HALF = torch.bfloat16
+QUERY, KEY = torch.zeros(2, 8, 640, 64, dtype=HALF), torch.zeros(2, 2, 640, 64, dtype=HALF)
+HIDDEN, IMAGE = torch.zeros(2, 640, 128, dtype=HALF), torch.zeros(2, 640, dtype=torch.bool)
+SCORES, PATCHES = torch.zeros(2, 576), torch.zeros(2, 576, 128, dtype=HALF)
+
+IN_LLM = {"keep": 144, "capacity": 208}
+CALLS = {
+    "class_attention": partial(methods.class_attention, QUERY, QUERY),
+    "fastervlm": partial(methods.fastervlm, SCORES, keep=144),
+    "fastv": partial(methods.fastv, QUERY, KEY, IMAGE, **IN_LLM),
+    "pyramiddrop": partial(methods.pyramiddrop, QUERY, KEY, IMAGE, **IN_LLM),
+    "visionzip": partial(methods.visionzip, SCORES, PATCHES, dominant=54, contextual=10),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in methods.__all__ if inspect.isfunction(getattr(methods, name))])
+def test_cost_is_what_the_docstring_says(name):
+    said = re.search(r"Cost: (\d+) launches(?: and (\d+) of PyTorch)?", inspect.getdoc(getattr(methods, name)))
+    assert said, "Cost: … launches and … of PyTorch"
+    assert launched(CALLS[name]) == (int(said[1]), int(said[2] or 0))

@@ -1,0 +1,31 @@
+"""Every public method says what it is, what differs from its authors' code, and what it costs."""
+
+import inspect
+
+import pytest
+
+from pyramid_ops import methods
+
+PUBLIC = [name for name in methods.__all__ if inspect.isfunction(getattr(methods, name))]
+PARTS = ("Rule: ", "Parameters\n---", "Returns\n---", "Raises\n---", "Differs: ", "Cost: ", "References\n---", ">>> ")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_documents_have_their_parts(name):
+    document = inspect.getdoc(getattr(methods, name))
+    places = [document.find(part) for part in PARTS]
+    assert -1 not in places, f"{name}: {PARTS[places.index(-1)]!r} is missing"
+    assert places == sorted(places), f"{name}: in another order"
+    source = document[document.index("References\n") : document.index("Examples\n")]
+    assert "arXiv" in source or "20" in source, f"{name}: no paper"
+
+
+def test_every_method_is_public():
+    files = {getattr(methods, name).__module__ for name in PUBLIC}
+    assert {f"pyramid_ops.methods.{file}" for file in ("decoder", "encoder")} <= files
+
+
+@pytest.mark.parametrize("name", methods.retained.__all__)
+def test_counts_are_of_methods(name):
+    assert name in PUBLIC
+    assert ">>> " in inspect.getdoc(getattr(methods.retained, name))
