@@ -3,6 +3,8 @@
 from . import retained
 from .decoder import *
 from .encoder import *
+from .instruction import *
+from .raters import *
 
 __all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))
 __all__ += ["retained"]

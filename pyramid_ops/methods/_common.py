@@ -26,10 +26,11 @@ class Where(NamedTuple):
 
 def received(query: Tensor, key: Tensor, where: Where, **options: Any) -> Tensor:
     """What each token of a decoder's sequence receives, `[B, N]` or `[T]`."""
+    packed: dict[str, Any] = {}
     if where.cu_seqlens is not None:
-        options |= {"cu_seqlens_q": where.cu_seqlens, "cu_seqlens_k": where.cu_seqlens}
-        options |= {"max_seqlen_q": where.max_seqlen, "max_seqlen_k": where.max_seqlen}
-    return attention_importance(query, key, causal=True, key_mask=where.key_mask, **options)
+        packed = {f"cu_seqlens_{name}": where.cu_seqlens for name in "qk"}
+        packed |= {f"max_seqlen_{name}": where.max_seqlen for name in "qk"}
+    return attention_importance(query, key, causal=True, key_mask=where.key_mask, **packed | options)
 
 
 def one_row(last: Union[int, Tensor]) -> dict[str, Any]:
@@ -56,8 +57,8 @@ def keep_visual(
     """The best image tokens and all text, without padding."""
     flags(op, "image", image, scores)
     text = ~image if where.key_mask is None else where.key_mask & ~image
-    options |= {"cu_seqlens": where.cu_seqlens, "max_seqlen": where.max_seqlen, "capacity": capacity}
-    return keep_tokens(scores, keep, candidates=image, forced=text, **options)
+    options = {"candidates": image, "forced": text, "capacity": capacity} | options
+    return keep_tokens(scores, keep, cu_seqlens=where.cu_seqlens, max_seqlen=where.max_seqlen, **options)
 
 
 def grouped(scores: Tensor, k: Count, groups: Tensor, longest: Optional[int] = None, **options: Any) -> Tensor:

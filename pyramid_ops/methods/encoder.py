@@ -191,7 +191,7 @@ def visionzip(attention: Tensor, metric: Tensor, *, dominant: int, contextual: i
     batch, size = attention.shape
     others = size - check.integer(op, "dominant", dominant, 0)
     if check.integer(op, "contextual", contextual, 1) > others:
-        raise ValueError(f"{op}: contextual: expected at most {others}, the tokens that do not dominate, got {contextual}")
+        raise ValueError(f"{op}: contextual: expected at most {others}, the other tokens, got {contextual}")
     first = keep_tokens(attention, dominant)
     rest = keep_tokens(attention, others, candidates=~mask(first))
     targets = torch.arange(0, others, others // contextual, device=attention.device)[:contextual]

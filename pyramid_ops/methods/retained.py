@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-__all__ = ["fastv", "pyramiddrop", "visionzip"]
+__all__ = ["aim_prune", "fastv", "prunevid_llm", "pyramiddrop", "sparsevlm", "visionzip", "vscan_decode"]
+
+_SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
 
 
 def fastv(tokens: int, ratio: float = 0.5) -> int:
@@ -23,6 +25,50 @@ def pyramiddrop(tokens: int, ratios: Sequence[float] = (0.5, 0.25, 0.125)) -> li
     [1440, 720, 360]
     """
     return [int(tokens * ratio) for ratio in ratios]
+
+
+def aim_prune(tokens: int, layer: int, first: int = 14, layers: int = 8) -> int:
+    """Image tokens that AIM reads in a layer: n · max(0, 1 − (layer − first + 1) / layers) from the first on.
+
+    >>> from pyramid_ops.methods import retained
+    >>> [retained.aim_prune(144, layer) for layer in (13, 14, 17, 21)]
+    [144, 126, 72, 0]
+    """
+    return tokens if layer < first else int(tokens * max(0.0, 1 - (layer - first + 1) / layers))
+
+
+def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:
+    """Tokens that PruneVid leaves of a static set or a frame: int(0.4 · n).
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.prunevid_llm(72)
+    28
+    """
+    return int(tokens * ratio)
+
+
+def sparsevlm(budget: int = 192) -> tuple[int, ...]:
+    """Image tokens after each stage of SparseVLM, before layers 2, 6 and 15: the authors' tables for 576 tokens.
+
+    Without those that recycling adds. The budget, 192, 128 or 64, is about their mean over layers.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.sparsevlm(128)
+    (303, 110, 36)
+    """
+    if budget not in _SPARSEVLM:
+        raise ValueError(f"sparsevlm: budget: expected one of {', '.join(map(str, _SPARSEVLM))}, got {budget}")
+    return _SPARSEVLM[budget]
+
+
+def vscan_decode(tokens: int, generated: int, rate: float = 0.5) -> int:
+    """Image tokens that the described prune of VScan leaves: int(n · (1 − min(rate · generated / 20, 0.9))).
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.vscan_decode(100, generated=10)
+    75
+    """
+    return int(tokens * (1 - min(rate * generated / 20, 0.9)))
 
 
 def visionzip(dominant: int, contextual: int) -> int:

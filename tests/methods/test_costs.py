@@ -20,10 +20,20 @@ QUERY, KEY = torch.zeros(2, 8, 640, 64, dtype=HALF), torch.zeros(2, 2, 640, 64, 
 HIDDEN, IMAGE = torch.zeros(2, 640, 128, dtype=HALF), torch.zeros(2, 640, dtype=torch.bool)
 SCORES, PATCHES = torch.zeros(2, 576), torch.zeros(2, 576, 128, dtype=HALF)
 
-IN_LLM = {"keep": 144, "capacity": 208}
+IN_LLM, GROUPS = {"keep": 144, "capacity": 208}, torch.tensor([0, 300, 640, 1280]).int()
 CALLS = {
+    "aim_described": partial(methods.aim_described, QUERY, KEY, IMAGE, IMAGE, alpha=0.5, **IN_LLM),
+    "aim_prune": partial(methods.aim_prune, QUERY, KEY, IMAGE, **IN_LLM),
     "class_attention": partial(methods.class_attention, QUERY, QUERY),
     "fastervlm": partial(methods.fastervlm, SCORES, keep=144),
+    "fitprune": partial(methods.fitprune, QUERY, KEY, IMAGE, IMAGE, **IN_LLM),
+    "fitprune_described": partial(methods.fitprune_described, QUERY, KEY, IMAGE, IMAGE, **IN_LLM),
+    "prunevid_llm": partial(methods.prunevid_llm, QUERY, KEY, IMAGE, IMAGE, GROUPS, keep=28, longest=400, capacity=208),
+    "sparsevlm": partial(methods.sparsevlm, QUERY, KEY, IMAGE, IMAGE, **IN_LLM),
+    "sparsevlm_cosine": partial(methods.sparsevlm_cosine, PATCHES, PATCHES[:, :1], SCORES, keep=144),
+    "sparsevlm_described": partial(methods.sparsevlm_described, SCORES, SCORES > 0),
+    "sparsevlm_raters": partial(methods.sparsevlm_raters, HIDDEN, IMAGE, IMAGE),
+    "vscan_decode": partial(methods.vscan_decode, QUERY[:, :, :5], KEY, IMAGE, **IN_LLM),
     "fastv": partial(methods.fastv, QUERY, KEY, IMAGE, **IN_LLM),
     "pyramiddrop": partial(methods.pyramiddrop, QUERY, KEY, IMAGE, **IN_LLM),
     "visionzip": partial(methods.visionzip, SCORES, PATCHES, dominant=54, contextual=10),

@@ -55,5 +55,5 @@ def test_visionzip(size, dominant, contextual):
 
 
 def test_visionzip_refuses_more_tokens_than_there_are():
-    with pytest.raises(ValueError, match="visionzip: contextual: expected at most 3, the tokens that do not"):
+    with pytest.raises(ValueError, match="visionzip: contextual: expected at most 3, the other tokens"):
         methods.visionzip(torch.rand(1, 9), torch.rand(1, 9, 4), dominant=6, contextual=4)
