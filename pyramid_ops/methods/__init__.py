@@ -4,6 +4,7 @@ from . import retained
 from .decoder import *
 from .encoder import *
 from .instruction import *
+from .merging import *
 from .raters import *
 
 __all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))

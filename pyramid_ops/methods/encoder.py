@@ -1,4 +1,4 @@
-"""Published methods that prune and merge image tokens after the vision encoder: scores and features in, plans out."""
+"""Published methods that prune image tokens after the vision encoder: scores in, plans out."""
 
 from typing import Any, Optional, cast
 
@@ -7,14 +7,18 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.attention import attention_importance
+from ..ops.budgets import allocate_budgets_batch
+from ..ops.pooling import pool_scores
+from ..ops.thresholds import segment_threshold
 from ..plans.applied import apply
-from ..plans.joined import join, then
+from ..plans.halves import tome
+from ..plans.joined import then
 from ..plans.kept import keep as keep_tokens
 from ..plans.kept import mask
-from ..results import Keep, Merge
+from ..results import Keep
 from ._common import Count
 
-__all__ = ["class_attention", "fastervlm", "visionzip"]
+__all__ = ["class_attention", "fastervlm", "hired", "prumerge_select", "vispruner"]
 
 
 def class_attention(
@@ -137,64 +141,198 @@ def fastervlm(
     return keep_tokens(attention, keep, candidates=key_mask, capacity=capacity, **packed)
 
 
-def visionzip(attention: Tensor, metric: Tensor, *, dominant: int, contextual: int) -> tuple[Keep, Merge]:
-    """VisionZip: the patches that dominate the class token's attention stay, the others are merged into a few.
+def hired(
+    shallow: Tensor, deep: Tensor, *, keep: int, grid: tuple[int, int], tiles: tuple[int, int], alpha: float = 0.5
+) -> Keep:
+    """HiRED: a budget for the whole image, the rest for its tiles by what the encoder looks at first.
 
-    Rule: dominant are the top patches of the attention. Of the n others in their order, every ⌊n / contextual⌋-th is a
-    target, and each one else joins the target with the greatest cosine of `metric`.
+    Rule: the whole image gets int(K · α) of K tokens. Of its patches the top int(n · (1 − α)) in the first layer are
+    marked; tiles share the rest in proportion to the marked patches where they lie. Of each the top in a late layer.
 
     Parameters
     ----------
-    attention : Tensor
-        ``[B, N]``: from :func:`class_attention` at the layer before the last.
-    metric : Tensor
-        ``[B, N, D]``: the keys of that layer, averaged over heads.
-    dominant, contextual : int
-        How many tokens of each kind.
+    shallow : Tensor
+        ``[B, n]``: :func:`class_attention` of the whole image in the first layer.
+    deep : Tensor
+        ``[B, 1 + tiles, n]``: that of the layer that tokens are chosen by, the whole image first, then tile by tile.
+    keep : int
+        K, the tokens that stay of an image and its tiles.
+    grid : (int, int)
+        Rows and columns of patches, n in all; of the whole image and of each tile.
+    tiles : (int, int)
+        Rows and columns of tiles, which divide those of the grid.
+    alpha : float
+        The share of the whole image, from 0 to 1.
 
     Returns
     -------
-    (Keep, Merge)
-        The dominant tokens in their order and the contextual ones, which the model reads after them.
+    Keep
+        For ``B · (1 + tiles)`` samples of n patches; of those of an image K tokens stay.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`pyramid_ops.plans.keep` and :func:`pyramid_ops.plans.join`, and for more tokens than there are.
+        For a wrong type, shape or value, more tokens than there are, or an input that requires grad.
 
     Notes
     -----
-    Differs: the authors keep the class token too, and take as a contextual token the target plus the mean of those that
-    join it; :func:`pyramid_ops.plans.apply` takes the mean of all. Theirs is::
-
-        joined = plan.rows.masked_fill(plans.mask(plan), -1)
-        plans.apply(plan, x, mode="owner") + pyramid_ops.assign_mean(x, joined, contextual).tokens
-
-    Equal similarities go to the lower target. Only where all samples have N patches: the stride is one number.
-    Cost: 19 launches and 6 of PyTorch, on small tensors; no N × N matrix, no host synchronisation.
+    Attention is a sum over heads in the paper, which is the same order as a mean.
+    Differs: shares are rounded to the sum K, the largest remainder up, and what a full tile cannot take goes to others;
+    the authors round down. They count the marked patches of consecutive rows, as ``grid=(1, n), tiles=(1, tiles)``
+    does here, instead of those where the tile lies. Ties go to the lower index.
+    Cost: 9 launches and 4 of PyTorch; no host synchronisation.
 
     References
     ----------
-    Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", arXiv 2412.04467: 54 + 10.
+    Arif et al., "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language
+    Models", AAAI 2025, arXiv 2408.10945: layers 0 and 22 of CLIP.
 
     Examples
     --------
     >>> import torch
-    >>> from pyramid_ops import methods, plans
-    >>> attention, metric, x = torch.rand(2, 16), torch.randn(2, 16, 8), torch.randn(2, 16, 32)
-    >>> both = methods.visionzip(attention, metric, dominant=4, contextual=2)
-    >>> torch.cat([plans.apply(plan, x) for plan in both], 1).shape
-    torch.Size([2, 6, 32])
+    >>> from pyramid_ops import methods
+    >>> plan = methods.hired(torch.rand(1, 36), torch.rand(1, 5, 36), keep=60, grid=(6, 6), tiles=(2, 2))
+    >>> plan.counts[0].item(), plan.counts.sum().item()
+    (30, 60)
     """
-    op = "visionzip"
+    op = "hired"
+    check.tensor(op, "deep", deep, "B T n", dtypes=check.FLOATS)
+    batch, images, size = deep.shape
+    check.tensor(op, "shallow", shallow, "B n", dtypes=check.FLOATS)
+    check.same_size(op, "shallow", shallow, [batch, size], deep.device)
+    (rows, columns), (down, across) = check.pair(op, "grid", grid), check.pair(op, "tiles", tiles)
+    if rows * columns != size or down * across != images - 1 or rows % down or columns % across:
+        raise ValueError(
+            f"{op}: tiles: expected {images - 1} that divide a grid of {size} patches, got {down}×{across} of "
+            f"{rows}×{columns}"
+        )
+    if not 0 <= check.number(op, "alpha", alpha) <= 1:
+        raise ValueError(f"{op}: alpha: expected a number from 0 to 1, got {alpha}")
+    whole = min(int(check.integer(op, "keep", keep, 0) * alpha), size)
+    marked = mask(keep_tokens(shallow, int(size * (1 - alpha)))).to(torch.float32)
+    counts = pool_scores(marked, (rows, columns), window=(rows // down, columns // across), reduction="sum")
+    budgets = torch.full((batch, images), whole, dtype=torch.int32, device=deep.device)
+    budgets[:, 1:] = allocate_budgets_batch(keep - whole, counts, [size] * (images - 1))
+    return keep_tokens(deep.reshape(-1, size), budgets.view(-1))
+
+
+def prumerge_select(
+    attention: Tensor,
+    *,
+    factor: float = 1.5,
+    key_mask: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    max_seqlen: Optional[int] = None,
+    capacity: Optional[int] = None,
+) -> Keep:
+    """PruMerge's choice: the patches stay whose attention is an outlier among all.
+
+    Rule: score_j > Q3 + 1.5 · (Q3 − Q1), the quartiles of the sample's own scores.
+
+    Parameters
+    ----------
+    attention : Tensor
+        ``[B, N]`` or packed ``[T]``: :func:`class_attention` of the last layer; the authors' has one head as wide as
+        all.
+    factor : float
+        How far above the quartile an outlier is.
+    key_mask, cu_seqlens, max_seqlen, capacity : optional
+        As in :func:`fastervlm`.
+
+    Returns
+    -------
+    Keep
+        How many stay is in `counts` on the device; at most `capacity`, the best.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`pyramid_ops.segment_threshold` and :func:`pyramid_ops.plans.keep`.
+
+    Notes
+    -----
+    Differs: the authors keep int(N · (outliers / N)), which rounding can make one fewer, and read the count on the
+    host. What they merge into the tokens that stay is not part of it.
+    Cost: 4 launches; no host synchronisation.
+
+    References
+    ----------
+    Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", arXiv 2403.15388.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods
+    >>> methods.prumerge_select(torch.tensor([[1.0, 2.0, 3.0, 50.0, 4.0, 40.0, 2.0, 3.0]]), capacity=3).indices
+    tensor([[ 3,  5, -1]])
+    """
+    packed: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen, "candidates": key_mask}
+    above = segment_threshold(attention, rule="iqr", factor=factor, **packed)
+    return keep_tokens(attention, threshold=above, capacity=capacity, **packed)
+
+
+def vispruner(x: Tensor, attention: Tensor, *, keep: int, important: int, step: int = 8) -> Keep:
+    """VisPruner: important patches stay, and of the others those that are unlike each other.
+
+    Rule: the top patches of the attention are important. The others, by descending attention, lose again and again the
+    `step` at even places that are most similar to one at an odd place, until keep − important are left; then the even
+    ones stand first, by descending similarity.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, N, D]``: the patches; float16, bfloat16, float32 or uint8.
+    attention : Tensor
+        ``[B, N]``: :func:`class_attention` of the layer before the last, a mean over heads.
+    keep, important : int
+        How many patches stay in all, and for being important: int(keep · ratio), a ratio of 1/2 by default in the
+        authors' code.
+    step : int
+        How many go at a time.
+
+    Returns
+    -------
+    Keep
+        The patches in their order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape or value, or an input that requires grad.
+
+    Notes
+    -----
+    Differs: the authors' code takes an even number of others only; here an odd number has one more even place. Equal
+    similarities go to the lower place, equal attention to the lower index, where theirs are up to ``argsort``. The loop
+    is as long as theirs: N, `keep` and `important` give its length.
+    Cost: 391 launches and 5 of PyTorch for 144 of 576, half of them important, seven for each turn; no N × N matrix,
+    no host synchronisation.
+
+    References
+    ----------
+    Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
+    arXiv 2412.01818.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods
+    >>> methods.vispruner(torch.randn(1, 40, 8), torch.rand(1, 40), keep=12, important=6).counts.tolist()
+    [12]
+    """
+    op = "vispruner"
     check.tensor(op, "attention", attention, "B N", dtypes=check.FLOATS)
-    batch, size = attention.shape
-    others = size - check.integer(op, "dominant", dominant, 0)
-    if check.integer(op, "contextual", contextual, 1) > others:
-        raise ValueError(f"{op}: contextual: expected at most {others}, the other tokens, got {contextual}")
-    first = keep_tokens(attention, dominant)
-    rest = keep_tokens(attention, others, candidates=~mask(first))
-    targets = torch.arange(0, others, others // contextual, device=attention.device)[:contextual]
-    counts = torch.full((batch,), contextual, dtype=torch.int32, device=attention.device)
-    chosen = Keep(targets.expand(batch, -1).contiguous(), counts, others)
-    return first, cast(Merge, then(rest, join(apply(rest, metric), chosen)))
+    check.integer(op, "step", step, 1)
+    others, size = attention.shape[1] - check.integer(op, "important", important, 0), attention.shape[1]
+    if not important <= check.integer(op, "keep", keep, 0) <= size:
+        raise ValueError(f"{op}: keep: expected {important}, the important ones, to {size}, got {keep}")
+    top = keep_tokens(attention, important)
+    if keep == important:
+        return top
+    rest = keep_tokens(attention, others, candidates=~mask(top), order="value")
+    rows = apply(rest, x)
+    while others > keep - important:
+        turn = Keep(*tome(rows, min(step, others - keep + important))[:6])
+        rest, rows = cast(Keep, then(rest, turn)), apply(turn, rows)
+        others = rows.shape[1]
+    return keep_tokens(attention, keep, candidates=mask(top) | mask(rest))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["aim_prune", "fastv", "prunevid_llm", "pyramiddrop", "sparsevlm", "visionzip", "vscan_decode"]
+__all__ = ["aim_merge", "aim_prune", "fastv", "prunevid_llm", "pyramiddrop", "sparsevlm", "visionzip", "vscan_decode"]
 
 _SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
 
@@ -25,6 +25,18 @@ def pyramiddrop(tokens: int, ratios: Sequence[float] = (0.5, 0.25, 0.125)) -> li
     [1440, 720, 360]
     """
     return [int(tokens * ratio) for ratio in ratios]
+
+
+def aim_merge(tokens: int, rounds: int = 2) -> int:
+    """Tokens of a frame after the rounds of AIM's merging: ⌈n / 2⌉ each.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.aim_merge(169)
+    43
+    """
+    for _ in range(rounds):
+        tokens -= tokens // 2
+    return tokens
 
 
 def aim_prune(tokens: int, layer: int, first: int = 14, layers: int = 8) -> int:

@@ -21,7 +21,13 @@ HIDDEN, IMAGE = torch.zeros(2, 640, 128, dtype=HALF), torch.zeros(2, 640, dtype=
 SCORES, PATCHES = torch.zeros(2, 576), torch.zeros(2, 576, 128, dtype=HALF)
 
 IN_LLM, GROUPS = {"keep": 144, "capacity": 208}, torch.tensor([0, 300, 640, 1280]).int()
+GRID = {"keep": 144, "grid": (24, 24)}
 CALLS = {
+    "aim_merge": partial(methods.aim_merge, PATCHES),
+    "hired": partial(methods.hired, SCORES, torch.zeros(2, 5, 576), tiles=(2, 2), **GRID),
+    "prumerge_select": partial(methods.prumerge_select, SCORES),
+    "vispruner": partial(methods.vispruner, PATCHES, SCORES, keep=144, important=72),
+    "vscan": partial(methods.vscan, PATCHES, SCORES, SCORES, **GRID),
     "aim_described": partial(methods.aim_described, QUERY, KEY, IMAGE, IMAGE, alpha=0.5, **IN_LLM),
     "aim_prune": partial(methods.aim_prune, QUERY, KEY, IMAGE, **IN_LLM),
     "class_attention": partial(methods.class_attention, QUERY, QUERY),

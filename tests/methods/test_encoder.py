@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-import pyramid_ops
-from pyramid_ops import methods, plans
+from pyramid_ops import methods
 from tests.methods.layouts import best, probabilities, unit
 
 
@@ -27,33 +26,106 @@ def test_fastervlm():
     assert packed.indices.tolist() == [40 * b + i for b in range(3) for i in sorted(best(scores[b], 7, range(40)))]
 
 
-@pytest.mark.parametrize(("size", "dominant", "contextual"), [(60, 13, 5), (42, 0, 7), (12, 6, 6), (9, 3, 4)])
-def test_visionzip(size, dominant, contextual):
-    generator = torch.Generator().manual_seed(2)
-    attention = torch.rand(2, size, generator=generator).mul(20).floor()
-    # A few different tokens only, so that similarities are equal.
-    metric, x = (torch.randn(2, n, 16, generator=generator) for n in (size // 3, size))
-    metric = metric.repeat(1, 3, 1)
-    first, merged = methods.visionzip(attention, metric, dominant=dominant, contextual=contextual)
-    dominating, merging = plans.apply(first, x), plans.apply(merged, x)
-    joined = merged.rows.masked_fill(plans.mask(merged), -1)
-    authors = plans.apply(merged, x, mode="owner") + pyramid_ops.assign_mean(x, joined, contextual).tokens
+def tied(*shape, seed=0, values=12):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)).mul(values).floor()
+
+
+def kept(plan, b):
+    return plan.indices[b, : plan.counts[b]].tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("tiles", [(2, 2), (1, 3), (3, 1)])
+def test_hired(alpha, tiles):
+    size, down, across = 36, *tiles
+    shallow, deep = tied(2, size), tied(2, 1 + down * across, size, seed=1)
+    plan = methods.hired(shallow, deep, keep=40, grid=(6, 6), tiles=tiles, alpha=alpha)
+    whole = min(int(40 * alpha), size)
     for b in range(2):
-        chosen = sorted(best(attention[b], dominant, range(size)))
-        assert torch.equal(dominating[b], x[b, chosen])
-        rest = [i for i in range(size) if i not in chosen]
-        targets = rest[:: len(rest) // contextual][:contextual]
-        members = {t: [] for t in targets}
-        similarity = (unit(metric[b]) @ unit(metric[b]).mT * 1e9).round()
-        for i in rest:
-            if i not in targets:
-                members[max(targets, key=lambda t: (similarity[i, t], -t))].append(i)
-        for row, (target, others) in enumerate(members.items()):
-            torch.testing.assert_close(merging[b, row], x[b, [target, *others]].mean(0))
-            others = x[b, others].mean(0) if others else torch.zeros(16)
-            torch.testing.assert_close(authors[b, row], x[b, target] + others)
+        marked = best(shallow[b], int(size * (1 - alpha)), range(size))
+        tile_of = [i // 6 // (6 // down) * across + i % 6 // (6 // across) for i in marked]
+        counts = [tile_of.count(t) for t in range(down * across)]
+        budgets = shared(40 - whole, counts, size)
+        for t, budget in enumerate([whole, *budgets]):
+            row = b * (1 + down * across) + t
+            assert kept(plan, row) == sorted(best(deep[b, t], budget, range(size))), (b, t)
 
 
-def test_visionzip_refuses_more_tokens_than_there_are():
-    with pytest.raises(ValueError, match="visionzip: contextual: expected at most 3, the other tokens"):
-        methods.visionzip(torch.rand(1, 9), torch.rand(1, 9, 4), dominant=6, contextual=4)
+def shared(total, counts, size):
+    """Largest remainders, what is too much to the first with room; tiles alike where nothing is marked."""
+    counts = counts if any(counts) else [1] * len(counts)
+    shares = [total * c // sum(counts) for c in counts]
+    for k in sorted(range(len(counts)), key=lambda k: (-(total * counts[k] % sum(counts)), k))[: total - sum(shares)]:
+        shares[k] += 1
+    on = [size if c else 0 for c in counts]
+    missing = sum(max(s - m, 0) for s, m in zip(shares, on, strict=True))
+    shares = [min(s, m) for s, m in zip(shares, on, strict=True)]
+    for k, most in enumerate(on):
+        extra = min(missing, most - shares[k])
+        shares[k], missing = shares[k] + extra, missing - extra
+    return shares
+
+
+def test_hired_as_its_code_counts_marks():
+    """Tiles share by marked patches of consecutive rows."""
+    shallow, deep = tied(1, 36, values=99), tied(1, 5, 36, seed=1)
+    plan = methods.hired(shallow, deep, keep=40, grid=(1, 36), tiles=(1, 4))
+    marked = best(shallow[0], 18, range(36))
+    counts = [sum(9 * t <= i < 9 * t + 9 for i in marked) for t in range(4)]
+    assert plan.counts.tolist() == [20, *shared(20, counts, 36)]
+    truncated = [int(c / sum(counts) * 20) for c in counts]
+    assert all(t <= n <= t + 1 for t, n in zip(truncated, plan.counts[1:].tolist(), strict=True))
+
+
+def test_hired_refuses():
+    shallow, deep = torch.zeros(1, 36), torch.zeros(1, 5, 36)
+    with pytest.raises(ValueError, match="hired: tiles: expected 4 that divide a grid of 36 patches, got 1×3 of 6×6"):
+        methods.hired(shallow, deep, keep=40, grid=(6, 6), tiles=(1, 3))
+    with pytest.raises(ValueError, match="hired: alpha: expected a number from 0 to 1, got 1.5"):
+        methods.hired(shallow, deep, keep=40, grid=(6, 6), tiles=(2, 2), alpha=1.5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_prumerge_select(packed):
+    scores = torch.rand(3, 50, generator=torch.Generator().manual_seed(3)) ** 8
+    there = torch.arange(50) < torch.tensor([[50], [31], [4]])
+    lengths = there.sum(1)
+    if packed:
+        offsets = torch.tensor([0, *lengths.cumsum(0).tolist()])
+        plan = methods.prumerge_select(scores[there], cu_seqlens=offsets, max_seqlen=50)
+    else:
+        plan = methods.prumerge_select(scores, key_mask=there)
+    for b in range(3):
+        own = scores[b, : lengths[b]]
+        low, high = torch.quantile(own, torch.tensor([0.25, 0.75]))
+        want = (own > high + 1.5 * (high - low)).nonzero()[:, 0].tolist()
+        if packed:
+            found = (plan.indices[plan.cu_seqlens[b] : plan.cu_seqlens[b + 1]] - offsets[b]).tolist()
+        else:
+            found = kept(plan, b)
+        assert found == want
+    assert any(plan.counts)
+
+
+@pytest.mark.parametrize(
+    ("size", "keep", "important"), [(64, 16, 8), (60, 50, 10), (41, 12, 4), (30, 30, 7), (24, 6, 6), (20, 5, 4)]
+)
+def test_vispruner(size, keep, important):
+    generator = torch.Generator().manual_seed(4)
+    x, attention = torch.randn(2, size, 16, generator=generator), tied(2, size, seed=5)
+    plan = methods.vispruner(x, attention, keep=keep, important=important)
+    for b in range(2):
+        order = best(attention[b], size, range(size))
+        rest = order[important:]
+        similarity = unit(x[b]) @ unit(x[b]).mT
+        rest = rest if keep > important else []
+        while (gone := min(8, len(rest) - (keep - important))) > 0:
+            even, odd = rest[::2], rest[1::2]
+            match = {i: similarity[i, odd].max().item() for i in even}
+            rest = sorted(even, key=lambda i: (-match[i], rest.index(i)))[min(gone, len(odd)) :] + odd
+        assert kept(plan, b) == sorted(order[:important] + rest)
+
+
+def test_vispruner_refuses():
+    with pytest.raises(ValueError, match="vispruner: keep: expected 5, the important ones, to 9, got 4"):
+        methods.vispruner(torch.rand(1, 9, 4), torch.rand(1, 9), keep=4, important=5)
