@@ -5,7 +5,9 @@ from .decoder import *
 from .encoder import *
 from .instruction import *
 from .merging import *
+from .pyramid import *
 from .raters import *
+from .video import *
 
 __all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))
 __all__ += ["retained"]

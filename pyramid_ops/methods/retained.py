@@ -2,9 +2,41 @@
 
 from collections.abc import Sequence
 
-__all__ = ["aim_merge", "aim_prune", "fastv", "prunevid_llm", "pyramiddrop", "sparsevlm", "visionzip", "vscan_decode"]
+__all__ = [
+    "aim_merge",
+    "aim_prune",
+    "dycoke",
+    "evs",
+    "fastv",
+    "prunevid_llm",
+    "pyramiddrop",
+    "sparsevlm",
+    "visionzip",
+    "vscan_decode",
+]
 
 _SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
+
+
+def dycoke(tokens_per_frame: int, frames: int, keep: int) -> int:
+    """Tokens that DyCoke leaves of a video: every fourth frame whole, `keep` of each other.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.dycoke(196, 16, keep=58)
+    1480
+    """
+    whole = (frames + 3) // 4
+    return whole * tokens_per_frame + (frames - whole) * keep
+
+
+def evs(tokens_per_frame: int, frames: int, rate: float) -> int:
+    """Tokens that EVS leaves where it drops the share `rate`, at least the first frame: as vLLM counts them.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.evs(256, 16, 0.75), retained.evs(256, 2, 0.75)
+    (1024, 256)
+    """
+    return max(tokens_per_frame, int(tokens_per_frame * frames * (1 - rate)))
 
 
 def fastv(tokens: int, ratio: float = 0.5) -> int:

@@ -22,7 +22,19 @@ SCORES, PATCHES = torch.zeros(2, 576), torch.zeros(2, 576, 128, dtype=HALF)
 
 IN_LLM, GROUPS = {"keep": 144, "capacity": 208}, torch.tensor([0, 300, 640, 1280]).int()
 GRID = {"keep": 144, "grid": (24, 24)}
+SIDES = (24, 12, 6, 3)
+LEVELS, GRIDS = [PATCHES[:, : side * side].clone() for side in SIDES], [(side, side) for side in SIDES]
+VIDEO = PATCHES[:, None].expand(-1, 8, -1, -1).clone()
 CALLS = {
+    "adaptive_select": partial(methods.adaptive_select, LEVELS, PATCHES[:, :9], keep=99),
+    "drop_frames": partial(methods.drop_frames, PATCHES[:, :16]),
+    "dycoke": partial(methods.dycoke, VIDEO, keep=99),
+    "evs": partial(methods.evs, VIDEO, keep=999),
+    "lod_select": partial(methods.lod_select, SCORES, (24, 24)),
+    "ptp": partial(methods.ptp, SCORES.view(2, 4, 144), SCORES.view(2, 4, 144), keep=99),
+    "ptp_described": partial(methods.ptp_described, LEVELS, GRIDS, PATCHES[:, :9], keep=99),
+    "ptp_relevance": partial(methods.ptp_relevance, QUERY, KEY, IMAGE),
+    "pyramid_select": partial(methods.pyramid_select, LEVELS, keep=99),
     "aim_merge": partial(methods.aim_merge, PATCHES),
     "hired": partial(methods.hired, SCORES, torch.zeros(2, 5, 576), tiles=(2, 2), **GRID),
     "prumerge_select": partial(methods.prumerge_select, SCORES),
