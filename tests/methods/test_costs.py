@@ -1,4 +1,4 @@
-"""Launches of each method are those that its docstring says: Triton's and PyTorch's."""
+"""Launches of each method are those that its docstring says, Triton's and PyTorch's; none reads a value of a tensor."""
 
 import inspect
 import os
@@ -11,6 +11,9 @@ import torch
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from pyramid_ops import methods
 from tests.launches import launched
@@ -58,8 +61,19 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in methods.__all__ if inspect.isfunction(getattr(methods, name))])
+PUBLIC = [name for name in methods.__all__ if inspect.isfunction(getattr(methods, name))]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_cost_is_what_the_docstring_says(name):
     said = re.search(r"Cost: (\d+) launches(?: and (\d+) of PyTorch)?", inspect.getdoc(getattr(methods, name)))
     assert said, "Cost: … launches and … of PyTorch"
     assert launched(CALLS[name]) == (int(said[1]), int(said[2] or 0))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_no_value_on_the_device_is_read(name):
+    call = CALLS[name]
+    with FakeTensorMode() as mode:
+        given = tree_map_only(torch.Tensor, mode.from_tensor, (call.args, call.keywords))
+        call.func(*given[0], **given[1])
