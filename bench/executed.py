@@ -92,10 +92,21 @@ def _of_rows() -> Iterator[Counted]:
     x = tokens("rows", 1, 256, 1024)
     call = functools.partial(pyramid_ops.token_norm, x)
     yield Counted("token_norm, 256 × 1024, bfloat16", x.numel(), "features", call)
+    yield Counted("token_norm, p = 1, 256 × 1024, bfloat16", x.numel(), "features", functools.partial(call, p=1))
     for features, limbs in ((1024, 1), (1024, 2), (64, 1)):
         x = tokens("rows", 1, 256, features)
         call = functools.partial(pyramid_ops.unit_rows, x, limbs=limbs)
         yield Counted(f"unit_rows, limbs={limbs}, 256 × {features}, bfloat16", x.numel(), "features", call)
+    for features, dtype in ((1024, BF16), (1024, FP32), (64, BF16)):
+        x = tokens("rows", 1, 256, features, dtype=dtype)
+        call = functools.partial(pyramid_ops.paired_similarity, x[:, 1:], x[:, :-1])
+        case = f"paired_similarity, 255 × {features}, {name(dtype)}"
+        yield Counted(case, 255 * features, "features", call)
+    x = tokens("channels", 1, 700, 256)
+    variance = pyramid_ops.channel_variance
+    yield Counted("channel_variance, 700 × 256, bfloat16", x.numel(), "features", functools.partial(variance, x))
+    call = functools.partial(variance, x[0], cu_seqlens=int32(0, 100, 356, 700))
+    yield Counted("channel_variance, 700 × 256 in 3 segments, bfloat16", x.numel(), "features", call)
     for features in (64, 1024):
         x = tokens("regions", 1, 1024 if features == 64 else 256, features)
         side = 32 if features == 64 else 16
@@ -104,6 +115,8 @@ def _of_rows() -> Iterator[Counted]:
 
 
 def _of_scores() -> Iterator[Counted]:
+    call = functools.partial(pyramid_ops.hash_uniform, (2, 4096), int32(1, 2))
+    yield Counted("hash_uniform, 2 of 4096, float32", 2 * 4096, "outputs", call)
     count = 8192
     pair = [tokens(f"scores-{k}", count) for k in range(2)]
     combine = functools.partial(pyramid_ops.combine_scores, pair, [0.3, 0.7])
@@ -117,6 +130,10 @@ def _of_scores() -> Iterator[Counted]:
     x = tokens("pool", 2, 4096, dtype=FP32)
     call = functools.partial(pyramid_ops.pool_scores, x, (64, 64))
     yield Counted("pool_scores, 2 of 64×64, mean, float32", 2 * 1024, "outputs", call)
+    for out in ((12, 12), (10, 7)):
+        call = functools.partial(pyramid_ops.pool_tokens, tokens("grid", 1, 576, 256), (24, 24), out)
+        case = f"pool_tokens, 24×24 to {out[0]}×{out[1]}, 256 features, bfloat16"
+        yield Counted(case, out[0] * out[1] * 256, "outputs", call)
     bounds, grids = int32(0, 1024, 1024 + 2500, 8192), int32(32, 32, 50, 50, 58, 80).view(3, 2)
     call = functools.partial(pyramid_ops.pool_scores_packed, x.flatten(), bounds, grids, capacity=2048)
     yield Counted("pool_scores_packed, 32×32, 50×50 and 58×80, mean, float32", 2041, "outputs", call)

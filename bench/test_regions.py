@@ -48,3 +48,12 @@ def test_patch_entropy(compare, side, dtype):
 
     ours = lambda x: pyramid_ops.patch_entropy(x, 16)  # noqa: E731
     compare({"pyramid_ops": ours, "eager": eager}, (images,), images.nbytes + 2 * (side // 16) ** 2 * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(8, 576, 1024), (1, 16384, 1024)], ids=lambda shape: "x".join(map(str, shape)))
+def test_channel_variance(compare, shape, dtype):
+    features = torch.randn(shape, device=DEVICE).to(dtype)
+    eager = lambda x: x.var(1)  # noqa: E731
+    floor = features.nbytes + 4 * shape[0] * shape[2]
+    compare({"pyramid_ops": pyramid_ops.channel_variance, "eager": eager}, (features,), floor)

@@ -31,6 +31,16 @@ def test_unit_rows(compare, shape, dtype):
     compare({"pyramid_ops": pyramid_ops.unit_rows, "eager": eager}, (features,), floor)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frames", [16, 128] if CUDA else [16])
+def test_paired_similarity(compare, frames, dtype):
+    """Each of 256 patches with the same patch of the frame before; eager rounds in the inputs' dtype."""
+    features = torch.randn(frames, 256, 1024, device=DEVICE).to(dtype)
+    eager = lambda x: torch.nn.functional.cosine_similarity(x[1:], x[:-1], dim=-1)  # noqa: E731
+    ours = lambda x: pyramid_ops.paired_similarity(x[1:], x[:-1])  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, (features,), features.nbytes + 4 * (frames - 1) * 256)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "max"])
 @pytest.mark.parametrize("side", [64, 256])
 def test_pool_scores(compare, side, reduction):
@@ -39,6 +49,19 @@ def test_pool_scores(compare, side, reduction):
     eager = lambda x: pool(x.view(-1, 1, side, side), 2, ceil_mode=True).flatten(1)  # noqa: E731
     ours = lambda x: pyramid_ops.pool_scores(x, (side, side), reduction=reduction)  # noqa: E731
     compare({"pyramid_ops": ours, "eager": eager}, (scores,), scores.nbytes + scores.nbytes // 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("out", [(12, 12), (10, 10)], ids=str)
+def test_pool_tokens(compare, out, dtype):
+    tokens = torch.randn(8, 576, 1024, device=DEVICE).to(dtype)
+
+    def eager(x):
+        return torch.nn.functional.adaptive_avg_pool2d(x.mT.unflatten(2, (24, 24)), out).flatten(2).mT
+
+    ours = lambda x: pyramid_ops.pool_tokens(x, (24, 24), out)  # noqa: E731
+    written = tokens.nbytes * out[0] * out[1] // 576
+    compare({"pyramid_ops": ours, "eager": eager}, (tokens,), tokens.nbytes + written)
 
 
 def test_pool_scores_packed(compare):
@@ -109,3 +132,12 @@ def test_combine_scores_packed(compare, segments):
 
     ours = lambda *x: pyramid_ops.combine_scores(x, [0.3, 0.7], normalize="minmax", cu_seqlens=bounds)  # noqa: E731
     compare({"pyramid_ops": ours, "eager": eager}, tuple(scores), 3 * scores[0].nbytes)
+
+
+@pytest.mark.parametrize("shape", [(4, 5440), (16, 65536)], ids=lambda shape: "x".join(map(str, shape)))
+def test_hash_uniform(compare, shape):
+    """Eager is the device's own generator, whose numbers differ between devices."""
+    seeds = torch.arange(shape[0], device=DEVICE)
+    ours = lambda seeds: pyramid_ops.hash_uniform(shape, seeds)  # noqa: E731
+    eager = lambda seeds: torch.rand(shape, device=seeds.device)  # noqa: E731
+    compare({"pyramid_ops": ours, "eager": eager}, (seeds,), 4 * shape[0] * shape[1])

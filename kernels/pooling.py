@@ -1,14 +1,14 @@
-"""Scores pooled over windows."""
+"""Scores and tokens pooled over windows."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.arguments import Windows
-from .arithmetic import NO_KEY, cdiv, highest_bit, ordered_key, packed_grid, segment_of, widen
+from ..reference.arguments import Grid, Windows
+from .arithmetic import NO_KEY, cdiv, highest_bit, narrow, ordered_key, packed_grid, segment_of, widen
 from .launch import launch
-from .tiles import flat_tiles, pool_tiles
+from .tiles import flat_tiles, fold_tiles, pool_tiles
 
 
 @triton.jit
@@ -133,3 +133,54 @@ def pool_scores_packed(
             REDUCTION=reduction, **tiles,
         )  # fmt: skip
     return out, offsets, windows
+
+
+@triton.jit
+def _bin(number, size, bins):
+    """(first, one past the last) of the rows or columns of a bin."""
+    wide = number.to(tl.int64)
+    return (wide * size // bins).to(tl.int32), (((wide + 1) * size + bins - 1) // bins).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
+def _pool_tokens_kernel(
+    x_ptr, out_ptr, stride_b, stride_n, height, width, rows, columns, features,
+    MODE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program reduces BLOCK features of one bin."""
+    strips = tl.cdiv(features, BLOCK)
+    feature = tl.program_id(0) % strips * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    mask = feature < features
+    item = tl.program_id(0) // strips
+    sample = (item // (rows * columns)).to(tl.int64)
+    top, bottom = _bin(item // columns % rows, height, rows)
+    left, right = _bin(item % columns, width, columns)
+    x_ptr += sample * stride_b + feature
+    total = tl.zeros((BLOCK,), tl.float32)
+    best = tl.full((BLOCK,), NO_KEY, tl.int32)
+    for row in range(top, bottom):
+        for column in range(left, right):
+            token = (row * width + column).to(tl.int64)
+            x = widen(tl.load(x_ptr + token * stride_n, mask=mask, other=0))
+            if MODE == "amax":
+                key = ordered_key(x)
+                total = tl.where(key > best, x, total)
+                best = tl.maximum(best, key)
+            else:
+                total = total + x
+    if MODE == "mean":
+        count = ((bottom - top) * (right - left)).to(tl.float32)
+        total = tl.div_rn(total, tl.zeros((BLOCK,), tl.float32) + count)
+    tl.store(out_ptr + item.to(tl.int64) * features + feature, narrow(total, out_ptr.dtype.element_ty), mask=mask)
+
+
+def pool_tokens(tokens: Tensor, grid: Grid, mode: str) -> Tensor:
+    batch, _, features = tokens.shape
+    out = torch.empty(batch, grid.rows * grid.columns, features, dtype=tokens.dtype, device=tokens.device)
+    if out.numel():
+        tiles = fold_tiles(tokens, False)
+        launch(
+            _pool_tokens_kernel, batch * grid.rows * grid.columns * cdiv(features, tiles["BLOCK"]),
+            tokens, out, tokens.stride(0), tokens.stride(1), *grid, features, MODE=mode, **tiles,
+        )  # fmt: skip
+    return out

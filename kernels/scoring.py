@@ -98,6 +98,13 @@ def _score_kernel(
         chunks = load_rows(x_ptr, stride_n, token, mask, ROW)
         _, length, unscale = scaled_norm(chunks, ROW)
         score = length * unscale
+    elif STATISTIC == "magnitude":
+        chunks = load_rows(x_ptr, stride_n, token, mask, ROW)
+        magnitudes = ()
+        for c in tl.static_range(ROW.CHUNKS):
+            bits = chunks[c].to(tl.int32, bitcast=True) & 0x7FFFFFFF
+            magnitudes = magnitudes + (bits.to(tl.float32, bitcast=True),)
+        score = row_sum(magnitudes, ROW)
     else:
         spread = tl.broadcast_to((token.to(tl.int64) * stride_n)[:, None], (TILES, LANES))
         score = widen(tl.load(x_ptr + spread, mask=mask[:, None], other=0))
@@ -139,9 +146,9 @@ def token_variance(features: Tensor, correction: int) -> Tensor:
     return scores
 
 
-def token_norm(features: Tensor) -> Tensor:
+def token_norm(features: Tensor, p: int) -> Tensor:
     scores = torch.empty(features.shape[:2], dtype=torch.float32, device=features.device)
-    score_levels([features], "norm", 0, scores)
+    score_levels([features], "norm" if p == 2 else "magnitude", 0, scores)
     return scores
 
 

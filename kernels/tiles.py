@@ -242,6 +242,14 @@ def region_tiles(arch: int | str) -> dict:
 
 
 @chooser
+def channel_tiles(x: Tensor) -> tuple[dict, dict]:
+    """A warp to a strip of channels: of features 16 bytes to a thread where the strides allow, of statistics one."""
+    element = x.element_size()
+    vector = math.gcd(min(16 // element, 8), x.stride(0), x.stride(1), x.data_ptr() // element, x.shape[2])
+    return {"BLOCK": 32 * vector, "num_warps": 1}, {"BLOCK": 32, "num_warps": 1}
+
+
+@chooser
 def broadcast_tiles(tokens: int) -> dict:
     return {"BLOCK": min(1024, max(32, next_power_of_2(tokens))), "num_warps": 4}
 

@@ -8,10 +8,13 @@ from ._op import use_backend
 from .ops.adaptive import *
 from .ops.attention import *
 from .ops.budgets import *
+from .ops.channels import *
 from .ops.entropy import *
 from .ops.gathering import *
+from .ops.hashing import *
 from .ops.matching import *
 from .ops.merging import *
+from .ops.pairs import *
 from .ops.pooling import *
 from .ops.progressive import *
 from .ops.pyramid import *

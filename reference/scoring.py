@@ -74,9 +74,19 @@ def _constant(rows: Tensor) -> Tensor:
     return found
 
 
-def token_norm(features: Tensor) -> Tensor:
-    """√Σx², the row first scaled by a power of two so that squares neither overflow nor vanish."""
-    return level_norms([features])[0]
+def token_norm(features: Tensor, p: int) -> Tensor:
+    """√Σx², the row first scaled by a power of two so that squares neither overflow nor vanish; Σ|x| for p = 1."""
+    if p == 2:
+        return level_norms([features])[0]
+    scores = features.new_empty(features.shape[:2], dtype=torch.float32)
+    (magnitudes,) = work_rows(features, 1, 2 * CACHE_ELEMENTS)
+
+    def add(rows: Tensor, out: Tensor) -> None:
+        x = magnitudes[: len(rows)].copy_(rows)
+        out.copy_(row_sum(torch.abs(x, out=x)))
+
+    each_block(add, 2 * CACHE_ELEMENTS, features, scores)
+    return scores
 
 
 def level_norms(levels: Sequence[Tensor]) -> list[Tensor]:

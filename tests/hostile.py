@@ -92,6 +92,7 @@ OF_OFFSETS = {
     "attention_importance-weights": lambda cu: pyramid_ops.attention_importance(
         HEADS, HEADS, cu_seqlens_q=cu, cu_seqlens_k=cu, query_weights=X[:, 0].abs(), head_reduction="max"
     ),
+    "channel_variance": lambda cu: pyramid_ops.channel_variance(X, cu_seqlens=cu),
     "combine_scores": lambda cu: pyramid_ops.combine_scores([SCORES], [2.0], normalize="minmax", cu_seqlens=cu),
     "segment_threshold": lambda cu: [
         pyramid_ops.segment_threshold(SCORES, cu, rule, candidates=SCORES > 0) for rule in ("mean", "quantile", "iqr")

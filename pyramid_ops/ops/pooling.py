@@ -1,4 +1,4 @@
-"""Scores pooled over windows."""
+"""Scores and tokens pooled over windows."""
 
 from typing import Literal, Optional
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from .. import _checks as check
 from .._op import Op
 from ..reference import pooling as reference
-from ..reference.arguments import Windows
+from ..reference.arguments import Grid, Windows
 from ..results import PooledScores
 
-__all__ = ["pool_scores", "pool_scores_packed"]
+__all__ = ["pool_scores", "pool_scores_packed", "pool_tokens"]
 
 
 def _pool_scores_fake(scores: Tensor, windows: Windows, reduction: str) -> Tensor:
@@ -27,6 +27,10 @@ def _pool_scores_packed_fake(
 
 pool_scores_op = Op(reference.pool_scores, _pool_scores_fake)
 pool_scores_packed_op = Op(reference.pool_scores_packed, _pool_scores_packed_fake)
+pool_tokens_op = Op(
+    reference.pool_tokens,
+    lambda tokens, grid, mode: tokens.new_empty(tokens.shape[0], grid.rows * grid.columns, tokens.shape[2]),
+)
 
 
 def pool_scores(
@@ -158,3 +162,61 @@ def pool_scores_packed(
     check.choice(op, "reduction", reduction, "mean", "sum", "max")
     slots = size if capacity is None else check.packed_size(op, "capacity", check.integer(op, "capacity", capacity, 0))
     return PooledScores(*pool_scores_packed_op(scores, cu_seqlens, grids, down, across, slots, reduction))
+
+
+def pool_tokens(
+    tokens: Tensor,
+    grid: tuple[int, int],
+    out_grid: tuple[int, int],
+    *,
+    mode: Literal["mean", "amax"] = "mean",
+) -> Tensor:
+    """Tokens of a grid pooled to a grid of any other size, as ``adaptive_avg_pool2d`` or ``adaptive_max_pool2d``.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        ``[B, N, D]`` or ``[N, D]``; uint8, float16, bfloat16 or float32; D from 1 to 16384. Token n stands at row
+        ``n // W``, column ``n % W`` of the grid.
+    grid : (int, int)
+        Height H and width W of the token grid, H · W = N.
+    out_grid : (int, int)
+        Rows h and columns w of bins. Row i of them covers the token rows ⌊i · H / h⌋ to ⌈(i + 1) · H / h⌉ − 1, columns
+        likewise: bins overlap where h does not divide H. h may exceed H: tokens are then repeated, or averaged.
+    mode : "mean" or "amax"
+        What is taken of a bin, feature by feature.
+
+    Returns
+    -------
+    Tensor
+        ``[B, h * w, D]`` or ``[h * w, D]`` in the dtype of `tokens`, bins row by row.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape, dtype or option, a grid that is not that of the tokens, or an input that requires grad.
+
+    Notes
+    -----
+    One launch. A mean adds the tokens of a bin row by row in float32, from +0, divides by their number and rounds
+    once; the largest is the first of them, its bits unchanged: −0 equals 0, NaN ranks above +inf. The same bits on
+    every device, for any tile, batch or stride. Rows that are not contiguous in their last dimension are copied first.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> tokens = torch.arange(12.0).view(1, 12, 1)
+    >>> pyramid_ops.pool_tokens(tokens, (3, 4), (2, 2)).flatten()
+    tensor([2.5000, 4.5000, 6.5000, 8.5000])
+    """
+    op = "pool_tokens"
+    rows = check.feature_rows(op, "tokens", tokens)
+    of = Grid(*check.pair(op, "grid", grid), *check.pair(op, "out_grid", out_grid))
+    if of.height * of.width != rows.shape[1]:
+        raise ValueError(
+            f"{op}: grid: expected H·W = {rows.shape[1]}, the number of tokens, got {of.height}×{of.width}"
+        )
+    check.packed_size(op, "tokens", rows.shape[1])
+    check.packed_size(op, "out_grid", of.rows * of.columns)
+    pooled = pool_tokens_op(rows, of, check.choice(op, "mode", mode, "mean", "amax"))
+    return pooled if tokens.dim() == 3 else pooled[0]

@@ -15,7 +15,7 @@ __all__ = ["combine_scores", "token_norm", "token_variance"]
 _MOST_SCORES = 64
 
 
-def _token_scores_fake(features: Tensor, correction: int = 0) -> Tensor:
+def _token_scores_fake(features: Tensor, _: int) -> Tensor:
     return features.new_empty(features.shape[:2], dtype=torch.float32)
 
 
@@ -67,13 +67,15 @@ def token_variance(features: Tensor, *, correction: int = 1) -> Tensor:
     return scores if features.dim() == 3 else scores[0]
 
 
-def token_norm(features: Tensor) -> Tensor:
-    """L2 norm of each token, as ``features.float().norm(dim=-1)`` without overflow in the squares.
+def token_norm(features: Tensor, *, p: Literal[1, 2] = 2) -> Tensor:
+    """Norm of each token, as ``features.float().norm(p, dim=-1)`` without overflow in the squares.
 
     Parameters
     ----------
     features : Tensor
         ``[B, N, D]`` or packed ``[T, D]``; uint8, float16, bfloat16 or float32; D from 1 to 16384.
+    p : 1 or 2
+        The L2 norm, or for 1 the sum of magnitudes.
 
     Returns
     -------
@@ -83,11 +85,12 @@ def token_norm(features: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or dtype, or an input that requires grad.
+        For a wrong type, shape, dtype or p, or an input that requires grad.
 
     Notes
     -----
-    The row is scaled by a power of two, squares are added in float32 in a written order: the same bits on every
+    The row is scaled by a power of two, squares, or magnitudes of the row as it is, are added in float32 in a written
+    order: the same bits on every
     device, for any tile, batch or stride. Features are read once. Rows that are not contiguous in their last
     dimension are copied first.
 
@@ -96,8 +99,13 @@ def token_norm(features: Tensor) -> Tensor:
     >>> import torch, pyramid_ops
     >>> pyramid_ops.token_norm(torch.tensor([[3.0, 4.0], [3e30, 4e30]]))
     tensor([5.0000e+00, 5.0000e+30])
+    >>> pyramid_ops.token_norm(torch.tensor([[3.0, -4.0]]), p=1)
+    tensor([7.])
     """
-    scores = token_norm_op(check.feature_rows("token_norm", "features", features))
+    rows = check.feature_rows("token_norm", "features", features)
+    if check.integer("token_norm", "p", p) not in (1, 2):
+        raise ValueError(f"token_norm: p: expected 1 or 2, got {p}")
+    scores = token_norm_op(rows, int(p))
     return scores if features.dim() == 3 else scores[0]
 
 

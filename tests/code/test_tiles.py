@@ -19,7 +19,8 @@ ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
 
 def rows(features):
     x = inputs.special_rows(features, torch.bfloat16, seed=features)
-    return [("token_variance", (x, 1)), ("token_norm", (x,)), ("unit_rows", (x, 2, 7))]
+    calls = [("token_variance", (x, 1)), *(("token_norm", (x, p)) for p in (1, 2)), ("unit_rows", (x, 2, 7))]
+    return [*calls, ("paired_similarity", (x, x.flip(1)))]
 
 
 def blur():
@@ -154,9 +155,14 @@ def of_the_rest():
     for block in (16, 64):
         tiles = {"fold_tiles": {"BLOCK": block, "num_warps": 1}}
         calls = some("fold_groups", "33-mean-float32", "1-mean-bfloat16", "33-amax-bfloat16")
+        calls += some("pool_tokens", "65-7x5x4x5-mean-float32", "300-7x5x3x2-amax-float16")
         yield f"fold-{block}", tiles, calls, block == 16
     for count in (1, 2, 8):
         yield f"regions-{count}", {"region_tiles": {"TILES": count, "num_warps": count}}, regions(), False
+    for block in (16, 64):
+        tiles = {"channel_tiles": {"BLOCK": block, "num_warps": 1}}
+        calls = some("channel_variance", "129x40-bfloat16", "65x300-bfloat16", "segments", "channels-bfloat16")
+        yield f"channels-{block}", tiles, calls, block == 64
     for block in (32, 256):
         yield f"spread-{block}", {"broadcast_tiles": {"BLOCK": block, "num_warps": 1}}, spread(), False
     for count in (1, 4):
@@ -166,7 +172,8 @@ def of_the_rest():
                 "pool_tiles": {"BLOCK": count * columns, "num_warps": 1},
                 "flat_tiles": {"BLOCK": count},
             }
-            yield f"scores-{count}-{columns}", tiles, scores(), False
+            calls = [*scores(), *some("hash_uniform", "127", "1025")]
+            yield f"scores-{count}-{columns}", tiles, calls, False
     for block, chunks in ((16, 1), (64, 3), (1024, 8)):
         tiles = {"threshold_tiles": {"BLOCK": block, "CHUNKS": chunks, "num_warps": 1}}
         calls = some("segment_threshold", "1025-0", "1025-1", "primes-2", "257-3", "pairs-1")

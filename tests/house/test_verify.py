@@ -90,7 +90,7 @@ def outputs(op, args) -> list:
 
 
 def test_an_op_that_raises_other_inputs_and_missing_digests_are_reported(monkeypatch, tmp_path):
-    def broken(x):
+    def broken(*args):
         raise RuntimeError("no such kernel\nand more")
 
     with monkeypatch.context() as patch:
@@ -160,7 +160,9 @@ def test_command_prints_a_page_and_returns_0(capsys):
 @pytest.mark.usefixtures("reference_only")
 def test_command_names_what_differs_and_returns_1(capsys, monkeypatch):
     reference = OPS["token_norm"].reference
-    monkeypatch.setattr(OPS["token_norm"], "reference", lambda x: flipped(reference(x)) if x.numel() else reference(x))
+    monkeypatch.setattr(
+        OPS["token_norm"], "reference", lambda x, p: flipped(reference(x, p)) if x.numel() else reference(x, p)
+    )
     assert cli.main(["verify"]) == 1
     page = capsys.readouterr().out
     assert "DIFFERS: token_norm, case 1-float32: output 0 differs" in page

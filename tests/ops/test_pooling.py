@@ -1,11 +1,11 @@
-"""Scores pooled over windows: against torch."""
+"""Scores and tokens pooled over windows: against torch."""
 
 import numpy as np
 import pytest
 import torch
 
-from pyramid_ops import pool_scores, pool_scores_packed
-from pyramid_ops.verify.inputs import FLOATS, GRIDS, int32, special_scores
+from pyramid_ops import pool_scores, pool_scores_packed, pool_tokens
+from pyramid_ops.verify.inputs import FEATURES, FLOATS, GRIDS, int32, special_scores
 from tests.bits import assert_same_bits
 
 from .test_scoring import S
@@ -164,4 +164,78 @@ def test_bad_packed_pooling(message, call):
 )
 def test_bad_pooling(message, call):
     with pytest.raises((TypeError, ValueError), match=f"^pool_scores: {message}"):
+        call()
+
+
+BINS = [((8, 8), (4, 4)), ((7, 9), (3, 4)), ((24, 24), (10, 7)), ((1, 5), (1, 2)), ((3, 4), (7, 9)), ((6, 1), (1, 1))]
+
+
+@pytest.mark.parametrize(("grid", "out"), BINS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_pooled_tokens_are_those_of_torch(grid, out, dtype):
+    tokens = torch.randn(3, grid[0] * grid[1], 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    image = tokens.double().mT.unflatten(2, grid)
+    mean = torch.nn.functional.adaptive_avg_pool2d(image, out).flatten(2).mT
+    actual = pool_tokens(tokens, grid, out)
+    assert actual.dtype == dtype
+    bound = 1e-6 + torch.finfo(dtype).eps / 2 * mean.abs()
+    assert ((actual.double() - mean).abs() <= bound).all()
+    largest = torch.nn.functional.adaptive_max_pool2d(image, out).flatten(2).mT
+    assert_same_bits(pool_tokens(tokens, grid, out, mode="amax"), largest.to(dtype))
+    assert_same_bits(pool_tokens(tokens[0], grid, out), actual[0])
+
+
+def test_a_bin_is_added_row_by_row():
+    tokens = torch.tensor([1e8, 3.0, 5.0, -1e8]).view(1, 4, 1)
+    total = np.float32(np.float32(np.float32(1e8) + np.float32(3)) + np.float32(5)) + np.float32(-1e8)
+    assert pool_tokens(tokens, (2, 2), (1, 1)).item() == total / np.float32(4)
+    assert_same_bits(pool_tokens(torch.full((1, 4, 1), -0.0), (2, 2), (1, 1)), torch.zeros(1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", FEATURES)
+def test_bins_of_one_token_change_nothing(dtype):
+    tokens = torch.arange(60).view(2, 6, 5).to(dtype)
+    for mode in ("mean", "amax"):
+        assert_same_bits(pool_tokens(tokens, (2, 3), (2, 3), mode=mode), tokens)
+        twice = tokens.unflatten(1, (2, 3)).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+        assert_same_bits(pool_tokens(tokens, (2, 3), (4, 6), mode=mode), twice)
+
+
+def test_the_largest_feature_is_the_first():
+    nan, inf = torch.nan, torch.inf
+    rows = torch.tensor([[-0.0, 0.0, 1.0, -inf, -nan, 2.0], [0.0, -0.0, nan, -inf, inf, 2.5]])
+    assert_same_bits(pool_tokens(rows, (1, 2), (1, 1), mode="amax"), torch.tensor([[-0.0, 0.0, nan, -inf, nan, 2.5]]))
+
+
+def test_means_of_bytes_round_half_up():
+    rows = torch.tensor([[1, 255, 0], [2, 254, 0]], dtype=torch.uint8)
+    assert pool_tokens(rows, (2, 1), (1, 1)).tolist() == [[2, 255, 0]]
+
+
+def test_pooled_strided_tokens():
+    x = torch.randn(6, 12, 33)
+    for view in (x.transpose(0, 1)[:, :4], x[1:, :4, 3:30], x.mT[:, :32, :9]):
+        expected = pool_tokens(view.contiguous(), (2, view.shape[1] // 2), (1, 2))
+        assert_same_bits(pool_tokens(view, (2, view.shape[1] // 2), (1, 2)), expected)
+
+
+T = torch.zeros(2, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("tokens: expected a tensor", lambda: pool_tokens([1], (3, 4), (1, 1))),
+        (r"tokens: expected shape \[B, N, D\] or", lambda: pool_tokens(T[0, 0], (3, 4), (1, 1))),
+        ("tokens: expected dtype float32", lambda: pool_tokens(T.double(), (3, 4), (1, 1))),
+        ("tokens: expected no gradient", lambda: pool_tokens(T.clone().requires_grad_(), (3, 4), (1, 1))),
+        ("grid: expected H·W = 12, the number of tokens, got 3×5", lambda: pool_tokens(T, (3, 5), (1, 1))),
+        (r"out_grid\[1\]: expected at least 1, got 0", lambda: pool_tokens(T, (3, 4), (1, 0))),
+        ("out_grid: expected a list or tuple", lambda: pool_tokens(T, (3, 4), 2)),
+        (r"out_grid: expected at most 2\^30", lambda: pool_tokens(T, (3, 4), (1 << 20, 1 << 20))),
+        ("mode: expected one of 'mean', 'amax', got 'max'", lambda: pool_tokens(T, (3, 4), (1, 1), mode="max")),
+    ],
+)
+def test_bad_token_pooling(message, call):
+    with pytest.raises((TypeError, ValueError), match=f"^pool_tokens: {message}"):
         call()

@@ -100,6 +100,22 @@ def test_norm_is_within_8_ulp(features, scale):
     assert ulps(token_norm(x), (x.double() ** 2).sum(-1).sqrt()).max() <= 8
 
 
+@pytest.mark.parametrize("features", [1, 3, 64, 1000, 1024, 16384])
+@pytest.mark.parametrize("dtype", FEATURES)
+def test_sum_of_magnitudes_is_within_4_ulp(features, dtype):
+    x = (100 * torch.randn(64, features, generator=torch.Generator().manual_seed(features))).to(dtype)
+    assert ulps(token_norm(x, p=1), x.double().abs().sum(-1)).max() <= 4
+
+
+def test_magnitudes_of_special_rows():
+    x = torch.zeros(7, 4)
+    x[1], x[2, 1], x[3, 2], x[4, 0], x[5, 3] = -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan
+    x[6] = -torch.finfo(torch.float32).max
+    expected = torch.tensor([0.0, 0.0, torch.inf, torch.inf, torch.nan, torch.nan, torch.inf])
+    assert_same_bits(token_norm(x, p=1), expected)
+    assert token_norm(torch.full((1, 4), -1e-45), p=1).item() == 4 * 2.0**-149
+
+
 def test_norm_of_special_rows():
     x = torch.zeros(6, 4)
     x[1], x[2, 1], x[3, 2], x[4, 0] = -0.0, torch.inf, -torch.inf, torch.nan
@@ -156,6 +172,12 @@ def test_bad_features(op, error, message, call):
 def test_bad_correction(correction):
     with pytest.raises((TypeError, ValueError), match="^token_variance: correction: expected"):
         token_variance(torch.ones(2, 3), correction=correction)
+
+
+@pytest.mark.parametrize("p", [0, 3, 1.0, "1", True, None])
+def test_bad_p(p):
+    with pytest.raises((TypeError, ValueError), match="^token_norm: p: expected"):
+        token_norm(torch.ones(2, 3), p=p)
 
 
 def test_gradients_are_allowed_where_grad_mode_is_off():

@@ -97,6 +97,11 @@ def allocate_budgets_batch(x, total):
     )
 
 
+@call(tokens, packed, offsets)
+def channel_variance(x, y, bounds):
+    return pyramid_ops.channel_variance(x), pyramid_ops.channel_variance(y, cu_seqlens=bounds)
+
+
 @call(heads, heads)
 def attention_importance(q, k):
     return pyramid_ops.attention_importance(q, k, causal=True)
@@ -290,9 +295,24 @@ def text_relevance_packed(x, text, bounds, mask):
     )
 
 
+@call(scores, numbers)
+def hash_uniform(x, seeds):
+    return pyramid_ops.hash_uniform(x.shape, seeds), pyramid_ops.hash_uniform(x.shape[1:], 3, device=x.device)
+
+
+@call(tokens, tokens)
+def paired_similarity(x, y):
+    return pyramid_ops.paired_similarity(x, y), pyramid_ops.paired_similarity(x, y[:1, :1])
+
+
+@call(lambda batch, n: rand(batch, 12, 8))
+def pool_tokens(x):
+    return pyramid_ops.pool_tokens(x, (3, 4), (2, 3))
+
+
 @call(tokens)
 def token_norm(x):
-    return pyramid_ops.token_norm(x)
+    return pyramid_ops.token_norm(x), pyramid_ops.token_norm(x, p=1)
 
 
 @call(packed)

@@ -8,10 +8,10 @@ import torch
 
 import pyramid_ops
 
-from ...ops.pooling import pool_scores_op, pool_scores_packed_op
-from ...reference.arguments import Windows
+from ...ops.pooling import pool_scores_op, pool_scores_packed_op, pool_tokens_op
+from ...reference.arguments import Grid, Windows
 from ..describe import Call, Case, Cases, Description
-from ..inputs import FLOATS, GRIDS, Source, grids, int32, name, special_scores
+from ..inputs import FEATURES, FLOATS, GRIDS, Source, grids, int32, name, special_rows, special_scores
 
 
 def pool_scores_golden() -> Cases:
@@ -104,6 +104,56 @@ def pool_scores_packed_compiled() -> Iterator[Call]:
         yield Call("pool_scores_packed, 2×2 of 32768, max", functools.partial(pack, reduction="max"), dtype)
 
 
+OUT_GRIDS = {(1, 1): ((1, 1), (2, 3)), (4, 6): ((2, 3), (1, 1), (4, 6)), (7, 5): ((3, 2), (4, 5), (9, 11), (1, 7))}
+
+
+def pool_tokens_golden() -> Cases:
+    for grid, outs in OUT_GRIDS.items():
+        for k, out in enumerate(outs):
+            for mode in ("mean", "amax"):
+                for dtype in FEATURES:
+                    case = f"{'x'.join(map(str, grid + out))}-{mode}-{name(dtype)}"
+                    rows = Source(case).rows(17, dtype).flatten(0, 1).repeat(5, 1)
+                    tokens = rows[k : k + 2 * grid[0] * grid[1]].view(2, -1, 17)
+                    yield Case(case, (tokens, Grid(*grid, *out), mode))
+
+
+def pool_tokens_bits() -> Cases:
+    for features in (1, 8, 65, 300, 1030):
+        for k, (grid, outs) in enumerate(OUT_GRIDS.items()):
+            for j, out in enumerate(outs):
+                dtype = FEATURES[(features + k + j) % 4]
+                rows = special_rows(features, dtype, j).flatten(0, 1).repeat(4, 1)
+                tokens = rows[: 2 * grid[0] * grid[1]].view(2, -1, features)
+                for mode in ("mean", "amax"):
+                    case = f"{features}-{'x'.join(map(str, grid + out))}-{mode}-{name(dtype)}"
+                    yield Case(case, (tokens, Grid(*grid, *out), mode))
+    x = torch.randn(4, 35, 40, generator=torch.Generator().manual_seed(0))
+    of = Grid(7, 5, 3, 2)
+    for mode in ("mean", "amax"):
+        yield Case(f"transposed-{mode}", (x.transpose(0, 1)[:, :3], Grid(1, 3, 1, 2), mode))
+        yield Case(f"sliced-{mode}", (x[1:, :, 8:40], of, mode))
+        yield Case(f"unaligned-{mode}", (x[:, :, 1:], of, mode))
+        yield Case(f"expanded-{mode}", (x[:1].expand(3, 35, 40), of, mode))
+        yield Case(f"no-samples-{mode}", (x[:0], of, mode))
+
+
+def pool_tokens_ones() -> Iterator[Call]:
+    one, column = torch.empty(1, 1, 1), torch.empty(1, 256, 1)
+    yield Call("pool_tokens", lambda: pyramid_ops.pool_tokens(one, (1, 1), (1, 1), mode="amax"))
+    yield Call("pool_tokens-column", lambda: pyramid_ops.pool_tokens(column, (256, 1), (3, 1)))
+
+
+def pool_tokens_compiled() -> Iterator[Call]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for features in (64, 1024, 1152):
+            x = torch.empty(2, 576, features, dtype=dtype)
+            call = functools.partial(pyramid_ops.pool_tokens, x, (24, 24), (12, 12))
+            yield Call(f"pool_tokens, 24×24 to 12×12, D = {features}", call, dtype)
+        call = functools.partial(call, mode="amax")
+        yield Call(f"pool_tokens, 24×24 to 12×12, D = {features}, amax", call, dtype)
+
+
 def pool(so_far: Any) -> None:
     tokens = so_far.levels[0].shape[1]
     if tokens:
@@ -114,6 +164,8 @@ def pool(so_far: Any) -> None:
             "reduction": so_far.choice("mean", "sum", "max"),
         }
         so_far.same(pyramid_ops.pool_scores, scores, (down, tokens // down), **options)
+        out, mode = (so_far.integer(1, 6), so_far.integer(1, 6)), so_far.choice("mean", "amax")
+        so_far.same(pyramid_ops.pool_tokens, so_far.levels[0], (down, tokens // down), out, mode=mode)
     scores = so_far.tensor(tokens, dtype=so_far.choice(*FLOATS))
     options = {"reduction": so_far.choice("mean", "sum", "max"), "capacity": so_far.choice(None, 3, 50)}
     so_far.same(pyramid_ops.pool_scores_packed, scores, *grids(so_far, tokens), **options)
@@ -141,5 +193,14 @@ DESCRIPTIONS = [
         "test_pool_scores_packed",
         dtypes=FLOATS,
         scattered=("_windows_kernel", "_pool_scores_packed_kernel"),
+    ),
+    Description(
+        pool_tokens_op,
+        pool_tokens_golden,
+        pool_tokens_bits,
+        pool_tokens_ones,
+        pool_tokens_compiled,
+        pool,
+        "test_pool_tokens",
     ),
 ]

@@ -58,7 +58,9 @@ def token_variance_golden() -> Cases:
 
 def token_norm_golden() -> Cases:
     for case, x in golden_rows():
-        yield Case(case, (x,))
+        yield Case(case, (x, 2))
+    for case, x in golden_rows():
+        yield Case(f"{case}-p1", (x, 1))
 
 
 def combine_scores_golden() -> Cases:
@@ -88,7 +90,9 @@ def token_variance_bits() -> Cases:
 
 def token_norm_bits() -> Cases:
     for case, x, slow in special_inputs(SIZES + LARGE_SIZES):
-        yield Case(case, (x,), slow)
+        yield Case(case, (x, 2), slow)
+    for case, x, slow in special_inputs((1, 3, 65, 257, 1024, 1537, 4097)):
+        yield Case(f"{case}-p1", (x, 1), slow)
 
 
 def combine_scores_bits() -> Cases:
@@ -134,7 +138,8 @@ def token_variance_compiled() -> Iterator[Call]:
 
 
 def token_norm_ones() -> Iterator[Call]:
-    yield Call("token_norm", lambda: pyramid_ops.token_norm(torch.empty(1, 1, 1)))
+    for p in (1, 2):
+        yield Call(f"token_norm-{p}", functools.partial(pyramid_ops.token_norm, torch.empty(1, 1, 1), p=p))
 
 
 def token_norm_compiled() -> Iterator[Call]:
@@ -142,6 +147,8 @@ def token_norm_compiled() -> Iterator[Call]:
         for features in (64, 768, 1024, 1152, 4096, 16384):
             x = torch.empty(2, 512, features, dtype=dtype)
             yield Call(f"token_norm, D = {features}", functools.partial(pyramid_ops.token_norm, x), dtype)
+        call = functools.partial(pyramid_ops.token_norm, torch.empty(2, 512, 1024, dtype=dtype), p=1)
+        yield Call("token_norm, p = 1, D = 1024", call, dtype)
 
 
 def combine_scores_ones() -> Iterator[Call]:
@@ -168,8 +175,10 @@ def combine_scores_compiled() -> Iterator[Call]:
 
 def score(so_far: Any) -> None:
     if so_far.choice(True, False, False):
-        op = so_far.choice(pyramid_ops.token_variance, pyramid_ops.token_norm)
-        so_far.scores = [so_far.same(op, level) for level in so_far.levels]
+        op, options = so_far.choice(
+            (pyramid_ops.token_variance, {}), (pyramid_ops.token_norm, {}), (pyramid_ops.token_norm, {"p": 1})
+        )
+        so_far.scores = [so_far.same(op, level, **options) for level in so_far.levels]
     else:
         dtype = so_far.choice(*FLOATS)
         kinds = ("ties", "ties", "bits", "plain")
