@@ -4,6 +4,7 @@ from . import retained
 from .decoder import *
 from .encoder import *
 from .instruction import *
+from .levels import *
 from .merging import *
 from .pyramid import *
 from .raters import *

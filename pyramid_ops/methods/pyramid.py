@@ -200,8 +200,7 @@ def ptp_relevance(
 
     References
     ----------
-    Liang et al., "Training-Free Pyramid Token Pruning for Efficient Large Vision-Language Models via Region, Token, and
-    Instruction-Guided Importance", arXiv 2509.15704: layer 2.
+    Pyramid Token Pruning, arXiv 2509.15704: layer 2.
 
     Examples
     --------
@@ -251,8 +250,7 @@ def ptp(saliency: Tensor, relevance: Tensor, *, keep: Union[int, Tensor], alpha:
 
     References
     ----------
-    Liang et al., "Training-Free Pyramid Token Pruning for Efficient Large Vision-Language Models via Region, Token, and
-    Instruction-Guided Importance", arXiv 2509.15704.
+    Pyramid Token Pruning, arXiv 2509.15704.
 
     Examples
     --------

@@ -147,3 +147,37 @@ def test_lod_select(grid, thresholds):
 def test_lod_select_refuses_thresholds_that_ascend():
     with pytest.raises(ValueError, match="lod_select: thresholds: expected descending numbers"):
         methods.lod_select(torch.rand(1, 4), (2, 2), thresholds=(0.3, 0.5))
+
+
+def test_levels_by_query():
+    levels, query = pyramid(8), torch.randn(2, 24, generator=torch.Generator().manual_seed(9))
+    levels[1] = levels[1] + query[:, None]
+    levels[2] = levels[2] * 0.1 + query[:, None] * 0.01
+    levels[3][1] += 2 * query[1]
+    aligned, stays = methods.level_alignment(levels, query), methods.skip_levels(levels, query)
+    for b in range(2):
+        means = torch.stack([x[b].double().mean(0) for x in levels])
+        want = torch.nn.functional.cosine_similarity(means, query[b, None].double(), dim=1)
+        torch.testing.assert_close(aligned[b].double(), want, rtol=0, atol=1e-5)
+        spread = torch.stack([x[b].double().var() for x in levels])
+        assert stays[b].tolist() == ((want >= 0.3) & (spread >= 0.1)).tolist()
+        for keep in range(5):
+            found = methods.query_levels(levels, query, keep=keep).indices[b].tolist()
+            assert found == sorted(best(want, keep, range(4)))
+    assert stays.any()
+    assert not stays.all()
+    with pytest.raises(ValueError, match="query_levels: keep: expected at most 4 levels, got 5"):
+        methods.query_levels(levels, query, keep=5)
+
+
+@pytest.mark.parametrize("keep", [1, 64, 144, 169, 256, 576])
+def test_tokenflex(keep):
+    x = torch.randn(2, 576, 8, generator=torch.Generator().manual_seed(10))
+    grid = x.mT.unflatten(2, (24, 24)).double()
+    want = torch.nn.functional.adaptive_avg_pool2d(grid, int(keep**0.5)).flatten(2).mT
+    torch.testing.assert_close(methods.tokenflex(x, (24, 24), keep=keep).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_tokenflex_refuses_what_is_no_square():
+    with pytest.raises(ValueError, match="tokenflex: keep: expected a square number, got 60"):
+        methods.tokenflex(torch.rand(1, 9, 4), (3, 3), keep=60)
