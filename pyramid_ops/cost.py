@@ -162,6 +162,13 @@ def model_of(name: str) -> Model:
     raise ValueError(f"cost: model: expected one of {', '.join(MODELS)}, or {NUMBERS}, got {name}")
 
 
+def _schedule(name: str, tokens: int, layers: int, keep: int, budget: Optional[int]) -> Optional[Schedule]:
+    if budget is not None:
+        return schedules.at_budget(name, tokens, layers, check.integer("cost", "budget", budget, 0))
+    options = {"keep": keep} if name in ("before", "vscan") else {}
+    return schedules.METHODS[name](tokens, layers, **options)
+
+
 def report(
     model: str,
     *,
@@ -170,6 +177,7 @@ def report(
     text: int = 64,
     keep: Optional[int] = None,
     tokens: Optional[int] = None,
+    budget: Optional[int] = None,
 ) -> str:
     """Tokens by layer, operations and cache of a model for each method, beside those without any.
 
@@ -188,6 +196,9 @@ def report(
     tokens : int, optional
         Image tokens before any reduction, of several images or tiles that are encoded one by one. Default: those of
         one image.
+    budget : int, optional
+        Image tokens that a layer may read on average, for :func:`pyramid_ops.schedules.at_budget`. Default: the numbers
+        that the authors chose.
 
     Returns
     -------
@@ -224,8 +235,10 @@ def report(
     for name in methods:
         if name not in schedules.METHODS:
             raise ValueError(f"{op}: method: expected one of {', '.join(schedules.METHODS)}, got {name}")
-        options = {"keep": left} if name in ("before", "vscan") else {}
-        schedule = schedules.METHODS[name](all_tokens, language.layers, **options)
+        schedule = _schedule(name, all_tokens, language.layers, left, budget)
+        if schedule is None:
+            lines += [name, f"  none with at most {budget} image tokens a layer"]
+            continue
         scores = scoring_flops(language, text, schedule)
         flops, kept = prefill_flops(language, text, schedule.tokens) + scores, kv_bytes(language, text, schedule.tokens)
         lines += [

@@ -5,7 +5,7 @@ and the query rows that score there: "last", "text" or "all".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Optional
 
 from . import _checks as check
 from .methods import retained
@@ -14,6 +14,7 @@ __all__ = [
     "METHODS",
     "Schedule",
     "aim",
+    "at_budget",
     "before",
     "falling",
     "fastv",
@@ -238,3 +239,35 @@ METHODS: dict[str, Callable[..., Schedule]] = {
     "vscan": vscan,
     "before": before,
 }
+
+# Schedules that read the more the greater k is, in place of the numbers that the authors chose.
+_GROWING: dict[str, Callable[[int, int, int], Schedule]] = {
+    "before": lambda n, layers, k: before(n, layers, keep=k),
+    "fastv": lambda n, layers, k: fastv(n, layers, ratio=1 - k / max(n, 1)),
+    "pyramiddrop": lambda n, layers, k: pyramiddrop(n, layers, ratio=k / max(n, 1)),
+    "sparsevlm": lambda n, layers, k: sparsevlm(n, layers, budget=(64, 128, 192)[k]),
+    "aim": lambda n, layers, k: aim(n, layers, first=k),
+    "prunevid": lambda n, layers, k: prunevid(n, layers, ratio=k / max(n, 1)),
+    "vscan": lambda n, layers, k: vscan(n, layers, keep=k),
+}
+
+
+def at_budget(method: str, tokens: int, layers: int, budget: float) -> Optional[Schedule]:
+    """A method's schedule that reads the most image tokens, at most `budget` a layer on average; None if it has none.
+
+    What is chosen is the share that FastV and PruneVid keep, PyramidDrop's λ, SparseVLM's table, AIM's first layer, and
+    how many tokens are left before the language model. "none" and "falling" have nothing to choose.
+
+    >>> from pyramid_ops import schedules
+    >>> schedules.at_budget("pyramiddrop", 576, 32, 192).tokens[::8]
+    [576, 146, 37, 9]
+    >>> schedules.at_budget("fastv", 576, 32, 32) is None
+    True
+    """
+    most = {"sparsevlm": 2, "aim": layers}.get(method, tokens if method in _GROWING else 0)
+
+    def chosen(k: int) -> Schedule:
+        return _GROWING[method](tokens, layers, k) if method in _GROWING else METHODS[method](tokens, layers)
+
+    k = most_tokens(lambda k: sum(chosen(k).tokens) / max(layers, 1), budget, most)
+    return None if k < 0 else chosen(k)

@@ -59,6 +59,28 @@ def test_most_tokens(limit):
     assert schedules.most_tokens(lambda n: n // 2 * 2, limit, 100) == max(within, default=-1)
 
 
+@pytest.mark.parametrize("name", schedules.METHODS)
+@pytest.mark.parametrize("budget", [0, 36, 100, 192, 400, 576])
+def test_at_budget(name, budget):
+    found = schedules.at_budget(name, 576, LAYERS, budget)
+    if found is not None:
+        assert sum(found.tokens) / LAYERS <= budget
+    elif name in ("fastv", "pyramiddrop", "prunevid"):
+        first = {"fastv": 2, "pyramiddrop": 8, "prunevid": 10}[name]
+        assert first * 576 / LAYERS > budget
+    else:
+        assert name in ("none", "falling", "sparsevlm", "aim")
+    if name == "before":
+        assert found.tokens == [budget] * LAYERS
+    if name == "fastv" and found and budget < 576:
+        assert sum(found.tokens) / LAYERS > budget - 2
+
+
+@pytest.mark.parametrize("name", schedules.METHODS)
+def test_nothing_to_read_is_within_any_budget(name):
+    assert schedules.at_budget(name, 0, LAYERS, 0).tokens == [0] * LAYERS
+
+
 class Decoder(nn.Module):
     """A language model of a shape, without what costs no product."""
 
@@ -126,6 +148,10 @@ def test_the_command(capsys):
     text = capsys.readouterr().out
     assert all(f"\n{name}\n" in text for name in schedules.METHODS)
     assert "256 image" in text
+    assert cli.main(["cost", "llava-1.5-7b", "--all", "--budget", "100"]) == 0
+    text = capsys.readouterr().out
+    assert "fastv\n  image tokens by layer  0-1: 576, 2-31: 68\n" in text
+    assert "pyramiddrop\n  none with at most 100 image tokens a layer\n" in text
     assert cli.main(["cost", "28,3584,28,4,18944,152064", "--tokens", "2880"]) == 0
     five = 5 * cost.vision_flops(cost.MODELS["llava-1.5-7b"].vision, 576) / 1e12
     assert f"2880 image and 64 text tokens, vision tower {five:.2f} TFLOP" in capsys.readouterr().out
