@@ -252,15 +252,16 @@ _GROWING: dict[str, Callable[[int, int, int], Schedule]] = {
 }
 
 
-def at_budget(method: str, tokens: int, layers: int, budget: float) -> Optional[Schedule]:
+def at_budget(method: str, tokens: int, layers: int, budget: int) -> Optional[Schedule]:
     """A method's schedule that reads the most image tokens, at most `budget` a layer on average; None if it has none.
 
+    The average is rounded down, as the authors of SparseVLM name their tables by it.
     What is chosen is the share that FastV and PruneVid keep, PyramidDrop's λ, SparseVLM's table, AIM's first layer, and
     how many tokens are left before the language model. "none" and "falling" have nothing to choose.
 
     >>> from pyramid_ops import schedules
     >>> schedules.at_budget("pyramiddrop", 576, 32, 192).tokens[::8]
-    [576, 146, 37, 9]
+    [576, 148, 38, 9]
     >>> schedules.at_budget("fastv", 576, 32, 32) is None
     True
     """
@@ -269,5 +270,5 @@ def at_budget(method: str, tokens: int, layers: int, budget: float) -> Optional[
     def chosen(k: int) -> Schedule:
         return _GROWING[method](tokens, layers, k) if method in _GROWING else METHODS[method](tokens, layers)
 
-    k = most_tokens(lambda k: sum(chosen(k).tokens) / max(layers, 1), budget, most)
+    k = most_tokens(lambda k: sum(chosen(k).tokens) // max(layers, 1), budget, most)
     return None if k < 0 else chosen(k)

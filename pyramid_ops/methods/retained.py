@@ -8,6 +8,7 @@ __all__ = [
     "dycoke",
     "evs",
     "fastv",
+    "hired_described",
     "prunevid_llm",
     "pyramiddrop",
     "sparsevlm",
@@ -79,6 +80,19 @@ def aim_prune(tokens: int, layer: int, first: int = 14, layers: int = 8) -> int:
     [144, 126, 72, 0]
     """
     return tokens if layer < first else int(tokens * max(0.0, 1 - (layer - first + 1) / layers))
+
+
+def hired_described(tokens: int, ratios: Sequence[float] = (0.7, 0.6)) -> list[int]:
+    """Tokens after each stage that is described for HiRED: int(n · ratio) of what the one before has left.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.hired_described(196, (0.7, 0.6, 0.6, 0.6))
+    [137, 82, 49, 29]
+    """
+    counts: list[int] = []
+    for ratio in ratios:
+        counts.append(int((counts[-1] if counts else tokens) * ratio))
+    return counts
 
 
 def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:

@@ -44,6 +44,7 @@ CALLS = {
     "pyramid_select": partial(methods.pyramid_select, LEVELS, keep=99),
     "aim_merge": partial(methods.aim_merge, PATCHES),
     "hired": partial(methods.hired, SCORES, torch.zeros(2, 5, 576), tiles=(2, 2), **GRID),
+    "hired_described": partial(methods.hired_described, [SCORES, SCORES]),
     "prumerge_select": partial(methods.prumerge_select, SCORES),
     "vispruner": partial(methods.vispruner, PATCHES, SCORES, keep=144, important=72),
     "vscan": partial(methods.vscan, PATCHES, SCORES, SCORES, **GRID),

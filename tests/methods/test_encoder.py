@@ -85,6 +85,19 @@ def test_hired_refuses():
         methods.hired(shallow, deep, keep=40, grid=(6, 6), tiles=(2, 2), alpha=1.5)
 
 
+@pytest.mark.parametrize("ratios", [(0.7, 0.6), (0.5,), (0.7, 0.6, 0.6, 0.6), (1.0, 0.0, 0.5)])
+def test_hired_described(ratios):
+    scores = [tied(2, 50, seed=k) for k in range(len(ratios))]
+    plan = methods.hired_described(scores, ratios=ratios)
+    for b in range(2):
+        left = list(range(50))
+        for x, count in zip(scores, methods.retained.hired_described(50, ratios), strict=True):
+            left = sorted(best(x[b], count, left))
+        assert plan.indices[b].tolist() == left
+    with pytest.raises(ValueError, match="hired_described: ratios: expected 2 numbers from 0 to 1, got"):
+        methods.hired_described(scores[:1] * 2, ratios=(0.5, 1.5))
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_prumerge_select(packed):
     scores = torch.rand(3, 50, generator=torch.Generator().manual_seed(3)) ** 8

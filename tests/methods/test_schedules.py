@@ -64,14 +64,16 @@ def test_most_tokens(limit):
 def test_at_budget(name, budget):
     found = schedules.at_budget(name, 576, LAYERS, budget)
     if found is not None:
-        assert sum(found.tokens) / LAYERS <= budget
+        assert sum(found.tokens) // LAYERS <= budget
     elif name in ("fastv", "pyramiddrop", "prunevid"):
         first = {"fastv": 2, "pyramiddrop": 8, "prunevid": 10}[name]
-        assert first * 576 / LAYERS > budget
+        assert first * 576 // LAYERS > budget
     else:
         assert name in ("none", "falling", "sparsevlm", "aim")
     if name == "before":
         assert found.tokens == [budget] * LAYERS
+    if name == "sparsevlm" and budget in (192, 400):
+        assert found == schedules.sparsevlm(576, LAYERS, budget=192)
     if name == "fastv" and found and budget < 576:
         assert sum(found.tokens) / LAYERS > budget - 2
 
