@@ -1,4 +1,4 @@
-"""`pyramid-ops`: tokens selected or merged on a picture; proof that this machine computes the same bits."""
+"""`pyramid-ops`: tokens selected or merged on a picture; proof of equal bits; what a model costs with fewer tokens."""
 
 import argparse
 import importlib
@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import verify
+from . import cost, verify
+from . import schedules as by_layer
 from .demo.usage import UsageError
 
 
@@ -57,6 +58,20 @@ def parser() -> Parser:
         "check that this machine computes the same bits as every other",
         "TRITON_INTERPRET=1 pyramid-ops verify  # the kernels too, where there is no GPU",
     )
+    costs = command(
+        "cost",
+        "tokens by layer, operations and cache of a model with fewer image tokens",
+        "pyramid-ops cost llava-1.5-7b --method pyramiddrop --image 336",
+    )
+    costs.add_argument("model", metavar="MODEL", help=f"{', '.join(cost.MODELS)}; or {cost.NUMBERS}")
+    which = costs.add_mutually_exclusive_group()
+    which.add_argument("--method", default="none", choices=by_layer.METHODS, help="(default: %(default)s)")
+    which.add_argument("--all", action="store_true", help="every method")
+    costs.add_argument("--budget", type=int, help="image tokens a layer reads on average (default: authors' numbers)")
+    costs.add_argument("--image", type=int, default=336, help="side of the image in pixels (default: %(default)s)")
+    costs.add_argument("--text", type=int, default=64, help="tokens of text (default: %(default)s)")
+    costs.add_argument("--keep", type=int, help="image tokens left before the model (default: a ninth)")
+    costs.add_argument("--tokens", type=int, help="image tokens in all, of several images (default: of one)")
     return main
 
 
@@ -65,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.pop("command")
     if command == "verify":
         return verify.main()
+    if command == "cost":
+        return _cost(**options)
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -79,6 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error)
     print(f"pyramid-ops: error: {message}", file=sys.stderr)
     return 2
+
+
+def _cost(model: str, method: str, all: bool, **options: int) -> int:
+    try:
+        print(cost.report(model, methods=[*by_layer.METHODS] if all else [method], **options))
+        return 0
+    except (TypeError, ValueError) as error:
+        print(f"pyramid-ops: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ MAY_IMPORT = {
     **{name: {"torch", "numpy", *BASE} for name in BASE},
     "ops": {"torch", "numpy", "reference", *BASE},
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
+    "methods": {"torch", "numpy", "plans", "ops", *BASE},
+    "schedules": {"methods", *BASE},
+    "cost": {"schedules", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},
     "verify": {"torch", "numpy", "", "reference", "ops", "plans", *BASE},
     "demo": {"torch", "numpy", "", "matplotlib", "PIL", "rich", "skimage", *BASE},
     "": {"plans", "ops", *BASE},
-    "__main__": {"demo", "verify", "torch", "numpy", "", *BASE},
+    "__main__": {"cost", "demo", "schedules", "verify", "torch", "numpy", "", *BASE},
 }
 
 

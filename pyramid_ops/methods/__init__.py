@@ -1,0 +1,14 @@
+"""The published methods by name: tensors in, plans out, no model needed."""
+
+from . import retained
+from .decoder import *
+from .encoder import *
+from .instruction import *
+from .levels import *
+from .merging import *
+from .pyramid import *
+from .raters import *
+from .video import *
+
+__all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))
+__all__ += ["retained"]

@@ -1,0 +1,96 @@
+"""Methods inside the language model against plain code for each sample."""
+
+import pytest
+import torch
+
+from pyramid_ops import methods
+from tests.methods.layouts import LAYOUTS, best, check, places, probabilities, samples, with_text
+
+K = {"dense": [7, 4], "padded": [7, 4], "packed": [7, 4, 9]}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", [methods.fastv, methods.pyramiddrop])
+@pytest.mark.parametrize("amount", ["one", "each", "device"])
+def test_by_the_last_row(method, layout, amount):
+    keep = {"one": 6, "each": K[layout], "device": torch.tensor(K[layout], dtype=torch.int32)}[amount]
+
+    def call(x, where):
+        return method(x["query"], x["key"], x["image"], keep=keep, **where)
+
+    def plainly(x):
+        k = 6 if amount == "one" else K[layout][given.pop(0)]
+        scores = probabilities(x["query"], x["key"])[:, -1].mean(0)
+        return with_text(x["image"], best(scores, k, places(x["image"])))
+
+    given = list(range(len(K[layout])))
+    check(layout, call, plainly)
+
+
+@pytest.mark.parametrize("last", [-2, torch.tensor([24, 24])])
+def test_another_row_scores(last):
+    """The query before the last one, which sees one key less."""
+
+    def plainly(x):
+        scores = probabilities(x["query"], x["key"])[:, -2].mean(0)
+        return with_text(x["image"], best(scores, 5, places(x["image"])))
+
+    check("dense", lambda x, w: methods.fastv(x["query"], x["key"], x["image"], keep=5, last=last, **w), plainly)
+
+
+def test_the_last_query_alone_will_do():
+    def plainly(x):
+        scores = probabilities(x["query"], x["key"])[:, -1].mean(0)
+        return with_text(x["image"], best(scores, 5, places(x["image"])))
+
+    check("dense", lambda x, w: methods.fastv(x["query"][:, :, -1:], x["key"], x["image"], keep=5), plainly)
+
+
+@pytest.mark.parametrize("method", [methods.fastv, methods.pyramiddrop])
+def test_bad_images_are_named(method):
+    heads = torch.zeros(1, 2, 5, 8)
+    with pytest.raises(TypeError, match=f"{method.__name__}: image: expected dtype bool"):
+        method(heads, heads, torch.zeros(1, 5), keep=1)
+    with pytest.raises(ValueError, match=rf"{method.__name__}: image: expected \[1, 5\] on cpu"):
+        method(heads, heads, torch.zeros(1, 4, dtype=torch.bool), keep=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vscan_decode(layout):
+    """The last three rows, as if they had been generated."""
+    sizes = [sample["image"].shape[0] for sample in samples(layout)]
+
+    def call(x, where):
+        query = x["query"][..., -3:, :]
+        if layout == "packed":
+            ends = torch.tensor(sizes).cumsum(0)
+            query = torch.cat([x["query"][end - 3 : end] for end in ends])
+            where = where | {"cu_seqlens_q": torch.arange(len(sizes) + 1) * 3, "max_seqlen_q": 3}
+        return methods.vscan_decode(query, x["key"], x["image"], keep=6, **where)
+
+    def plainly(x):
+        scores = probabilities(x["query"], x["key"])[:, -3:].mean(0).sum(0)
+        return with_text(x["image"], best(scores, 6, places(x["image"])))
+
+    check(layout, call, plainly)
+
+
+def test_aim_prune():
+    def plainly(x):
+        attention = probabilities(x["query"], x["key"], causal=False, temperature=0.1)
+        flow = torch.full((4, 1, 26), 1 / 26, dtype=torch.float64)
+        for _ in range(5):
+            flow = flow @ attention
+        return with_text(x["image"], best(flow.square().mean(0).sqrt()[0], 6, places(x["image"])))
+
+    check("dense", lambda x, w: methods.aim_prune(x["query"], x["key"], x["image"], keep=6), plainly, twins=False)
+
+
+def test_counts_on_the_host():
+    retained = methods.retained
+    assert [retained.fastv(576, ratio) for ratio in (0.0, 0.5, 0.9, 1.0)] == [576, 288, 57, 0]
+    assert retained.pyramiddrop(575) == [287, 143, 71]
+    assert [retained.vscan_decode(576, n) for n in (0, 20, 1000)] == [576, 288, 57]
+    assert [retained.sparsevlm(budget)[0] for budget in (192, 128, 64)] == [300, 303, 66]
+    with pytest.raises(ValueError, match="sparsevlm: budget: expected one of 192, 128, 64, got 100"):
+        retained.sparsevlm(100)
