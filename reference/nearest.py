@@ -134,7 +134,7 @@ def _squared_distances(
     distance, apart = floats
     apart.copy_(products.mul_(-2.0).add_(squares[0][:, None]).add_(squares[1]).clamp_(min=0.0)).mul_(2.0**-30)
     torch.mul(a[:, None], b, out=distance)
-    if not bool((distance < torch.inf).all()):
+    if not bool(a.amax() * b.amax() < torch.inf):
         distance = torch.where(apart > 0, distance, 0.0)
     apart *= distance
     torch.sub(a[:, None], b, out=distance)
