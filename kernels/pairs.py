@@ -39,7 +39,11 @@ def _paired_similarity_kernel(
     x_norm, x_scale, x_inverse = _directions(x, ROW)
     y_norm, y_scale, y_inverse = _directions(y, ROW)
     # Zero rows have no direction, and similarity 0.
-    usable = expand((x_norm > 0) & (x_norm < float("inf")) & (y_norm > 0) & (y_norm < float("inf")), ROW)
+    # Integers, since the compiler would gather the flags of four comparisons on a stack.
+    x_bits = x_norm.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    y_bits = y_norm.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    finite = tl.maximum(x_bits, y_bits) < 0x7F800000
+    usable = expand(tl.where(finite, tl.minimum(x_bits, y_bits), 0), ROW) > 0
     total = tl.zeros((ROW.TILES, ROW.WIDTH), tl.int64)
     for c in tl.static_range(ROW.CHUNKS):
         u = _unit(x[c], x_scale, x_inverse, usable)
@@ -48,7 +52,6 @@ def _paired_similarity_kernel(
     low = row_reduce(((total & 0x7FFFF).to(tl.int32),), "sum", ROW)
     high = row_reduce(((total >> 19).to(tl.int32),), "sum", ROW)
     product = (((high.to(tl.int64) << 19) + low + 2048) >> 12).to(tl.int32)  # in units of 2⁻³⁰
-    finite = (x_norm < float("inf")) & (y_norm < float("inf"))
     similarity = tl.where(finite, product.to(tl.float32) * (1.0 / 1073741824.0), float("-inf"))
     store_rows(out_ptr + (sample * tokens + token)[:, None], similarity, mask, ROW)
 

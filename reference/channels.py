@@ -68,20 +68,20 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rest = _total(deviations, TOKEN_LANES) / size
     deviations -= rest[:, None]
     squares = _total(deviations.mul_(deviations), TOKEN_LANES)
-    chunk, channel = (x[:, 0] == x[:, -1]).nonzero().unbind(1)
-    first = x[chunk, 0, channel]
-    constant = (x[chunk, :, channel] == first[:, None]).all(1) & (first.abs() < torch.inf)
-    chunk, channel = chunk[constant], channel[constant]
-    mean[chunk, channel] = first[constant] + 0.0
-    rest[chunk, channel] = squares[chunk, channel] = 0.0
-    return mean, rest, squares
+    first = x[:, 0]
+    constant = (x == first[:, None]).all(1) & (first.abs() < torch.inf)
+    zero = torch.zeros_like(mean)
+    return (
+        torch.where(constant, first + 0.0, mean),
+        torch.where(constant, zero, rest),
+        torch.where(constant, zero, squares),
+    )
 
 
 def _total(x: Tensor, lanes: int) -> Tensor:
     """`[C, n, D]` → `[C, D]`: lane j adds rows j, j + lanes, … in order from +0, then one tree of adjacent pairs."""
-    complete = x.shape[1] // lanes > 1
-    total = x[:, :lanes] + x[:, lanes : 2 * lanes] if complete else x.new_zeros(len(x), lanes, x.shape[2])
-    for start in range(2 * lanes if complete else 0, x.shape[1], lanes):
+    total = x.new_zeros(len(x), lanes, x.shape[2])
+    for start in range(0, x.shape[1], lanes):
         part = x[:, start : start + lanes]
         total[:, : part.shape[1]] += part
     while total.shape[1] > 1:

@@ -49,49 +49,69 @@ def _search(
     """Put (score, inverted index) of the k best keys of the queries of a run into `out`, the best first."""
     b, q, k = run[:3]
     queries, keys = all_queries[b, q], all_keys[b, k]
-    buffers = work_rows(keys if len(keys) > len(queries) else queries, 2, CACHE_ELEMENTS)
-    (key_rows,), (key_norms,) = grid_rows(keys[None], limbs, LOW_BITS, 1, buffers)
-    usable = key_norms.abs() < torch.inf
+    work = work_rows(keys if len(keys) > len(queries) else queries, 2, CACHE_ELEMENTS)
+    (key_rows,), (key_norms,) = grid_rows(keys[None], limbs, LOW_BITS, 1, work)
+    key_squares = _squares(key_rows) if wanted.euclidean else key_norms
+    unusable = ~(key_norms.abs() < torch.inf)
     if allowed.key_mask is not None:
-        usable &= allowed.key_mask[b, k]
-    usable, key_squares = None if bool(usable.all()) else usable, _squares(key_rows) if wanted.euclidean else None
+        unusable |= ~allowed.key_mask[b, k]
+    unusable = unusable.nonzero()[:, 0]
     ranks = None if allowed.rank is None else ordered_key(widen(allowed.rank))[b]
     home = homes(run, queries.device)[0]
     own = torch.arange(len(queries), device=queries.device) - (home.query_stop - home.queries) + home.key_start
     column = torch.arange(len(keys), device=keys.device)
-    step = max(1, PRODUCT_BYTES // (8 * len(keys)))
+    worst = (1 << 31) - 1 if wanted.inverted else -1 << 31
+    step = min(len(queries), max(1, PRODUCT_BYTES // (16 * len(keys))))
+    buffer = key_rows.new_empty(step, len(keys))
+    floats = torch.empty(2, step, len(keys), dtype=torch.float32, device=keys.device)
     for first in range(0, len(queries), step):
-        (rows,), (norms,) = grid_rows(queries[None, first : first + step], limbs, LOW_BITS, 1, buffers)
+        (rows,), (norms,) = grid_rows(queries[None, first : first + step], limbs, LOW_BITS, 1, work)
         block = slice(first, first + len(rows))
-        products = _rounded(grid_products(rows, key_rows))
-        if key_squares is not None:
-            scores = _squared_distances(products, norms, key_norms, _squares(rows), key_squares).view(torch.int32)
+        scores = _rounded(grid_products(rows, key_rows, buffer[: len(rows)]))
+        if wanted.euclidean:
+            squares = (_squares(rows), key_squares)
+            scores = _squared_distances(scores, norms, key_norms, squares, floats[:, : len(rows)]).view(torch.int32)
         else:
-            scores = products
-        scores = scores.to(torch.int64)
-        if wanted.inverted:
-            scores = ~scores
-        start = home.key_start[block, None]
-        pairs = scores.bitwise_left_shift_(32).add_((start + LAST) - column)
-        good = norms.abs() < torch.inf
-        if segment is not None:
-            good &= segment[q][block] == home.number[block]
-        if not bool(good.all()):
-            pairs[~good] = NONE
-        if usable is not None:
-            pairs[:, ~usable] = NONE
+            scores = scores.to(torch.int32)
+        scores[:, unusable] = worst
+        start = home.key_start[block]
         if len(run.key_counts) > 1:
-            pairs = torch.where((column >= start) & (column < home.key_stop[block, None]), pairs, NONE)
+            inside = (column >= start[:, None]) & (column < home.key_stop[block, None])
+            scores = torch.where(inside, scores, worst)
         if wanted.exclude_self:
-            pairs = torch.where(column == own[block, None], NONE, pairs)
+            there = (own[block] < len(keys)).nonzero()[:, 0]
+            scores[there, own[block][there]] = worst
         if ranks is not None:
             mine, other = ranks[q][block, None], ranks[k]
-            denser = (other > mine) | ((other == mine) & (column < own[block, None]))
-            pairs = torch.where(denser, pairs, NONE)
-        count = min(wanted.k, len(keys))
-        # In blocks of this size, none of which has two equal pairs.
-        best = pairs.topk(count).values
-        out[block, :count] = torch.where(good[:, None], best, out[block, :count])
+            higher = (other > mine) | ((other == mine) & (column < own[block, None]))
+            scores = torch.where(higher, scores, worst)
+        best = _best(scores, start, min(wanted.k, len(keys)), wanted.inverted)
+        good = norms.abs() < torch.inf
+        part = out[block, : best.shape[1]]
+        if segment is not None:
+            good &= segment[q][block] == home.number[block]
+        part[:] = torch.where(good[:, None], best, part)
+
+
+def _best(scores: Tensor, start: Tensor, count: int, inverted: bool) -> Tensor:
+    """(score, inverted index from `start` on) of the best of each row of int32 scores, best first; `NONE` past them.
+
+    `topk` of scores alone says how good the last one is; whatever is as good competes by its index.
+    """
+    if not count:
+        return start.new_empty(len(scores), 0)
+    last = scores.topk(count, 1, not inverted).values[:, -1:]
+    if inverted:
+        row, column = (scores <= last.clamp(max=(1 << 31) - 2)).nonzero().unbind(1)
+    else:
+        row, column = (scores >= last.clamp(min=1 - (1 << 31))).nonzero().unbind(1)
+    score = scores[row, column].to(torch.int64)
+    pair = ((~score if inverted else score) << 32) + (LAST - (column - start[row]))
+    many = row.bincount(minlength=len(scores))
+    place = torch.arange(len(row), device=row.device) - (many.cumsum(0) - many)[row]
+    pairs = torch.full((len(scores), max(count, *many.tolist())), NONE, dtype=torch.int64, device=row.device)
+    pairs[row, place] = pair
+    return pairs.topk(count, 1).values
 
 
 def _rounded(products: Tensor) -> Tensor:
@@ -104,12 +124,19 @@ def _squares(rows: Tensor) -> Tensor:
     return _rounded((rows * rows).sum(-1, dtype=torch.float64))
 
 
-def _squared_distances(products: Tensor, a: Tensor, b: Tensor, a_squares: Tensor, b_squares: Tensor) -> Tensor:
+def _squared_distances(
+    products: Tensor, a: Tensor, b: Tensor, squares: tuple[Tensor, Tensor], floats: Tensor
+) -> Tensor:
     """(|a| − |b|)² + |a| |b| |u − v|² of rows with these norms and unit rows u and v: float32 `[M, N]`, never −0.
 
     |u − v|² = u·u + v·v − 2 u·v is an integer in units of 2⁻³⁰, rounded once. Where it is 0, so is the product.
     """
-    chord = ((a_squares[:, None] + b_squares) - 2.0 * products).clamp_(min=0.0).to(torch.float32)
-    apart = (a[:, None] * b) * (chord * 2.0**-30)
-    gap = a[:, None] - b
-    return gap * gap + torch.where(chord > 0, apart, 0.0)
+    distance, apart = floats
+    apart.copy_(products.mul_(-2.0).add_(squares[0][:, None]).add_(squares[1]).clamp_(min=0.0)).mul_(2.0**-30)
+    torch.mul(a[:, None], b, out=distance)
+    if not bool(a.amax() * b.amax() < torch.inf):
+        distance = torch.where(apart > 0, distance, 0.0)
+    apart *= distance
+    torch.sub(a[:, None], b, out=distance)
+    distance *= distance
+    return distance.add_(apart)

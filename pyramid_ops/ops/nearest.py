@@ -108,8 +108,8 @@ def nearest(
     >>> x = torch.tensor([[1.0, 0.0], [3.0, 0.5], [0.0, 2.0], [1.5, 0.0]])
     >>> pyramid_ops.nearest(x, x, 2, exclude_self=True).indices.tolist()
     [[3, 1], [0, 3], [1, 0], [0, 1]]
-    >>> pyramid_ops.nearest(x, x, 1, metric="euclidean", exclude_self=True).values.flatten().tolist()
-    [0.25, 2.5, 5.0, 0.25]
+    >>> pyramid_ops.nearest(x, x, 1, metric="euclidean", exclude_self=True).values.flatten()
+    tensor([0.2500, 2.5000, 5.0000, 0.2500])
     """
     op = "nearest"
     offsets = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
