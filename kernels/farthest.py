@@ -21,7 +21,7 @@ from .picks import (
     usable_tokens,
 )
 from .ragged import budget_of
-from .tiles import apart_tiles, farthest_tiles, gram_limit, greedy_tiles, similarity_tiles, square_tiles
+from .tiles import apart_tiles, farthest_tiles, gram_limit, greedy_tiles, spread_tiles, square_tiles
 from .units import NONE
 
 FAR = tl.constexpr((1 << 31) - 1)
@@ -210,7 +210,7 @@ def _maxmin_by_steps(of: Tokens, into: Picks) -> None:
         of.units, *of.given[:4], own, least, size, longest, D=features, LIMBS=limbs, **tiles,
     )  # fmt: skip
     if of.relevance is None:
-        tiles = similarity_tiles(features, limbs, target_arch())
+        tiles = spread_tiles(features, limbs, target_arch())
         dot = tiles["DOT"]
         launch(
             _spread_kernel, parts * cdiv(longest, dot.BLOCK_M) * cdiv(longest, dot.BLOCK_N),

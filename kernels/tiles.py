@@ -306,6 +306,13 @@ def similarity_tiles(features: int, limbs: int, arch: int | str) -> dict:
 
 
 @chooser
+def spread_tiles(features: int, limbs: int, arch: int | str) -> dict:
+    """The same where each gives two minima; the widest would spill."""
+    tiles = similarity_tiles(features, limbs, arch)
+    return put(tiles, {"BLOCK_N": 64}) if limbs == 1 and arch == 100 else tiles
+
+
+@chooser
 def square_tiles(features: int) -> dict:
     """16 bytes of a unit row to a thread."""
     block = min(256, max(8, next_power_of_2(features)))
@@ -347,8 +354,8 @@ def farthest_tiles(features: int, limbs: int) -> dict:
 
 @chooser
 def greedy_tiles(longest: int) -> dict:
-    """Tokens at a time of the one program of a sample."""
-    block = min(4096, max(128, next_power_of_2(longest)))
+    """Tokens at a time of the one program of a sample: more would spill."""
+    block = min(2048, max(128, next_power_of_2(longest)))
     return {"BLOCK": block, "num_warps": min(16, block // 128)}
 
 

@@ -239,6 +239,7 @@ def of_the_rest():
     for block, count, limit, fit in ((16, 1, 0, 0), (32, 8, 0, 8000), (64, 16, 1 << 18, 1 << 20)):
         tiles = {
             "similarity_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
+            "spread_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
             "apart_tiles": {"BLOCK": block, "num_warps": 1},
             "square_tiles": {"ROWS": count, "BLOCK": block},
             "farthest_tiles": _dots(16, block, 16),

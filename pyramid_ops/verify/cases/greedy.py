@@ -9,6 +9,7 @@ import torch
 import pyramid_ops
 
 from ...ops.greedy import greedy_select_op
+from ...plans.kept import mask
 from ...reference.arguments import Amount, Slots
 from ..describe import Call, Case, Cases, Description
 from ..inputs import (
@@ -119,10 +120,14 @@ def greedy_select_compiled() -> Iterator[Call]:
             for rule in RULES:
                 call = functools.partial(pyramid_ops.greedy_select, x, 1 if rule == "coverage" else k, rule=rule)
                 yield Call(f"greedy_select, {rule}, {k} of {tokens}, D = {features}", call, dtype)
+        many = torch.empty(1, 1, features, dtype=dtype).expand(1, 32768, features)
+        call = functools.partial(pyramid_ops.greedy_select, many, 1)
+        yield Call("greedy_select, maxmin, of 32768", call, dtype)
         call = functools.partial(pyramid_ops.greedy_select, x[0], 64, cu_seqlens=bounds, max_seqlen=1024, order="index")
         yield Call("greedy_select, maxmin, packed, by index", call, dtype)
-        call = functools.partial(pyramid_ops.greedy_select, x, 192, precision="grid")
-        yield Call("greedy_select, maxmin, grid", call, dtype)
+        for what, given in (("grid", x), ("grid, of 32768", many)):
+            call = functools.partial(pyramid_ops.greedy_select, given, 1, precision="grid")
+            yield Call(f"greedy_select, maxmin, {what}", call, dtype)
 
 
 def greedy_select_sizes() -> Iterator[Call]:
@@ -146,7 +151,7 @@ def greedy(so_far: Any) -> None:
     if so_far.choice(True, False):
         options["relevance"] = so_far.tensor(*level.shape[:-1], dtype=torch.float32, kinds=("plain", "ties"))
     plan = so_far.same(pyramid_ops.greedy_select, level, so_far.integer(0, 9), **options)
-    so_far.same(pyramid_ops.plans.mask, plan)
+    so_far.same(mask, plan)
 
 
 DESCRIPTIONS = [
