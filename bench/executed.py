@@ -22,6 +22,7 @@ import pyramid_ops
 from bench.compile import RESULTS
 from pyramid_ops import kernels as _kernels
 from pyramid_ops import plans
+from pyramid_ops.plans.halves import bipartite_plan
 from pyramid_ops.verify.inputs import Source, int32, name
 from tests.ptx import TARGETS, Run, executing
 from tests.ptx.link import link
@@ -197,6 +198,9 @@ def _of_merging() -> Iterator[Counted]:
     yield Counted("merge_tokens, 256 × 1024 to 160, bfloat16", 256 * 1024, "features", call)
     call = functools.partial(pyramid_ops.merge_indices, plan, order="original")
     yield Counted("merge_indices, 256 to 160, original order", 256, "tokens", call)
+    order = Source("pairs").bits(512).argsort()
+    call = functools.partial(bipartite_plan, x[:, :384], x[:, 384:], order[:384], order[384:], 200, 1)
+    yield Counted("bipartite_plan, grid, 200 of 384 into 128, D = 1024, bfloat16", 384 * 128, "products", call)
 
 
 def _of_greedy() -> Iterator[Counted]:

@@ -14,6 +14,61 @@ from .matching import match_evens, unpacked
 from .tiles import scan_tiles
 
 
+@triton.jit(do_not_specialize=["count", "targets", "r"])
+def _place_pairs_kernel(
+    partner_ptr, similarity_ptr, a_ptr, b_ptr, sources_ptr, destinations_ptr, unmerged_ptr, similarities_ptr, rows_ptr,
+    count, targets, r, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The places of ROWS tokens of `a`, by how many go before each, and of ROWS of `b`."""
+    programs = tl.cdiv(tl.maximum(count, targets), ROWS)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    i = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    mask = i < count
+    size = count + targets
+    similarity = tl.load(similarity_ptr + sample * count + i, mask=mask, other=0.0)
+    key = ordered_key(similarity)
+    rank = tl.zeros((ROWS,), tl.int32)
+    for first in range(0, count, BLOCK):
+        other = first + tl.arange(0, BLOCK)
+        value = tl.load(similarity_ptr + sample * count + other, mask=other < count, other=0.0)
+        other_key = ordered_key(value)[None, :]
+        ahead = (other_key > key[:, None]) | ((other_key == key[:, None]) & (other[None, :] < i[:, None]))
+        rank += tl.sum((ahead & (other < count)[None, :]).to(tl.int32), axis=1)
+    merged = mask & (rank < r)
+    target = tl.load(partner_ptr + sample * count + i, mask=merged, other=-1)
+    found = (target >= 0) & (target < targets)
+    token = tl.load(a_ptr + i, mask=mask, other=-1)
+    destination = tl.load(b_ptr + target, mask=found, other=-1)
+    tl.store(sources_ptr + sample * r + rank, token, mask=merged)
+    tl.store(destinations_ptr + sample * r + rank, destination, mask=merged)
+    tl.store(similarities_ptr + sample * r + rank, similarity, mask=merged)
+    left = count - r
+    kept = mask & (rank >= r)
+    tl.store(unmerged_ptr + sample * left + rank - r, token, mask=kept)
+    row = tl.where(merged, tl.where(found, left + target, -1), rank - r)
+    rows_ptr += sample * size
+    tl.store(rows_ptr + token, row, mask=mask & (token >= 0) & (token < size))
+    token = tl.load(b_ptr + i, mask=i < targets, other=-1)
+    tl.store(rows_ptr + token, (left + i).to(tl.int64), mask=(token >= 0) & (token < size))
+
+
+def place_pairs(
+    partner: Tensor, similarity: Tensor, a: Tensor, b: Tensor, r: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (batch, count), targets, device = partner.shape, b.shape[0], partner.device
+    shapes = (batch, r), (batch, r), (batch, count - r), (batch, count + targets)
+    sources, destinations, unmerged, rows = (torch.empty(shape, dtype=torch.int64, device=device) for shape in shapes)
+    similarities = torch.empty(batch, r, dtype=torch.float32, device=device)
+    if rows.numel():
+        tiles = scan_tiles()
+        launch(
+            _place_pairs_kernel, batch * cdiv(max(count, targets), tiles["ROWS"]),
+            partner.contiguous(), similarity.contiguous(), a.contiguous(), b.contiguous(), sources, destinations,
+            unmerged, similarities, rows, count, targets, r, **tiles,
+        )  # fmt: skip
+    return sources, destinations, unmerged, similarities, rows
+
+
 @triton.jit
 def _partner(best_ptr, norms_ptr, token, mask, DISTILL: tl.constexpr):
     """(number of the most similar odd token of the segment, −1 for none, and the similarity) of even tokens."""

@@ -55,12 +55,12 @@ def _key_chunks_kernel(
         inside = row < end
         row_ptr = x_ptr + row.to(tl.int64)[:, None] * stride_n
         x = widen(tl.load(row_ptr + column, mask=inside[:, None] & (column < D), other=0))
-        largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+        odd = tl.max(((x - x) != 0.0).to(tl.int32), axis=1)
         for step in range(1, COLUMNS):
             other = (column + step * BLOCK) % (COLUMNS * BLOCK)
             y = widen(tl.load(row_ptr + other, mask=inside[:, None] & (other < D), other=0))
-            largest = tl.maximum(largest, tl.max(y.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1))
-        counted = inside & (largest < 0x7F800000)
+            odd = tl.maximum(odd, tl.max(((y - y) != 0.0).to(tl.int32), axis=1))
+        counted = inside & (odd == 0)
         if mask_ptr is not None:
             counted = counted & (tl.load(mask_ptr + head // heads * size + row, mask=inside, other=0) != 0)
         total += tl.where(counted[:, None], x, 0.0)

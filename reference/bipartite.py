@@ -121,6 +121,32 @@ def _places(
     return merged, kept, row, target
 
 
+def place_pairs(
+    partner: Tensor, similarity: Tensor, a: Tensor, b: Tensor, r: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The plan by which r of the tokens `a` `[nA]` become part of tokens `b` `[nB]`, which are all others.
+
+    (sources, destinations, unmerged, similarities: by descending `similarity` `[B, nA]`, the first of equals first; the
+    row of each token: unmerged ones, then those of `b`.) The `partner` of a token of `a` is a number in `b`, −1 for
+    none.
+    """
+    batch, last = partner.shape[0], partner.shape[1] - 1
+    keys = ordered_key(similarity).to(torch.int64) << 32
+    keys = keys + (last - torch.arange(last + 1, device=partner.device))
+    order = last - (keys.sort(1, descending=True).values & 0xFFFFFFFF)
+    merged, kept = order[:, :r], order[:, r:]
+    sample, left = torch.arange(batch, device=partner.device)[:, None], last + 1 - r
+    target = partner[sample, merged]
+    target = torch.where(target < len(b), target, -1)
+    rows = torch.full((batch, len(a) + len(b)), -1, dtype=torch.int64, device=partner.device)
+    rows[sample, a[kept]] = torch.arange(left, device=partner.device)
+    rows[:, b] = left + torch.arange(len(b), device=partner.device)
+    rows[sample, a[merged]] = torch.where(target < 0, -1, left + target)
+    spare = torch.cat((b, torch.full((1,), -1, device=b.device)))
+    destinations = spare[torch.where(target < 0, len(b), target)]
+    return a[merged], destinations, a[kept], similarity[sample, merged], rows
+
+
 def trace_rows(rows: Tensor, sources: Tensor, num_rows: int, in_order: bool) -> tuple[Tensor, Tensor]:
     """(row of each token `[B, N]`, owner of each row `[B, num_rows]`) of a plan; −1 for none.
 

@@ -23,6 +23,15 @@ def _match_halves_fake(
     return sources, destinations, unmerged, similarities, rows, owners, counts, offsets
 
 
+def _place_pairs_fake(
+    partner: Tensor, similarity: Tensor, a: Tensor, b: Tensor, r: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (batch, count), size = partner.shape, a.shape[0] + b.shape[0]
+    sources, destinations, unmerged, rows = (partner.new_empty(batch, n) for n in (r, r, count - r, size))
+    return sources, destinations, unmerged, similarity.new_empty(batch, r), rows
+
+
+place_pairs_op = Op(reference.place_pairs, _place_pairs_fake)
 match_halves_op = Op(reference.match_halves, _match_halves_fake)
 trace_rows_op = Op(
     reference.trace_rows,

@@ -2,15 +2,13 @@
 
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .._packed import ascending
-from ..ops.bipartite import match_halves_op
+from ..ops.bipartite import match_halves_op, place_pairs_op
 from ..ops.matching import best_match_op
 from ..reference.arguments import Halves, Segments
-from ..reference.arithmetic import ordered_key
 from ..results import Keep, Merge, MergePlan
 from .joined import merge_by_rows
 
@@ -178,34 +176,9 @@ def _checked(
     return rows, cu_seqlens, Halves(min(r, size), longest, class_token, distill_token, False), limbs
 
 
-def _descending(similarity: Tensor) -> Tensor:
-    """Indices of `[B, N]` by descending similarity, then ascending index."""
-    last = similarity.shape[1] - 1
-    keys = ordered_key(similarity).to(torch.int64) << 32
-    keys += last - torch.arange(last + 1, device=similarity.device)
-    return last - (keys.sort(1, descending=True).values & 0xFFFFFFFF)
-
-
 def bipartite_plan(queries: Tensor, keys: Tensor, a: Tensor, b: Tensor, r: int, limbs: int) -> MergePlan:
     """The plan that merges r of the tokens `a` `[nA]`, with rows `queries`, into the tokens `b` `[nB]`, rows `keys`."""
-    batch, device = queries.shape[0], queries.device
-    sources, targets = a.shape[0], b.shape[0]
-    partner, similarity = best_match_op(queries, keys, None, Segments(None, None, sources, targets), limbs)
-    order = _descending(similarity)
-    merged, kept = order[:, :r], order[:, r:]
-    target = partner.gather(1, merged)
-    left = sources - r
-    place, target_place = torch.arange(left, device=device), left + torch.arange(targets, device=device)
-    rows = torch.zeros(batch, sources + targets, dtype=torch.int64, device=device)
-    rows.scatter_(1, a[kept], place.expand_as(kept))
-    rows.scatter_(1, b.expand(batch, -1), target_place.expand(batch, -1))
-    found, safe = target >= 0, target.clamp(min=0)
-    rows.scatter_(1, a[merged], torch.where(found, target_place[safe], -1))
-    return MergePlan(
-        sources=a[merged],
-        destinations=torch.where(found, b[safe], -1),
-        unmerged=a[kept],
-        similarities=similarity.gather(1, merged),
-        rows=rows,
-        num_rows=left + targets,
-    )
+    segments = Segments(None, None, a.shape[0], b.shape[0])
+    partner, similarity = best_match_op(queries, keys, None, segments, limbs)
+    sources, destinations, unmerged, similarities, rows = place_pairs_op(partner, similarity, a, b, r)
+    return MergePlan(sources, destinations, unmerged, similarities, rows, a.shape[0] - r + b.shape[0])

@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import pyramid_ops
 from pyramid_ops import plans
+from pyramid_ops.plans.halves import bipartite_plan
 from tests.launches import launched
 
 
@@ -151,6 +152,9 @@ def _tome():
     yield "fold_groups", "assign_mean", partial(pyramid_ops.assign_mean, x, plan.rows, 561), (3, 1)
     call = partial(pyramid_ops.assign_mean, flat, plan.rows.flatten(), 1122, mode="amax")
     yield "cluster_rows", "assign_mean, packed", partial(call, cu_seqlens=BOUNDS, cu_clusters=BOUNDS), (4, 1)
+    shared = torch.arange(577)
+    call = partial(bipartite_plan, x[:, 99:], x[:, :99], shared[99:], shared[:99], 100, 1)
+    yield "place_pairs", "bipartite_plan", call, (5, 0)
     yield "best_match", "dense", partial(pyramid_ops.best_match, x, x), (4, 0)
     for count in (1, 8):
         yield "nearest", f"cosine, {count}", partial(pyramid_ops.nearest, x, x, count, exclude_self=True), (3, 0)

@@ -1,4 +1,4 @@
-"""Descriptions of the op in `ops/bipartite.py`."""
+"""Descriptions of the ops in `ops/bipartite.py`."""
 
 import functools
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import torch
 
 import pyramid_ops
 
-from ...ops.bipartite import match_halves_op, trace_rows_op
+from ...ops.bipartite import match_halves_op, place_pairs_op, trace_rows_op
 from ...plans.applied import apply
-from ...plans.halves import tome
+from ...plans.halves import bipartite_plan, tome
 from ...reference.arguments import Halves
 from ..describe import Call, Case, Cases, Description
-from ..inputs import FEATURES, Source, int32, name, offsets, special_rows
+from ..inputs import FEATURES, Source, int32, name, offsets, special_rows, special_scores
 
 FLAGS = ((False, False), (True, False), (True, True), (False, True))
 
@@ -74,6 +74,51 @@ def tome_plan(so_far: Any) -> None:
     so_far.same(apply, plan, [level], mode=so_far.choice("mean", "sum", "amax"))
 
 
+def place_pairs_golden() -> Cases:
+    source = Source("pairs")
+    order = source.bits(60).argsort()
+    args = source.integers(-1, 20, 2, 40), source.scores(2, 40, torch.float32), order[:40], order[40:]
+    for r in (0, 13, 40):
+        yield Case(f"{r}", (*args, r))
+
+
+def place_pairs_bits() -> Cases:
+    for count, targets, r in ((1, 1, 1), (1, 2, 0), (33, 7, 20), (7, 40, 7), (260, 90, 131), (5, 0, 3), (0, 4, 0)):
+        generator = torch.Generator().manual_seed(count)
+        order = torch.randperm(count + targets, generator=generator)
+        partner = torch.randint(-1, max(targets, 1), (2, count), generator=generator)
+        similarity = special_scores(2, count, torch.float32, count)
+        yield Case(f"{count}-{targets}-{r}", (partner, similarity, order[:count], order[count:], r))
+        far = torch.where(similarity > 0, partner + (1 << 40), -1 - partner)
+        yield Case(f"{count}-{targets}-{r}-far", (far, similarity, order[:count], order[count:], r))
+    apart = torch.arange(20)
+    yield Case("strided", (far.new_zeros(10, 2).T, torch.randn(10, 2).T, apart[::2], apart[1::2], 4))
+    yield Case("no-samples", (far[:0, :0], similarity[:0, :0], apart[:0], apart, 0))
+
+
+def place_pairs_ones() -> Iterator[Call]:
+    x = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64)
+    yield Call("bipartite_plan", lambda: bipartite_plan(*x, x[2] + 1, x[2], 1, 1))
+
+
+def place_pairs_compiled() -> Iterator[Call]:
+    token = torch.arange(4096)
+    args = torch.empty(2, 3072, dtype=torch.int64), torch.empty(2, 3072), token[:3072], token[3072:], 2048
+    yield Call("place_pairs, 2048 of 3072 into 1024", functools.partial(place_pairs_op, *args))
+
+
+def pairs(so_far: Any) -> None:
+    """Some tokens that become part of the others, and their merging."""
+    level = so_far.choice(*so_far.levels)
+    size = level.shape[1]
+    if size < 2:
+        return
+    targets, order = so_far.integer(1, size - 1), torch.arange(size).roll(so_far.integer(0, 9))
+    a, b = order[targets:], order[:targets]
+    plan = so_far.same(bipartite_plan, level[:, a], level[:, b], a, b, so_far.integer(0, size - targets), 1)
+    so_far.same(pyramid_ops.merge_tokens, level, plan)
+
+
 def trace_rows_golden() -> Cases:
     source = Source("trace")
     for in_order in (False, True):
@@ -119,6 +164,17 @@ DESCRIPTIONS = [
         "test_tome",
         scattered=("_rank_halves_kernel", "_place_halves_kernel"),
         dots=("_best_match_kernel",),
+    ),
+    Description(
+        place_pairs_op,
+        place_pairs_golden,
+        place_pairs_bits,
+        place_pairs_ones,
+        place_pairs_compiled,
+        pairs,
+        "test_tome",
+        dtypes=(torch.int64, torch.float32),
+        scattered=("_place_pairs_kernel",),
     ),
     Description(
         trace_rows_op,
