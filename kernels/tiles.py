@@ -299,9 +299,10 @@ def similarity_tiles(features: int, limbs: int, arch: int | str) -> dict:
     """Tiles of similarities that are stored, of rows of any sample: the largest that no version of Triton spills."""
     m, n, k, warps, depth = 128, 128 if arch != 80 and features % 16 == 0 and features > 16 else 64, 64, 8, 3
     if limbs == 2:
-        m, n, k, warps, depth = (64, 64, 32, 8, 2) if arch == 90 else (64, 32, 64, 4, 2)
+        m, n, k, warps, depth = (64, 64, 32, 8, 2) if arch == 90 else (64, 32, 32, 4, 2)
     k = min(k, max(16, next_power_of_2(features)))
-    registers = {"maxnreg": 255} if limbs == 1 and arch == 100 else {}
+    # The assembler stops at 128 or 168 registers here, and spills, unless it is told otherwise.
+    registers = {"maxnreg": 255} if arch == 100 else {}
     return {"DOT": Dots(features, limbs, m, n, k), "num_warps": warps, "num_stages": stages(depth), **registers}
 
 
