@@ -88,7 +88,7 @@ def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: in
     size, places = len(rows), torch.arange(len(rows), device=rows.device)
     dots = gram(rows) if size * size <= SIMILARITIES else None
     double = rows.double()
-    own = (double * double).sum(1).add_(0.5).floor_().to(torch.int32)
+    own = (double * double).sum(1, dtype=torch.float64).add_(0.5).floor_().to(torch.int32)
 
     def apart(part: slice) -> Tensor:
         # Half the sum of two is that of the bits that both have and of those that one has.

@@ -55,6 +55,7 @@ ALLOWED_CALLS = {
         "amax",
         "amin",
         "maximum",
+        "minimum",
         "argmax",
         "argsort",
         "bincount",
