@@ -194,6 +194,9 @@ def of_the_rest():
         calls = some("allocate_budgets_batch", "5-5-bounds0", "5-tensors-bounds0", "5-273-bounds1", "5-largest")
         calls += some("adaptive_weights", "one-length", "one-row", "strided")
         yield f"budgets-{samples}", tiles, calls, False
+
+
+def of_choices():
     for chunk, block, count, rank in ((256, 64, 16, 32), (512, 128, 4, 128), (1024, 1024, 64, 64)):
         tiles = {
             "select_tiles": {"BLOCK": block, "num_warps": 1},
@@ -265,6 +268,7 @@ def choices():
     yield from of_streams()
     yield from of_products()
     yield from of_the_rest()
+    yield from of_choices()
 
 
 def _rows(warps, load, choose, tensors, *_):

@@ -18,6 +18,7 @@ REFERENCE = sorted((pathlib.Path(__file__).parents[2] / "reference").glob("*.py"
 ALLOWED_CALLS = {
     *("append", "pop", "bit_length", "element_size", "index", "insert", "is_contiguous", "extend", "numel"),
     *(
+        "clone",
         "contiguous",
         "copy_",
         "empty",
