@@ -53,7 +53,8 @@ def greedy_select(
         weights = None if relevance is None else widen(relevance.flatten()[part])
         counts[s] = min(most, int(usable.sum()))
         if counts[s]:
-            picks = torch.tensor(RULES[rule](units, usable, weights, int(counts[s])), device=x.device)
+            function = RULES[rule]
+            picks = torch.tensor(function(units, usable, weights, int(counts[s])), device=x.device)
             chosen[s, : len(picks)] = picks.sort().values if by_index else picks
     if cu_seqlens is None:
         none, nothing = (torch.zeros(0, dtype=torch.int32, device=x.device) for _ in range(2))
