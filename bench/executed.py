@@ -296,18 +296,24 @@ def _of_budgets() -> Iterator[Counted]:
     yield Counted("adaptive_budgets, 2 of 77 × 1024, float32", x.numel(), "features", call)
 
 
-def kernels() -> set[str]:
-    """The names of all kernels of the library."""
+def kernels_by_module() -> dict[str, set[str]]:
+    """The names of all kernels of the library, by the module that has them."""
     modules = [
         importlib.import_module(f"{_kernels.__name__}.{found.name}")
         for found in pkgutil.iter_modules(_kernels.__path__)
     ]
     return {
-        what
+        module.__name__: {
+            what
+            for what, value in vars(module).items()
+            if isinstance(value, triton.JITFunction) and what.endswith("_kernel")
+        }
         for module in modules
-        for what, value in vars(module).items()
-        if isinstance(value, triton.JITFunction) and what.endswith("_kernel")
     }
+
+
+def kernels() -> set[str]:
+    return set().union(*kernels_by_module().values())
 
 
 def _family(opcode: str) -> str:

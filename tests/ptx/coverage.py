@@ -1,18 +1,24 @@
-"""Which instructions of each kernel's compiled code no case executes: `python -m tests.ptx.coverage [EVERY]`.
+"""Which instructions of each kernel's compiled code no case executes: `python -m tests.ptx.coverage [OP …]`.
 
-Writes `bench/results/coverage.md`. With a number, only every so many cases run, and nothing is written.
+Writes `bench/results/coverage.md`. With names of ops only their cases run, and only the rows of the kernels in their
+files are written anew.
 """
 
 import collections
 import pathlib
+import re
 import sys
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
 
 from bench.compile import RESULTS
+from bench.executed import kernels_by_module
+from pyramid_ops import kernels as _kernels
 from pyramid_ops._op import OPS
 from pyramid_ops.verify.cases import DESCRIPTIONS
+from pyramid_ops.verify.describe import Case
 from tests.bits import to
 from tests.ptx import TARGETS, executing
 from tests.ptx.link import link
@@ -62,20 +68,50 @@ class Coverage:
         return dict(sorted(found.items()))
 
 
-def cases(every: int = 1):
-    for op, description in DESCRIPTIONS.items():
-        for number, case in enumerate(description.bits()):
-            if number % every == 0:
-                yield op, case
+def cases(ops: Sequence[str]) -> Iterator[tuple[str, Case]]:
+    for op in ops:
+        for case in DESCRIPTIONS[op].bits():
+            yield op, case
 
 
-def main(every: int) -> None:
+def rows(ops: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(target, kernel, line of the table) of all kernels that cases of these ops launch."""
+    for target in TARGETS:
+        coverage = Coverage()
+        for op, case in cases(ops):
+            coverage.run(target, op, case.args)
+        for kernel, (codes, executed, total, idle) in coverage.table().items():
+            most = sorted(idle.items(), key=lambda item: -item[1])[:4]
+            where = ", ".join(f"{line} ({count})" for line, count in most)
+            share = f"{100 * executed / total:.1f} %"
+            line = f"| {target} | `{kernel}` | {codes} | {total} | {share} | {where} |"
+            print(line, flush=True)
+            yield target, kernel, line
+
+
+def committed() -> dict[tuple[str, str], str]:
+    """Lines of the table by target and kernel."""
+    found = {}
+    for line in (RESULTS / "coverage.md").read_text().splitlines():
+        if match := re.match(r"\| (\w+) \| `(\w+)` \|", line):
+            found[match[1], match[2]] = line
+    return found
+
+
+def main(*ops: str) -> None:
     torch.set_num_threads(1)
+    table = committed() if ops else {}
+    own = {f"{_kernels.__name__}.{OPS[op].module}" for op in ops}
+    for target, kernel, line in rows(ops or tuple(DESCRIPTIONS)):
+        modules = {module for module, names in kernels_by_module().items() if kernel in names}
+        if not ops or modules & own or (target, kernel) not in table:
+            table[target, kernel] = line
     lines = [
         "# Executed instructions",
         "",
         f"Triton {triton.__version__}: instructions of compiled PTX that the cases of `tests/code/test_executed.py`",
-        "execute, over all codes that they compile of a kernel. *Idle* are the source lines of the others.",
+        "execute, over all codes that they compile of a kernel. *Idle* are the source lines of the others. Rows",
+        "of some kernels may be of a later run.",
         "",
         f"Below {ENOUGH:.0f} %, and why:",
         "",
@@ -83,20 +119,10 @@ def main(every: int) -> None:
         "",
         "| target | kernel | codes | instructions | executed | idle |",
         "|---|---|---|---|---|---|",
+        *(table[key] for key in sorted(table, key=lambda key: (list(TARGETS).index(key[0]), key[1]))),
     ]
-    for target in TARGETS:
-        coverage = Coverage()
-        for op, case in cases(every):
-            coverage.run(target, op, case.args)
-        for kernel, (codes, executed, total, idle) in coverage.table().items():
-            most = sorted(idle.items(), key=lambda item: -item[1])[:4]
-            where = ", ".join(f"{line} ({count})" for line, count in most)
-            share = f"{100 * executed / total:.1f} %"
-            lines.append(f"| {target} | `{kernel}` | {codes} | {total} | {share} | {where} |")
-            print(lines[-1], flush=True)
-    if every == 1:
-        (RESULTS / "coverage.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "coverage.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 1)
+    main(*sys.argv[1:])
