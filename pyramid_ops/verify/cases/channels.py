@@ -54,7 +54,7 @@ def channel_variance_bits() -> Cases:
         ("short", tuple(range(0, 300, 25))),
     ):
         yield Case(case, (x[:1], int32(*bounds)))
-    yield Case("transposed", (x.transpose(0, 1), None))
+    yield Case("transposed", (x[:, :5].transpose(0, 1), None))
     yield Case("sliced", (x[1:, ::2, 8:24], None))
     yield Case("unaligned", (x[:, :, 1:], None))
     yield Case("expanded", (x[:1, :1].expand(2, 70, 40), None))
