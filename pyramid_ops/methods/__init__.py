@@ -2,6 +2,7 @@
 
 from . import retained
 from .decoder import *
+from .diverse import *
 from .encoder import *
 from .instruction import *
 from .levels import *
