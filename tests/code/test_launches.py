@@ -131,6 +131,7 @@ def _plans():
     yield "mark_tokens", "mask", partial(plans.mask, plan), (1, 1)
     yield "join_tokens", "join", partial(plans.join, hidden, plan), (7, 1)
     yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, :208], 9)), (1, 0)
+    yield "join_tokens", "concat", partial(plans.concat, plan, plan), (4, 3)
 
 
 def _tome():
