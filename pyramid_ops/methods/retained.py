@@ -12,6 +12,7 @@ __all__ = [
     "prunevid_llm",
     "pyramiddrop",
     "sparsevlm",
+    "sparsevlm_recycle",
     "visionzip",
     "vscan_decode",
 ]
@@ -108,7 +109,7 @@ def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:
 def sparsevlm(budget: int = 192) -> tuple[int, ...]:
     """Image tokens after each stage of SparseVLM, before layers 2, 6 and 15: the authors' tables for 576 tokens.
 
-    Without those that recycling adds. The budget, 192, 128 or 64, is about their mean over layers.
+    Without those that :func:`sparsevlm_recycle` adds. The budget, 192, 128 or 64, is about their mean over layers.
 
     >>> from pyramid_ops.methods import retained
     >>> retained.sparsevlm(128)
@@ -117,6 +118,16 @@ def sparsevlm(budget: int = 192) -> tuple[int, ...]:
     if budget not in _SPARSEVLM:
         raise ValueError(f"sparsevlm: budget: expected one of {', '.join(map(str, _SPARSEVLM))}, got {budget}")
     return _SPARSEVLM[budget]
+
+
+def sparsevlm_recycle(deleted: int) -> int:
+    """Tokens that SparseVLM makes of those that a stage deletes: int(m / 10) + 1 of the best m = int(0.3 · n) + 1.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.sparsevlm_recycle(576 - 300)
+    9
+    """
+    return (int(0.3 * deleted) + 1) // 10 + 1
 
 
 def vscan_decode(tokens: int, generated: int, rate: float = 0.5) -> int:

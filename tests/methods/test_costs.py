@@ -64,6 +64,7 @@ CALLS = {
     "sparsevlm_cosine": partial(methods.sparsevlm_cosine, PATCHES, PATCHES[:, :1], SCORES, keep=144),
     "sparsevlm_described": partial(methods.sparsevlm_described, SCORES, SCORES > 0),
     "sparsevlm_raters": partial(methods.sparsevlm_raters, HIDDEN, IMAGE, IMAGE),
+    "sparsevlm_recycle": partial(methods.sparsevlm_recycle, HIDDEN, torch.zeros(2, 640), IMAGE, number=276),
     "vscan_decode": partial(methods.vscan_decode, QUERY[:, :, :5], KEY, IMAGE, **IN_LLM),
     "fastv": partial(methods.fastv, QUERY, KEY, IMAGE, **IN_LLM),
     "pyramiddrop": partial(methods.pyramiddrop, QUERY, KEY, IMAGE, **IN_LLM),
