@@ -302,6 +302,5 @@ def _picked(
     max_seqlen: Optional[int],
     capacity: Optional[int],
 ) -> Keep:
-    packed: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-    options = {"rule": rule, "relevance": relevance, "candidates": key_mask, "capacity": capacity, "order": "index"}
-    return greedy_select(x, keep, **options, **packed)
+    options: dict[str, Any] = {"rule": rule, "relevance": relevance, "candidates": key_mask, "capacity": capacity}
+    return greedy_select(x, keep, order="index", cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, **options)

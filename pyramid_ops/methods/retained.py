@@ -5,6 +5,7 @@ from collections.abc import Sequence
 __all__ = [
     "aim_merge",
     "aim_prune",
+    "dart",
     "dycoke",
     "evs",
     "fastv",
@@ -18,6 +19,19 @@ __all__ = [
 ]
 
 _SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
+
+
+def dart(tokens: int, ratio: float = 0.778, pivots: int = 4, text_pivots: int = 4) -> int:
+    """Image tokens that DART leaves where it drops about the share `ratio`: its pivots, and ``each`` for every pivot.
+
+    ``each`` is int(n · (1 − ratio)) // 8 for eight pivots.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.dart(576)
+    124
+    """
+    both = pivots + text_pivots
+    return pivots + int(tokens * (1 - ratio)) // both * both
 
 
 def dycoke(tokens_per_frame: int, frames: int, keep: int) -> int:

@@ -28,6 +28,7 @@ GRID = {"keep": 144, "grid": (24, 24)}
 SIDES = (24, 12, 6, 3)
 LEVELS, GRIDS = [PATCHES[:, : side * side].clone() for side in SIDES], [(side, side) for side in SIDES]
 VIDEO = PATCHES[:, None].expand(-1, 8, -1, -1).clone()
+KEPT = methods.fastervlm(SCORES, keep=40)
 CALLS = {
     "adaptive_select": partial(methods.adaptive_select, LEVELS, PATCHES[:, :9], keep=99),
     "drop_frames": partial(methods.drop_frames, PATCHES[:, :16]),
@@ -52,6 +53,10 @@ CALLS = {
     "aim_prune": partial(methods.aim_prune, QUERY, KEY, IMAGE, **IN_LLM),
     "cdpruner": partial(methods.cdpruner, PATCHES, SCORES, keep=144),
     "cdpruner_relevance": partial(methods.cdpruner_relevance, PATCHES, PATCHES[:, :9]),
+    "dart": partial(methods.dart, HIDDEN, KEY, IMAGE, IMAGE, each=15, capacity=208),
+    "prumerge": partial(methods.prumerge, PATCHES, PATCHES, SCORES, KEPT),
+    "prumerge_plus_select": partial(methods.prumerge_plus_select, SCORES),
+    "vscan_described": partial(methods.vscan_described, PATCHES, threshold=0.9),
     "divprune": partial(methods.divprune, PATCHES, keep=144),
     "greedyprune": partial(methods.greedyprune, PATCHES, SCORES, keep=144),
     "scope": partial(methods.scope, PATCHES, SCORES, keep=144),
