@@ -34,6 +34,8 @@ CALLS = {
     "drop_frames": partial(methods.drop_frames, PATCHES[:, :16]),
     "dycoke": partial(methods.dycoke, VIDEO, keep=99),
     "evs": partial(methods.evs, VIDEO, keep=999),
+    "prunevid": partial(methods.prunevid, VIDEO, [2, 2, 3, 1]),
+    "prunevid_windows": partial(methods.prunevid_windows, [0, 0, 1, 1]),
     "level_alignment": partial(methods.level_alignment, LEVELS, PATCHES[:, 0].clone()),
     "query_levels": partial(methods.query_levels, LEVELS, PATCHES[:, 0].clone()),
     "skip_levels": partial(methods.skip_levels, LEVELS, PATCHES[:, 0].clone()),
