@@ -1,5 +1,6 @@
 """Published methods by which tokens leave, or become part of, those that they are like: features in, plans out."""
 
+import math
 from typing import Any, Optional, Union
 
 import torch
@@ -12,8 +13,11 @@ from ..ops.keeping import mark_tokens_op
 from ..ops.merging import assign_mean
 from ..ops.nearest import nearest
 from ..ops.pairs import paired_similarity
+from ..ops.pooling import pool_tokens
+from ..ops.regions import broadcast_regions
 from ..ops.scoring import token_norm
 from ..ops.suppression import suppress
+from ..ops.units import unit_rows
 from ..plans.applied import apply
 from ..plans.joined import merge_by_rows
 from ..plans.kept import keep as keep_tokens
@@ -22,7 +26,7 @@ from ..results import Keep, Merge
 from ._common import Where, flags, keep_visual
 from .encoder import prumerge_select
 
-__all__ = ["dart", "prumerge", "prumerge_plus_select", "vscan_described"]
+__all__ = ["aim_pair", "dart", "dtoma_merge", "prumerge", "prumerge_plus_select", "vscan_described"]
 
 
 def dart(
@@ -317,5 +321,141 @@ def vscan_described(
         places = cluster_rows_op(leaders, bounds, bounds, size)[None]
     first = mark_tokens_op(places, size).view(leaders.shape)
     plan = keep_tokens(torch.zeros_like(leaders, dtype=torch.float32), candidates=first, **where)
+    return _joined(plan, leaders)
+
+
+def _joined(plan: Keep, leaders: Tensor) -> Merge:
+    """Tokens that are no row of a plan as part of the row of their leader, which packed segments count themselves."""
     indices, partners = (each if each.dim() == 2 else each[None] for each in (plan.indices, leaders))
-    return merge_by_rows(plan, join_tokens_op(indices, partners, plan.source_cu_seqlens, size))
+    return merge_by_rows(plan, join_tokens_op(indices, partners, plan.source_cu_seqlens, plan.num_tokens))
+
+
+def aim_pair(x: Tensor) -> tuple[Merge, Tensor]:
+    """AIM's merging as it is also described: the two tokens that are most alike become one, weighted by how much.
+
+    Rule: of all pairs a ≠ b the one with the greatest cosine s becomes s · a + (1 − s) · b.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, N, D]``, N at least 2: float16, bfloat16, float32 or uint8.
+
+    Returns
+    -------
+    (Merge, Tensor)
+        A plan with N − 1 rows in the order of the tokens, b being the later of the two, and the weights float32
+        ``[B, N]`` that :func:`pyramid_ops.plans.apply` takes. The next pair is that of what it gives.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`pyramid_ops.nearest`, and for fewer than two tokens.
+
+    Notes
+    -----
+    Differs: a variant that is described, not the paper's, which is :func:`aim_merge`. It is described with half of that
+    sum, which would make a token of half the size of two equal ones. A pair whose cosine is below 0 is merged too.
+    Equal cosines: the pair with the lowest indices; those of duplicates are 1 within 2⁻²⁰. A sample without two tokens
+    of a finite norm loses its last.
+    Cost: 15 launches and 9 of PyTorch; no N × N matrix, no host synchronisation.
+
+    References
+    ----------
+    Described for AIM (arXiv 2412.03248).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods, plans
+    >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]]])
+    >>> plan, weights = methods.aim_pair(x)
+    >>> plans.apply(plan, x, weights=weights)
+    tensor([[[ 1.0000,  0.0000],
+             [ 0.1200,  0.9600],
+             [-1.0000,  0.0000]]])
+    """
+    op = "aim_pair"
+    check.tensor(op, "x", x, "B N D")
+    if x.shape[1] < 2:
+        raise ValueError(f"{op}: x: expected at least two tokens, got {check.describe(x)}")
+    near = nearest(x, x, 1, exclude_self=True)
+    partners, cosines = (part[..., 0].contiguous() for part in near)
+    first = keep_tokens(cosines, 1)
+    gone = mask(first._replace(indices=apply(first, partners)))
+    plan = keep_tokens(cosines, candidates=~gone, capacity=x.shape[1] - 1)
+    share = apply(first, cosines)
+    weights = torch.where(gone, 1 - share, torch.where(mask(first), share, 1.0))
+    return _joined(plan, torch.where(gone, first.indices, -1)), weights
+
+
+def dtoma_merge(x: Tensor, grid: tuple[int, int], *, threshold: float = 0.8, depth: int = 3) -> Merge:
+    """DToMA's merging, as it is described: the patches of a cell of a quadtree become one where they are alike.
+
+    Rule: of the cells of 1 × 1, 2 × 2, …, 2^depth × 2^depth to a grid, the largest around a patch in which the mean
+    cosine of all pairs of patches is above the threshold becomes its mean.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, N, D]``: the patches; float16, bfloat16 or float32.
+    grid : (int, int)
+        Rows and columns of patches, N in all.
+    threshold : float
+        Above which patches are alike.
+    depth : int
+        The smallest cells: 2^depth divides both sides of the grid.
+
+    Returns
+    -------
+    Merge
+        In the order of the patches, each cell where its first is; how many rows there are is in `counts` on the device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape or value, a grid that cells do not divide, or an input that requires grad.
+
+    Notes
+    -----
+    Pairs are of different patches; a cell of one is itself. A patch with a NaN or an infinity counts as a row of zeros.
+    Differs: the rule is described, its depth and threshold are not. Cosines are of rows rounded to 2⁻²¹.
+    Cost: 18 launches and 44 of PyTorch for a depth of 3; no N × N matrix, no host synchronisation.
+
+    References
+    ----------
+    Described for DToMA (IJCAI 2025).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat_interleave(8, 0)[None]
+    >>> methods.dtoma_merge(x, (4, 4), depth=2).rows.view(4, 4)
+    tensor([[0, 0, 1, 1],
+            [0, 0, 1, 1],
+            [2, 2, 3, 3],
+            [2, 2, 3, 3]])
+    """
+    op = "dtoma_merge"
+    check.tensor(op, "x", x, "B N D", dtypes=check.FLOATS)
+    (rows, columns), parts = check.pair(op, "grid", grid), 2 ** check.integer(op, "depth", depth, 0)
+    if rows * columns != x.shape[1] or rows % parts or columns % parts:
+        raise ValueError(
+            f"{op}: grid: expected one of {x.shape[1]} patches that {parts}×{parts} cells divide, got {rows}×{columns}"
+        )
+    threshold = check.number(op, "threshold", threshold)
+    high, low = unit_rows(x, limbs=2)[0].float().unbind(2)
+    units, place = high + low * 2.0**-11, torch.arange(x.shape[1], device=x.device)
+    leaders, row, column = place.expand(x.shape[:2]), place // columns, place % columns
+    while parts:
+        tall, wide = rows // parts, columns // parts
+        if (many := tall * wide) > 1:
+            norm = token_norm(pool_tokens(units, grid, (parts, parts)))
+            # |mean|² = (1 + (n − 1) · mean cosine) / n of n unit rows.
+            alike = norm > math.sqrt(max(0.0, threshold * (many - 1) + 1) / many)
+            one = broadcast_regions(alike.to(torch.float32), grid, (parts, parts)) > 0
+            corner = row // tall * (tall * columns) + column // wide * wide
+            leaders = torch.where(one, corner, leaders)
+        parts //= 2
+    plan = keep_tokens(torch.zeros(x.shape[:2], device=x.device), candidates=leaders == place)
+    return _joined(plan, leaders.contiguous())

@@ -55,6 +55,8 @@ CALLS = {
     "aim_prune": partial(methods.aim_prune, QUERY, KEY, IMAGE, **IN_LLM),
     "cdpruner": partial(methods.cdpruner, PATCHES, SCORES, keep=144),
     "cdpruner_relevance": partial(methods.cdpruner_relevance, PATCHES, PATCHES[:, :9]),
+    "aim_pair": partial(methods.aim_pair, PATCHES),
+    "dtoma_merge": partial(methods.dtoma_merge, PATCHES, (24, 24)),
     "dart": partial(methods.dart, HIDDEN, KEY, IMAGE, IMAGE, each=15, capacity=208),
     "prumerge": partial(methods.prumerge, PATCHES, PATCHES, SCORES, KEPT),
     "prumerge_plus_select": partial(methods.prumerge_plus_select, SCORES),

@@ -157,3 +157,66 @@ def test_vscan_described(layout, ranked):
             found, own = merged[b, : plan.counts[b]], plan.indices[b, : plan.counts[b]].tolist()
         assert own == first
         torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("size", [2, 9, 40])
+def test_aim_pair(size):
+    x = torch.randn(3, size, 12, generator=torch.Generator().manual_seed(size))
+    if size > 9:
+        x[1, 8] = x[1, 20] = x[1, 3]  # equal pairs
+    plan, weights = methods.aim_pair(x)
+    merged = plans.apply(plan, x, weights=weights)
+    for b in range(3):
+        cosine = (unit(x[b]) @ unit(x[b]).mT * 1e7).round() / 1e7
+        first, second = max(
+            ((i, j) for i in range(size) for j in range(i + 1, size)), key=lambda p: (cosine[p].item(), -p[0], -p[1])
+        )
+        s = cosine[first, second]
+        want = x[b].double()
+        want[first] = s * want[first] + (1 - s) * want[second]
+        left = [i for i in range(size) if i != second]
+        assert plan.indices[b].tolist() == left
+        torch.testing.assert_close(merged[b].double(), want[left], rtol=1e-5, atol=1e-5)
+
+
+def test_aim_pair_of_tokens_that_are_no_numbers():
+    x = torch.full((1, 4, 3), torch.nan)
+    assert methods.aim_pair(x)[0].indices.tolist() == [[0, 1, 2]]
+    with pytest.raises(ValueError, match="aim_pair: x: expected at least two tokens"):
+        methods.aim_pair(x[:, :1])
+
+
+@pytest.mark.parametrize(("grid", "depth"), [((8, 8), 3), ((8, 16), 2), ((6, 4), 1), ((3, 5), 0)])
+@pytest.mark.parametrize("threshold", [0.8, 0.3])
+def test_dtoma_merge(grid, depth, threshold):
+    generator = torch.Generator().manual_seed(6)
+    (rows, columns), size = grid, grid[0] * grid[1]
+    x = torch.randn(2, 2, 2, 12, generator=generator)
+    x = x.repeat_interleave(-(-rows // 2), 1).repeat_interleave(-(-columns // 2), 2)[:, :rows, :columns].flatten(1, 2)
+    x = x + 0.8 * torch.rand(2, size, 1, generator=generator) * torch.randn(2, size, 12, generator=generator)
+    plan = methods.dtoma_merge(x, grid, threshold=threshold, depth=depth)
+    merged, some = plans.apply(plan, x), 0
+    for b in range(2):
+        cosine, free, cells = unit(x[b]) @ unit(x[b]).mT, {*range(size)}, {}
+        for level in range(depth + 1):
+            tall, wide = rows >> level, columns >> level
+            for cell in range(4**level):
+                top, left = cell // 2**level * tall, cell % 2**level * wide
+                members = [(top + i) * columns + left + j for i in range(tall) for j in range(wide)]
+                pairs = len(members) * (len(members) - 1)
+                mean = (cosine[members][:, members].sum() - len(members)) / max(1, pairs)
+                if {*members} <= free and pairs and mean > threshold:
+                    cells[members[0]], free = members, free - {*members}
+        cells |= {i: [i] for i in free}
+        some += size - len(cells)
+        assert plan.indices[b, : plan.counts[b]].tolist() == sorted(cells)
+        want = torch.stack([x[b, cells[i]].mean(0) for i in sorted(cells)])
+        torch.testing.assert_close(merged[b, : len(cells)], want)
+    assert some or not depth or threshold > 0.5
+
+
+def test_dtoma_merge_refuses():
+    with pytest.raises(
+        ValueError, match="dtoma_merge: grid: expected one of 36 patches that 8×8 cells divide, got 6×6"
+    ):
+        methods.dtoma_merge(torch.rand(1, 36, 4), (6, 6))
