@@ -46,6 +46,7 @@ CALLS = {
     "ptp_relevance": partial(methods.ptp_relevance, QUERY, KEY, IMAGE),
     "pyramid_select": partial(methods.pyramid_select, LEVELS, keep=99),
     "aim_merge": partial(methods.aim_merge, PATCHES),
+    "hiprune": partial(methods.hiprune, SCORES, SCORES, **GRID),
     "hired": partial(methods.hired, SCORES, torch.zeros(2, 5, 576), tiles=(2, 2), **GRID),
     "hired_described": partial(methods.hired_described, [SCORES, SCORES]),
     "prumerge_select": partial(methods.prumerge_select, SCORES),
