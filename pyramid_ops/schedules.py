@@ -94,7 +94,7 @@ def sparsevlm(tokens: int, layers: int, *, budget: int = 192, recycle: bool = Tr
     drops, left = [], tokens
     for layer, kept in zip((2, 6, 15), retained.sparsevlm(budget), strict=True):
         kept = min(kept, max(left - 1, 0))
-        more = int((int(0.3 * (left - kept)) + 1) / 10) + 1 if recycle and left > kept else 0
+        more = retained.sparsevlm_recycle(left - kept) if recycle and left > kept else 0
         left = min(kept + more, left)
         drops.append((layer, left))
     return _stages(tokens, layers, drops, "text")

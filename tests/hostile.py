@@ -72,7 +72,8 @@ def far_plan(seed: int) -> list:
     merge = pyramid_ops.Merge(*plan, far(2, 4, seed=seed), far(2, 4), far(2, 4, seed=seed + 1))
     right = plans.apply(merge, [TOKENS, TOKENS.bfloat16()], align="right", fill=7, mode=["amax", "owner"])
     second = plans.then(plan, plans.keep(rand(2, 3), 2))
-    return [*moved(plan, TOKENS), *plans.apply(merge, [TOKENS]), *right, *moved(second, TOKENS)]
+    both = plans.concat(merge, plan)
+    return [*moved(plan, TOKENS), *plans.apply(merge, [TOKENS]), *right, *moved(second, TOKENS), *moved(both, TOKENS)]
 
 
 OF_OFFSETS = {

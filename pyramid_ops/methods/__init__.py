@@ -2,12 +2,14 @@
 
 from . import retained
 from .decoder import *
+from .diverse import *
 from .encoder import *
 from .instruction import *
 from .levels import *
 from .merging import *
 from .pyramid import *
 from .raters import *
+from .similar import *
 from .video import *
 
 __all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))

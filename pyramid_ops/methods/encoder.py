@@ -19,7 +19,7 @@ from ..plans.kept import mask
 from ..results import Keep
 from ._common import Count
 
-__all__ = ["class_attention", "fastervlm", "hired", "hired_described", "prumerge_select", "vispruner"]
+__all__ = ["class_attention", "fastervlm", "hiprune", "hired", "hired_described", "prumerge_select", "vispruner"]
 
 
 def class_attention(
@@ -272,6 +272,73 @@ def hired_described(scores: Sequence[Tensor], *, ratios: Sequence[float] = (0.7,
         left = apply(plan, x)
         plan = cast(Keep, then(plan, keep_tokens(left, int(left.shape[1] * ratio))))
     return plan
+
+
+def hiprune(middle: Tensor, deep: Tensor, *, keep: int, grid: tuple[int, int], alpha: float = 0.1) -> Keep:
+    """HiPrune: patches stay that a middle layer looks at, those beside them, and those that a deep layer looks at.
+
+    Rule: anchors are the top round(K · α / 5) of a middle layer; they stay with the patches to the left and right,
+    above and below, and of all others the top of a deep layer, K in all.
+
+    Parameters
+    ----------
+    middle, deep : Tensor
+        ``[B, N]``: what a patch receives from all tokens, a mean over heads, in a middle layer of the encoder and in
+        the one before the last: :func:`pyramid_ops.attention_importance` with the class token as a query too. Layers 9
+        and −2 of CLIP.
+    keep : int
+        K, the tokens that stay.
+    grid : (int, int)
+        Rows and columns of patches, N in all.
+    alpha : float
+        The share of anchors and what is beside them, from 0 to 1.
+
+    Returns
+    -------
+    Keep
+        K patches in their order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape or value, more tokens than there are, or an input that requires grad.
+
+    Notes
+    -----
+    As in the authors' code, what is beside the end of a row is the start of the next one, and before the first patch or
+    after the last one there is that one. If all this is more than K patches, the lowest stay.
+    Differs: ties go to the lower index, where theirs are up to ``topk``.
+    Cost: 7 launches and 8 of PyTorch; no host synchronisation.
+
+    References
+    ----------
+    Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models",
+    arXiv 2508.00553.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods
+    >>> middle, deep = torch.arange(16.0).roll(7)[None], torch.arange(16.0, 0, -1)[None]
+    >>> methods.hiprune(middle, deep, keep=7, grid=(4, 4), alpha=0.6).indices
+    tensor([[ 0,  1,  2,  5,  6,  7, 10]])
+    """
+    op = "hiprune"
+    check.tensor(op, "deep", deep, "B N", dtypes=check.FLOATS)
+    check.tensor(op, "middle", middle, "B N", dtypes=check.FLOATS)
+    check.same_size(op, "middle", middle, deep.shape, deep.device)
+    (rows, columns), size = check.pair(op, "grid", grid), deep.shape[1]
+    if rows * columns != size:
+        raise ValueError(f"{op}: grid: expected one of {size} patches, got {rows}×{columns}")
+    if not 0 <= check.number(op, "alpha", alpha) <= 1:
+        raise ValueError(f"{op}: alpha: expected a number from 0 to 1, got {alpha}")
+    if check.integer(op, "keep", keep, 0) > size:
+        raise ValueError(f"{op}: keep: expected at most the {size} patches, got {keep}")
+    anchors = keep_tokens(middle, round(keep * alpha / 5))
+    own = anchors.indices
+    around = torch.cat([own, own - 1, own + 1, own - columns, own + columns], 1).clamp(0, size - 1)
+    beside = mask(Keep(around, anchors.counts * 5, size))
+    return keep_tokens(deep, keep, forced=beside, capacity=keep)
 
 
 def prumerge_select(

@@ -86,7 +86,8 @@ def visionzip(attention: Tensor, metric: Tensor, *, dominant: int, contextual: i
     Returns
     -------
     (Keep, Merge)
-        The dominant tokens in their order and the contextual ones, which the model reads after them.
+        The dominant tokens in their order and the contextual ones, which the model reads after them: as one plan
+        ``plans.concat(*both)``.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def visionzip(attention: Tensor, metric: Tensor, *, dominant: int, contextual: i
     >>> from pyramid_ops import methods, plans
     >>> attention, metric, x = torch.rand(2, 16), torch.randn(2, 16, 8), torch.randn(2, 16, 32)
     >>> both = methods.visionzip(attention, metric, dominant=4, contextual=2)
-    >>> torch.cat([plans.apply(plan, x) for plan in both], 1).shape
+    >>> plans.apply(plans.concat(*both), x).shape
     torch.Size([2, 6, 32])
     """
     op = "visionzip"

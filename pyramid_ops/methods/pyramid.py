@@ -218,8 +218,9 @@ def ptp_relevance(
 def ptp(saliency: Tensor, relevance: Tensor, *, keep: Union[int, Tensor], alpha: float = 0.5) -> Keep:
     """Pyramid Token Pruning: a budget for each tile, in it the tokens that are salient and that the text asks for.
 
-    Rule: tiles share K tokens in proportion to their mean saliency. With b the saliency, min-max-normalised in its
-    tile, score = (1 − α) · b + α · c; of each tile the top.
+    Rule: tiles share K tokens in proportion to their mean saliency, rounded down, the rest one by one to the most
+    salient tiles. With b the saliency, min-max-normalised in its tile, score = (1 − α) · b + α · c; of each tile the
+    top.
 
     Parameters
     ----------
@@ -244,8 +245,7 @@ def ptp(saliency: Tensor, relevance: Tensor, *, keep: Union[int, Tensor], alpha:
 
     Notes
     -----
-    Differs: the authors give what rounding leaves to the most salient tiles, here the largest remainder is rounded up;
-    what a full tile cannot take goes to the others. Ties go to the lower index.
+    Differs: what a full tile cannot take goes to the others, the first with room. Ties go to the lower index.
     Cost: 8 launches and 1 of PyTorch; no host synchronisation.
 
     References
@@ -266,7 +266,7 @@ def ptp(saliency: Tensor, relevance: Tensor, *, keep: Union[int, Tensor], alpha:
     alpha = check.number(op, "alpha", alpha)
     tiles, size = saliency.shape[1:]
     share = pool_scores(saliency.flatten(1), (tiles, size), window=(1, size))
-    budgets = allocate_budgets_batch(keep, share, [size] * tiles)
+    budgets = allocate_budgets_batch(keep, share, [size] * tiles, remainder="weight")
     own = combine_scores([saliency.reshape(-1, size)], [1.0], normalize="minmax")
     scores = combine_scores([own, relevance.reshape(-1, size)], [1 - alpha, alpha])
     return keep_tokens(scores, budgets.view(-1))

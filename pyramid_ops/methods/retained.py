@@ -5,6 +5,7 @@ from collections.abc import Sequence
 __all__ = [
     "aim_merge",
     "aim_prune",
+    "dart",
     "dycoke",
     "evs",
     "fastv",
@@ -12,11 +13,25 @@ __all__ = [
     "prunevid_llm",
     "pyramiddrop",
     "sparsevlm",
+    "sparsevlm_recycle",
     "visionzip",
     "vscan_decode",
 ]
 
 _SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
+
+
+def dart(tokens: int, ratio: float = 0.778, pivots: int = 4, text_pivots: int = 4) -> int:
+    """Image tokens that DART leaves where it drops about the share `ratio`: its pivots, and ``each`` for every pivot.
+
+    ``each`` is int(n · (1 − ratio)) // 8 for eight pivots.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.dart(576)
+    124
+    """
+    both = pivots + text_pivots
+    return pivots + int(tokens * (1 - ratio)) // both * both
 
 
 def dycoke(tokens_per_frame: int, frames: int, keep: int) -> int:
@@ -108,7 +123,7 @@ def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:
 def sparsevlm(budget: int = 192) -> tuple[int, ...]:
     """Image tokens after each stage of SparseVLM, before layers 2, 6 and 15: the authors' tables for 576 tokens.
 
-    Without those that recycling adds. The budget, 192, 128 or 64, is about their mean over layers.
+    Without those that :func:`sparsevlm_recycle` adds. The budget, 192, 128 or 64, is about their mean over layers.
 
     >>> from pyramid_ops.methods import retained
     >>> retained.sparsevlm(128)
@@ -117,6 +132,16 @@ def sparsevlm(budget: int = 192) -> tuple[int, ...]:
     if budget not in _SPARSEVLM:
         raise ValueError(f"sparsevlm: budget: expected one of {', '.join(map(str, _SPARSEVLM))}, got {budget}")
     return _SPARSEVLM[budget]
+
+
+def sparsevlm_recycle(deleted: int) -> int:
+    """Tokens that SparseVLM makes of those that a stage deletes: int(m / 10) + 1 of the best m = int(0.3 · n) + 1.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.sparsevlm_recycle(576 - 300)
+    9
+    """
+    return (int(0.3 * deleted) + 1) // 10 + 1
 
 
 def vscan_decode(tokens: int, generated: int, rate: float = 0.5) -> int:

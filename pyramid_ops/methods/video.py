@@ -1,17 +1,30 @@
 """Published methods that prune the frames of a video: features in, plans out."""
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from .. import _checks as check
+from ..ops.clustering import dpc_knn
+from ..ops.grouping import join_tokens_op
 from ..ops.pairs import paired_similarity
+from ..ops.pooling import pool_tokens
+from ..ops.scoring import token_norm
+from ..ops.units import unit_rows
+from ..plans.applied import apply
+from ..plans.joined import merge_by_rows, then
 from ..plans.kept import keep as keep_tokens
 from ..plans.kept import mask
-from ..results import Keep
+from ..results import Keep, Merge
 
-__all__ = ["drop_frames", "dycoke", "evs"]
+__all__ = ["drop_frames", "dycoke", "evs", "prunevid", "prunevid_windows"]
+
+#: PruneVid clusters sets of more tokens than this.
+_SMALL = 14
 
 
 def evs(x: Tensor, *, keep: int) -> Keep:
@@ -166,6 +179,190 @@ def drop_frames(frames: Tensor, *, threshold: float = 0.9) -> Keep:
     scores[:, 1:] = _cosines(frames[:, 1:, None], frames[:, :-1, None])[:, :, 0]
     ends[:, :1], ends[:, -1:] = True, True
     return keep_tokens(scores.contiguous(), threshold=threshold, forced=ends.contiguous(), largest=False)
+
+
+def prunevid_windows(clusters: Sequence[int]) -> list[int]:
+    """PruneVid's segments of a video, on the host: clusters of frames made contiguous.
+
+    Rule: of each cluster its longest run of frames stays, all of them if several are as long, none if they are single
+    frames; a run of other frames joins the longer one of its neighbours, the earlier of equals. What is then a run is a
+    window.
+
+    Parameters
+    ----------
+    clusters : sequence of int
+        The cluster of each frame: ``assignment`` of :func:`pyramid_ops.dpc_knn` of the means of frames, int(0.25 · T)
+        clusters of T frames, with 7 neighbours.
+
+    Returns
+    -------
+    list of int
+        How many frames each window has, for :func:`prunevid`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything but a sequence of integers.
+
+    Notes
+    -----
+    Differs: nothing, but the clusters: densities of frames that are equal are random in the authors' code.
+    Cost: 0 launches; the clusters have to be read from the device, once a video.
+
+    References
+    ----------
+    Huang et al., "PruneVid: Visual Token Pruning for Efficient Video Large Language Models", ACL 2025,
+    arXiv 2412.16117.
+
+    Examples
+    --------
+    >>> import torch, pyramid_ops
+    >>> from pyramid_ops import methods
+    >>> methods.prunevid_windows([0, 0, 0, 1, 0, 1, 1, 1, 2])
+    [5, 4]
+    """
+    op = "prunevid_windows"
+    labels = check.sequence(op, "clusters", clusters)
+    labels = [check.integer(op, f"clusters[{t}]", label) for t, label in enumerate(labels)]
+    longest: dict[int, int] = {}
+    runs = [(label, len([*run])) for label, run in itertools.groupby(labels)]
+    for label, length in runs:
+        longest[label] = max(length, longest.get(label, 2))
+    found: list[tuple[object, int]] = []
+    for label, length in runs:
+        stays = length == longest[label]
+        if not stays and found and found[-1][0] is None:
+            found[-1] = (None, found[-1][1] + length)
+        else:
+            found.append((label if stays else None, length))
+    windows: list[tuple[object, int]] = []
+    for place, (label, length) in enumerate(found):
+        if label is None and windows:
+            after = found[place + 1][1] if place + 1 < len(found) else 0
+            label = windows[-1][0] if windows[-1][1] >= after else found[place + 1][0]
+        elif label is None:
+            label = found[1][0] if len(found) > 1 else 0
+        if windows and windows[-1][0] == label:
+            windows[-1] = (label, windows[-1][1] + length)
+        else:
+            windows.append((label, length))
+    return [length for _, length in windows]
+
+
+def prunevid(
+    x: Tensor, windows: Sequence[int], *, threshold: float = 0.8, ratio: float = 0.5, neighbours: int = 7
+) -> tuple[Merge, Tensor]:
+    """PruneVid before the language model: what stands still is merged in time, and what is alike in space.
+
+    Rule: in a window a place is static where the mean cosine of its tokens at different times exceeds 0.8; they become
+    their mean. The static places of a window, and the others of each frame, are sets: one of n > 14 is clustered by
+    DPC-KNN into int(0.5 · n), and each cluster becomes its mean.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, frames, P, D]``: tokens of each frame; float16, bfloat16 or float32.
+    windows : sequence of int
+        How many frames each window has, all frames in sum: :func:`prunevid_windows`, or a fixed number.
+    threshold, ratio : float
+        From where on places are static, and which share of a set is left.
+    neighbours : int
+        Of the densities of DPC-KNN.
+
+    Returns
+    -------
+    (Merge, Tensor)
+        A plan for ``[B, frames · P]`` tokens: of each window the static set, then those of its frames, each in the
+        order of the centers, or of the places where it is not clustered. int32 ``[B, windows + frames]``: how many
+        rows each set has, from which come the `groups` of :func:`prunevid_llm`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape or value, windows that are not all frames, or an input that requires grad.
+
+    Notes
+    -----
+    A row of a static place is owned by its token in the first frame of the window. Windows of one frame have no static
+    places. A mean is of all tokens at once, which is that of means in time, up to rounding.
+    Differs: cosines are of rows rounded to 2⁻²¹; the authors break ties of densities by random noise of 1e-6, here they
+    go to the lower index. They take one video.
+    Cost: 67 launches and 129 of PyTorch for eight frames in four windows; no host synchronisation.
+
+    References
+    ----------
+    Huang et al., "PruneVid: Visual Token Pruning for Efficient Video Large Language Models", ACL 2025,
+    arXiv 2412.16117.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods, plans
+    >>> x = torch.randn(1, 8, 36, 32)
+    >>> x[:, 1:4, :20] = x[:, :1, :20]
+    >>> plan, sizes = methods.prunevid(x, [4, 4])
+    >>> sizes.tolist()
+    [[10, 8, 8, 8, 8, 0, 18, 18, 18, 18]]
+    >>> plans.apply(plan, x.flatten(1, 2))[:, : plan.counts[0]].shape
+    torch.Size([1, 114, 32])
+    """
+    op = "prunevid"
+    batch, frames, size = _frames(op, x)
+    lengths = check.sequence(op, "windows", windows)
+    lengths = [check.integer(op, f"windows[{i}]", length, 1) for i, length in enumerate(lengths)]
+    if sum(lengths) != frames:
+        raise ValueError(f"{op}: windows: expected {frames} frames in all, got {lengths}")
+    threshold, ratio = check.number(op, "threshold", threshold), check.number(op, "ratio", ratio)
+    flat = x.flatten(1, 2)
+    high, low = unit_rows(flat, limbs=2)[0].float().unbind(2)
+    units = high + low * 2.0**-11
+    still, means = [], []
+    starts = [0, *itertools.accumulate(lengths)][:-1]
+    for start, length in zip(starts, lengths, strict=True):
+        here, grid = slice(start * size, (start + length) * size), (length, size)
+        norm = token_norm(pool_tokens(units[:, here], grid, (1, size)))
+        # |mean|² = (1 + (n − 1) · mean cosine) / n of n unit rows; of a single one there is no other.
+        limit = math.sqrt(max(0.0, threshold * (length - 1) + 1) / length) if length > 1 else math.inf
+        still.append(norm > limit)
+        means.append(pool_tokens(flat[:, here], grid, (1, size)))
+    moving = torch.stack([~s for s, length in zip(still, lengths, strict=True) for _ in range(length)], 1)
+    of_still = _clustered(torch.stack(means, 1).flatten(0, 1), torch.stack(still, 1).flatten(0, 1), ratio, neighbours)
+    of_moving = _clustered(x.flatten(0, 1), moving.flatten(0, 1), ratio, neighbours)
+    owners, rows = zip(of_still, of_moving, strict=True)
+    owners_still, owners_moving = (part.view(batch, -1, size) for part in owners)
+    rows_still, rows_moving = (part.view(batch, -1, size) for part in rows)
+    tokens, slots = [], []
+    for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        own, first = owners_still[:, i], (start + i) * size
+        tokens.append(torch.where(own < 0, -1, own + start * size))
+        fixed = torch.where(rows_still[:, i] < 0, -1, rows_still[:, i] + first)
+        for frame in range(start, start + length):
+            own, row = owners_moving[:, frame], rows_moving[:, frame]
+            first += size
+            tokens.append(torch.where(own < 0, -1, own + frame * size))
+            slots.append(torch.where(row < 0, fixed, row + first))
+    placed = torch.stack(tokens, 1)
+    there = placed >= 0
+    used = keep_tokens(torch.zeros(there.flatten(1).shape, device=x.device), candidates=there.flatten(1))
+    with_gaps = merge_by_rows(Keep(placed.flatten(1), used.counts, frames * size), torch.cat(slots, 1))
+    return cast(Merge, then(with_gaps, used)), there.sum(2, dtype=torch.int32)
+
+
+def _clustered(x: Tensor, there: Tensor, ratio: float, neighbours: int) -> tuple[Tensor, Tensor]:
+    """(the token that owns each row, the row of each token) of sets of tokens `[S, P, D]`, clustered if they are large.
+
+    Both `[S, P]`, −1 for none.
+    """
+    size = x.shape[1]
+    some = keep_tokens(torch.zeros(there.shape, device=x.device), candidates=there)
+    large = some.counts > _SMALL
+    many = torch.where(large, (some.counts.double() * ratio).to(torch.int32), some.counts)
+    # A row that is not there is infinite, and so in no cluster.
+    found = dpc_knn(apply(some, x, fill=math.inf), many, neighbours, capacity=size)
+    merge = cast(Merge, then(some, merge_by_rows(Keep(found.centers, found.counts, size), found.assignment)))
+    alone = join_tokens_op(some.indices, None, None, size)
+    owners = torch.where(large[:, None], merge.indices, some.indices)
+    return owners, torch.where(large[:, None], merge.rows, alone)
 
 
 def _frames(op: str, x: Tensor) -> tuple[int, int, int]:

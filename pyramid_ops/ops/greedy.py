@@ -121,9 +121,9 @@ def greedy_select(
     >>> import torch, pyramid_ops
     >>> x = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.1]]])
     >>> pyramid_ops.greedy_select(x, 2).indices
-    tensor([[2, 3]])
+    tensor([[3, 0]])
     >>> pyramid_ops.greedy_select(x, 3, rule="dpp", relevance=torch.tensor([[1.0, 2.0, 1.0, 0.5]])).indices
-    tensor([[1, 2, 3]])
+    tensor([[1, 2, 0]])
     """
     op = "greedy_select"
     packed = cu_seqlens is not None

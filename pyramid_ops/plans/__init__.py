@@ -3,7 +3,7 @@
 from ..results import Keep, Merge
 from .applied import apply
 from .halves import tome
-from .joined import join, then
+from .joined import concat, join, then
 from .kept import keep, mask
 
-__all__ = ["Keep", "Merge", "apply", "join", "keep", "mask", "then", "tome"]
+__all__ = ["Keep", "Merge", "apply", "concat", "join", "keep", "mask", "then", "tome"]

@@ -2,6 +2,7 @@
 
 from typing import Optional, Union
 
+import torch
 from torch import Tensor
 
 from .. import _checks as check
@@ -10,9 +11,9 @@ from ..ops.keeping import mark_tokens_op, move_tokens_op
 from ..ops.matching import best_match_op
 from ..reference.arguments import Placed, Segments
 from ..results import Keep, Merge
-from .kept import checked_plan
+from .kept import checked_plan, keep
 
-__all__ = ["join", "then"]
+__all__ = ["concat", "join", "then"]
 
 
 def join(metric: Tensor, plan: Keep, *, precision: Optional[str] = None) -> Merge:
@@ -126,6 +127,56 @@ def then(first: Union[Keep, Merge], second: Union[Keep, Merge]) -> Union[Keep, M
         return plan
     rows = _composed(_rows(second), _rows(first))
     return merge_by_rows(plan, rows if dense else rows[None])
+
+
+def concat(first: Union[Keep, Merge], second: Union[Keep, Merge]) -> Union[Keep, Merge]:
+    """Two plans for the same tokens as one: of each sample the rows of the first, then those of the second.
+
+    Parameters
+    ----------
+    first, second : Keep or Merge
+        For dense tokens ``[B, N]``, of which each is in one of them at most.
+
+    Returns
+    -------
+    Keep or Merge
+        A Keep if both are, else a Merge, without gaps: unused rows are the last. A token of both is a member of the
+        first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything but two plans, plans for other numbers of samples or tokens, or for packed tokens.
+
+    Notes
+    -----
+    No host synchronisation. Tokens that stay and what the others became, in one sequence for a language model: as
+    SparseVLM (arXiv 2410.04417) appends what it recycles and VisionZip (arXiv 2412.04467) its contextual tokens.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import plans
+    >>> scores = torch.tensor([[0.1, 0.9, 0.5, 0.7]])
+    >>> best = plans.keep(scores, 1)
+    >>> plans.concat(best, plans.keep(scores, 2, candidates=~plans.mask(best), largest=False)).indices
+    tensor([[1, 0, 2]])
+    """
+    op = "concat"
+    for name, plan in (("first", first), ("second", second)):
+        if checked_plan(op, name, plan).indices.dim() == 1:
+            raise ValueError(f"{op}: {name}: expected a plan for dense tokens, got one for packed tokens")
+    expected, got = ((plan.indices.shape[0], plan.num_tokens) for plan in (first, second))
+    if expected != got or first.indices.device != second.indices.device:
+        raise ValueError(f"{op}: second: expected a plan for {list(expected)} tokens as the first, got for {list(got)}")
+    both = torch.cat([first.indices, second.indices], 1)
+    used = keep(torch.zeros(both.shape, device=both.device), candidates=both >= 0)
+    plan = Keep(_composed(both, used.indices), used.counts, first.num_tokens)
+    if isinstance(first, Keep) and isinstance(second, Keep):
+        return plan
+    rows, more = _rows(first), _rows(second)
+    more = torch.where(more < 0, -1, more + first.indices.shape[1])
+    return merge_by_rows(plan, _composed(_rows(used), torch.where(rows < 0, more, rows)))
 
 
 def _rows(plan: Union[Keep, Merge]) -> Tensor:

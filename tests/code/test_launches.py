@@ -132,6 +132,7 @@ def _plans():
     yield "mark_tokens", "mask", partial(plans.mask, plan), (1, 1)
     yield "join_tokens", "join", partial(plans.join, hidden, plan), (7, 1)
     yield "join_tokens", "then", partial(plans.then, plan, plans.keep(scores[:, :208], 9)), (1, 0)
+    yield "join_tokens", "concat", partial(plans.concat, plan, plan), (4, 3)
 
 
 def _tome():
@@ -161,8 +162,8 @@ def _tome():
     call = partial(pyramid_ops.nearest, x, x, 8, metric="euclidean", rank=x[..., 0])
     yield "nearest", "euclidean", call, (4, 1)
     yield "nearest", "of other tokens", partial(pyramid_ops.nearest, x, x[:, :99], 8, metric="euclidean"), (6, 0)
-    packed = {"cu_seqlens_q": BOUNDS, "cu_seqlens_k": BOUNDS, "max_seqlen_k": 640}
-    yield "nearest", "packed", partial(pyramid_ops.nearest, flat, flat, 8, **packed), (3, 0)
+    options = {"cu_seqlens_q": BOUNDS, "cu_seqlens_k": BOUNDS, "max_seqlen_k": 640}
+    yield "nearest", "packed", partial(pyramid_ops.nearest, flat, flat, 8, **options), (3, 0)
     yield "dpc_knn", "dense", partial(pyramid_ops.dpc_knn, x, 60, 7), (13, 1)
     call = partial(pyramid_ops.dpc_knn, flat, 60, 7, cu_seqlens=BOUNDS, max_seqlen=640)
     yield "dpc_knn", "packed", call, (13, 2)

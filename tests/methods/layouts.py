@@ -116,3 +116,22 @@ def check(layout: str, method: Callable, plainly: Callable, seed: int = 0, twins
     tensors, where = together(layout, given)
     plan = method(tensors, where)
     assert kept(plan, layout, given) == [plainly(sample) for sample in given]
+
+
+def dpc_knn(x: Tensor, count: int, k: int) -> tuple[list[int], list[int]]:
+    """(centers, best first, the place among them of each token's) of `[N, D]`, as SparseVLM and PruneVid cluster.
+
+    Where the authors add noise to densities, the lower index is denser.
+    """
+    x = x.double()
+    distance = (x[:, None] - x[None]).norm(dim=-1) / x.shape[1] ** 0.5
+    density = (-distance.sort(1).values[:, :k].square().mean(1)).exp()
+    rank = [(-density[i].item(), i) for i in range(len(x))]
+    delta = [
+        min((distance[i, j].item() for j in range(len(x)) if rank[j] < rank[i]), default=torch.inf)
+        for i in range(len(x))
+    ]
+    score = [d * -r if d < torch.inf else d for d, (r, _) in zip(delta, rank, strict=True)]
+    centers = sorted(range(len(x)), key=lambda i: (-score[i], i))[:count]
+    place = [min(centers, key=lambda c: (0 if c == i else 1, distance[i, c].item(), c)) for i in range(len(x))]
+    return centers, [centers.index(i if i in centers else c) for i, c in enumerate(place)]

@@ -28,11 +28,14 @@ GRID = {"keep": 144, "grid": (24, 24)}
 SIDES = (24, 12, 6, 3)
 LEVELS, GRIDS = [PATCHES[:, : side * side].clone() for side in SIDES], [(side, side) for side in SIDES]
 VIDEO = PATCHES[:, None].expand(-1, 8, -1, -1).clone()
+KEPT = methods.fastervlm(SCORES, keep=40)
 CALLS = {
     "adaptive_select": partial(methods.adaptive_select, LEVELS, PATCHES[:, :9], keep=99),
     "drop_frames": partial(methods.drop_frames, PATCHES[:, :16]),
     "dycoke": partial(methods.dycoke, VIDEO, keep=99),
     "evs": partial(methods.evs, VIDEO, keep=999),
+    "prunevid": partial(methods.prunevid, VIDEO, [2, 2, 3, 1]),
+    "prunevid_windows": partial(methods.prunevid_windows, [0, 0, 1, 1]),
     "level_alignment": partial(methods.level_alignment, LEVELS, PATCHES[:, 0].clone()),
     "query_levels": partial(methods.query_levels, LEVELS, PATCHES[:, 0].clone()),
     "skip_levels": partial(methods.skip_levels, LEVELS, PATCHES[:, 0].clone()),
@@ -43,6 +46,7 @@ CALLS = {
     "ptp_relevance": partial(methods.ptp_relevance, QUERY, KEY, IMAGE),
     "pyramid_select": partial(methods.pyramid_select, LEVELS, keep=99),
     "aim_merge": partial(methods.aim_merge, PATCHES),
+    "hiprune": partial(methods.hiprune, SCORES, SCORES, **GRID),
     "hired": partial(methods.hired, SCORES, torch.zeros(2, 5, 576), tiles=(2, 2), **GRID),
     "hired_described": partial(methods.hired_described, [SCORES, SCORES]),
     "prumerge_select": partial(methods.prumerge_select, SCORES),
@@ -50,6 +54,17 @@ CALLS = {
     "vscan": partial(methods.vscan, PATCHES, SCORES, SCORES, **GRID),
     "aim_described": partial(methods.aim_described, QUERY, KEY, IMAGE, IMAGE, alpha=0.5, **IN_LLM),
     "aim_prune": partial(methods.aim_prune, QUERY, KEY, IMAGE, **IN_LLM),
+    "cdpruner": partial(methods.cdpruner, PATCHES, SCORES, keep=144),
+    "cdpruner_relevance": partial(methods.cdpruner_relevance, PATCHES, PATCHES[:, :9]),
+    "aim_pair": partial(methods.aim_pair, PATCHES),
+    "dtoma_merge": partial(methods.dtoma_merge, PATCHES, (24, 24)),
+    "dart": partial(methods.dart, HIDDEN, KEY, IMAGE, IMAGE, each=15, capacity=208),
+    "prumerge": partial(methods.prumerge, PATCHES, PATCHES, SCORES, KEPT),
+    "prumerge_plus_select": partial(methods.prumerge_plus_select, SCORES),
+    "vscan_described": partial(methods.vscan_described, PATCHES, threshold=0.9),
+    "divprune": partial(methods.divprune, PATCHES, keep=144),
+    "greedyprune": partial(methods.greedyprune, PATCHES, SCORES, keep=144),
+    "scope": partial(methods.scope, PATCHES, SCORES, keep=144),
     "class_attention": partial(methods.class_attention, QUERY, QUERY),
     "fastervlm": partial(methods.fastervlm, SCORES, keep=144),
     "fitprune": partial(methods.fitprune, QUERY, KEY, IMAGE, IMAGE, **IN_LLM),
@@ -59,6 +74,7 @@ CALLS = {
     "sparsevlm_cosine": partial(methods.sparsevlm_cosine, PATCHES, PATCHES[:, :1], SCORES, keep=144),
     "sparsevlm_described": partial(methods.sparsevlm_described, SCORES, SCORES > 0),
     "sparsevlm_raters": partial(methods.sparsevlm_raters, HIDDEN, IMAGE, IMAGE),
+    "sparsevlm_recycle": partial(methods.sparsevlm_recycle, HIDDEN, torch.zeros(2, 640), IMAGE, number=276),
     "vscan_decode": partial(methods.vscan_decode, QUERY[:, :, :5], KEY, IMAGE, **IN_LLM),
     "fastv": partial(methods.fastv, QUERY, KEY, IMAGE, **IN_LLM),
     "pyramiddrop": partial(methods.pyramiddrop, QUERY, KEY, IMAGE, **IN_LLM),

@@ -98,6 +98,26 @@ def test_hired_described(ratios):
         methods.hired_described(scores[:1] * 2, ratios=(0.5, 1.5))
 
 
+@pytest.mark.parametrize(("keep", "alpha"), [(20, 0.1), (20, 0.9), (9, 1.0), (7, 0.0), (30, 0.5), (0, 0.1)])
+def test_hiprune(keep, alpha):
+    middle, deep = tied(3, 30), tied(3, 30, seed=1)
+    middle[0, [0, 29]] = 99.0  # at both ends
+    plan = methods.hiprune(middle, deep, keep=keep, grid=(5, 6), alpha=alpha)
+    for b in range(3):
+        anchors = best(middle[b], round(keep * alpha / 5), range(30))
+        beside = {min(max(i + step, 0), 29) for i in anchors for step in (0, -1, 1, -6, 6)}
+        others = best(deep[b], keep - len(beside), [i for i in range(30) if i not in beside])
+        assert kept(plan, b) == sorted([*beside, *others])
+
+
+def test_hiprune_refuses():
+    scores = torch.rand(1, 36)
+    with pytest.raises(ValueError, match="hiprune: grid: expected one of 36 patches, got 6×5"):
+        methods.hiprune(scores, scores, keep=4, grid=(6, 5))
+    with pytest.raises(ValueError, match="hiprune: keep: expected at most the 36 patches, got 37"):
+        methods.hiprune(scores, scores, keep=37, grid=(6, 6))
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_prumerge_select(packed):
     scores = torch.rand(3, 50, generator=torch.Generator().manual_seed(3)) ** 8

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from pyramid_ops import methods
+from pyramid_ops import methods, plans
 from tests.methods.layouts import (
     LAYOUTS,
     best,
     check,
+    dpc_knn,
     kept,
     places,
     probabilities,
@@ -58,6 +59,50 @@ def test_sparsevlm(layout):
         return with_text(x["image"], best(scores, 6, places(x["image"])))
 
     check(layout, call, plainly, seed=4)
+
+
+def recycled(hidden, scores, deleted, number):
+    """Means of clusters of the best deleted tokens, and the tokens that are their centers."""
+    best_deleted = sorted(best(scores, int(0.3 * number) + 1, deleted))
+    count = int(len(best_deleted) / 10) + 1
+    centers, joined = dpc_knn(hidden[best_deleted], count, count)
+    members = [[i for i, c in zip(best_deleted, joined, strict=True) if c == row] for row in range(count)]
+    return torch.stack([hidden[tokens].mean(0) for tokens in members]), [best_deleted[c] for c in centers]
+
+
+@pytest.mark.parametrize("size", [70, 161])
+def test_sparsevlm_recycle(size):
+    """Text, an image in part deleted, and text: what is left, in the order of the authors."""
+    generator = torch.Generator().manual_seed(size)
+    hidden, scores = torch.randn(3, size, 24, generator=generator), torch.rand(3, size, generator=generator)
+    scores = scores.mul(16).floor()
+    place = torch.arange(size) - torch.tensor([[0], [5], [9]])  # padded on the left
+    question = (torch.arange(size) >= size - 7).expand(3, -1)
+    image = (place >= 4) & ~question
+    kept = image.sum(1) - (size - 30)
+    first = plans.keep(scores, kept, candidates=image, forced=(place >= 0) & (place < 4), capacity=40)
+    deleted = image & ~plans.mask(first)
+    assert deleted.sum(1).tolist() == [size - 30] * 3
+    again = methods.sparsevlm_recycle(hidden, scores, deleted, number=size - 30)
+    plan = plans.concat(plans.concat(first, again), plans.keep(scores, 7, candidates=question))
+    tokens = plans.apply(plan, hidden)
+    for b in range(3):
+        stay = places(place[b].ge(0) & (place[b] < 4)) + best(scores[b], int(kept[b]), places(image[b]))
+        means, centers = recycled(hidden[b], scores[b], places(deleted[b]), size - 30)
+        assert len(centers) == methods.retained.sparsevlm_recycle(size - 30)
+        want = torch.cat([hidden[b, sorted(stay)], means, hidden[b, -7:]])
+        torch.testing.assert_close(tokens[b, : plan.counts[b]], want)
+        assert plan.indices[b, : plan.counts[b]].tolist() == [*sorted(stay), *centers, *range(size - 7, size)]
+
+
+def test_sparsevlm_recycle_takes_what_is_there():
+    hidden, scores = torch.randn(2, 40, 8), torch.rand(2, 40)
+    deleted = torch.arange(40) < torch.tensor([[3], [0]])
+    plan = methods.sparsevlm_recycle(hidden, scores, deleted, number=39)
+    assert plan.counts.tolist() == [2, 0]
+    assert plan.sizes.sum(1).tolist() == [3.0, 0.0]
+    with pytest.raises(ValueError, match="sparsevlm_recycle: number: expected at most the 40 tokens, got 41"):
+        methods.sparsevlm_recycle(hidden, scores, deleted, number=41)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,6 +17,7 @@ def test_visionzip(size, dominant, contextual):
     metric = metric.repeat(1, 3, 1)
     first, merged = methods.visionzip(attention, metric, dominant=dominant, contextual=contextual)
     dominating, merging = plans.apply(first, x), plans.apply(merged, x)
+    assert torch.equal(plans.apply(plans.concat(first, merged), x), torch.cat([dominating, merging], 1))
     joined = merged.rows.masked_fill(plans.mask(merged), -1)
     authors = plans.apply(merged, x, mode="owner") + pyramid_ops.assign_mean(x, joined, contextual).tokens
     for b in range(2):

@@ -117,7 +117,42 @@ def test_then_is_one_after_the_other(size, many, few, packed, merge_first, merge
         assert torch.equal(plans.apply(both, x), plans.apply(second, reduced))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.booleans())
+def test_concat_is_one_beside_the_other(size, many, few, merge_first, merge_second):
+    """Each half of the tokens by its own plan, and the rows of the two without gaps."""
+    generator = torch.Generator().manual_seed(size * 100 + many * 10 + few)
+    x = torch.randn(2, size, 3, generator=generator)
+    left = torch.rand(2, size, generator=generator) < 0.5
+    parts = []
+    for which, count, merge in ((left, many, merge_first), (~left, few, merge_second)):
+        plan = plans.keep(x[..., 0].contiguous(), count, candidates=which)
+        # Only tokens of its own half join a plan.
+        plan = plans.join(x.masked_fill(~which[..., None], torch.nan), plan) if merge else plan
+        parts.append(plan)
+    both = plans.concat(*parts)
+    assert isinstance(both, pyramid_ops.Merge) == (merge_first or merge_second)
+    assert torch.equal(both.counts, parts[0].counts + parts[1].counts)
+    apart = [plans.apply(plan, x, mode="sum") for plan in parts]
+    together = plans.apply(both, x, mode="sum")
+    for b in range(2):
+        counts = [int(plan.counts[b]) for plan in parts]
+        want = torch.cat([rows[b, :count] for rows, count in zip(apart, counts, strict=True)])
+        assert torch.equal(together[b, : sum(counts)], want)
+        assert (both.indices[b, sum(counts) :] == -1).all()
+    if isinstance(both, pyramid_ops.Merge):
+        assert torch.equal(plans.mask(both), plans.mask(parts[0]) | plans.mask(parts[1]))
+        assert torch.equal(both.sizes.sum(-1), (both.rows >= 0).sum(-1).float())
+
+
 BAD = {
+    "concat: second: expected a Keep or Merge, got None": lambda: plans.concat(PLAN, None),
+    "concat: first: expected a plan for dense tokens, got one": lambda: plans.concat(
+        plans.keep(X[0, :, 0].contiguous(), 1, cu_seqlens=torch.tensor([0, 9])), PLAN
+    ),
+    "concat: second: expected a plan for [2, 9] tokens as the first, got for [2, 8]": lambda: plans.concat(
+        PLAN, plans.keep(X[:, :8, 0].contiguous(), 1)
+    ),
     "join: plan: expected a Keep, got a Merge": lambda: plans.join(X, plans.join(X, PLAN)),
     "join: metric: expected [2, 9, 'D'] on cpu, got float32 [2, 8, 4]": lambda: plans.join(X[:, :8], PLAN),
     "join: precision: expected one of 'grid', 'high', got 'low'": lambda: plans.join(X, PLAN, precision="low"),

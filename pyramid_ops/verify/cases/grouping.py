@@ -9,7 +9,7 @@ import torch
 from ...ops.grouping import cluster_rows_op, group_tokens_op, join_tokens_op
 from ...ops.merging import assign_mean
 from ...plans.applied import apply
-from ...plans.joined import join, then
+from ...plans.joined import concat, join, then
 from ...plans.kept import keep
 from ..describe import Call, Case, Cases, Description
 from ..inputs import BOUNDS, Source, int32, offsets
@@ -135,6 +135,7 @@ def joining(so_far: Any) -> None:
     so_far.same(apply, plan, [level, scores], mode=mode, align=so_far.choice("left", "right"))
     second = so_far.same(keep, plan.sizes, so_far.integer(0, 4), candidates=plan.indices >= 0)
     so_far.same(then, plan, second)
+    so_far.same(concat, plan, so_far.same(keep, scores, so_far.integer(0, 9)))
 
 
 def clustering(so_far: Any) -> None:
