@@ -210,8 +210,19 @@ def key(case: str, dtype: torch.dtype, target: str) -> str:
     return f"{case} | {name(dtype)} | {target}"
 
 
+_reported: dict[str, dict] = {}
+
+
+def distinct(kernels: list) -> list:
+    """Each code of a call once, however many of its launches run it."""
+    return list({kernel.hash: (kernel_name, kernel) for kernel_name, kernel in kernels}.values())
+
+
 def reports(kernels: list) -> list[dict]:
-    return [{"kernel": kernel_name, **report(kernel)} for kernel_name, kernel in kernels]
+    for kernel_name, kernel in kernels:
+        if kernel.hash not in _reported:
+            _reported[kernel.hash] = {"kernel": kernel_name, **report(kernel)}
+    return [_reported[kernel.hash] for _, kernel in distinct(kernels)]
 
 
 def committed() -> dict:

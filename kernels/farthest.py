@@ -52,9 +52,10 @@ def _apart_kernel(
             least = tl.full((BLOCK,), FAR, tl.int32)
             for n in range(0, length, BLOCK):
                 j = n + tl.arange(0, BLOCK)
-                other = usable_tokens(norms_ptr, candidates_ptr, start + j, (j < length) & (j != i))
-                dot = tl.load(gram_ptr + j, mask=other, other=0)
-                apart = distance(own, tl.load(own_ptr + j, mask=other, other=0), dot)
+                there = j < length
+                other = usable_tokens(norms_ptr, candidates_ptr, start + j, there) & (j != i)
+                dot = tl.load(gram_ptr + j, mask=there, other=0)
+                apart = distance(own, tl.load(own_ptr + j, mask=there, other=0), dot)
                 least = tl.minimum(least, tl.where(other, apart, FAR))
             key = tl.min(least, axis=0)
         usable = usable_tokens(norms_ptr, candidates_ptr, start + i, i < length)

@@ -67,7 +67,7 @@ def nvidia():
 
 @pytest.mark.parametrize(("target", "case", "dtype", "call"), list(nvidia()))
 def test_nvidia_code(target, case, dtype, call):
-    kernels = aot.compiled(target, call)
+    kernels = aot.distinct(aot.compiled(target, call))
     assert kernels
     codes = aot.reports(kernels)
     scattered, dots = set(SCATTERED), set(DOTS)

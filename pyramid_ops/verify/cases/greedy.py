@@ -165,7 +165,7 @@ DESCRIPTIONS = [
         "test_greedy",
         sizes=greedy_select_sizes,
         dtypes=FEATURES,
-        scattered=("_bounds_kernel", "_keep_tokens_kernel", "_picks_kernel"),
-        dots=("_gram_kernel",),
+        scattered=("_apart_kernel", "_bounds_kernel", "_keep_tokens_kernel", "_maxmin_kernel", "_picks_kernel"),
+        dots=("_farthest_kernel", "_gram_kernel", "_spread_kernel"),
     ),
 ]
