@@ -22,6 +22,7 @@ import pyramid_ops
 from bench.compile import RESULTS
 from pyramid_ops import kernels as _kernels
 from pyramid_ops import plans
+from pyramid_ops.kernels.tiles import forcing
 from pyramid_ops.plans.halves import bipartite_plan
 from pyramid_ops.verify.inputs import Source, int32, name
 from tests.ptx import TARGETS, Run, executing
@@ -210,9 +211,21 @@ def _of_greedy() -> Iterator[Counted]:
         yield Counted(f"greedy_select, {rule}, {k} of 288 × 256, bfloat16", 288 * 288, "products", call)
     call = functools.partial(pyramid_ops.greedy_select, x[0], 8, cu_seqlens=bounds, max_seqlen=200, order="index")
     yield Counted("greedy_select, 8 of two segments of 288 × 256, by index", 288 * 288, "products", call)
+    anew = functools.partial(pyramid_ops.greedy_select, x, 8)
+    yield Counted("greedy_select, maxmin without similarities, 8 of 288 × 256", 288 * 288, "products", _without(anew))
     x = tokens("greedy", 1, 1100, 64)
     call = functools.partial(pyramid_ops.greedy_select, x, 240, rule="dpp")
     yield Counted("greedy_select, dpp, 240 of 1100 × 64, bfloat16", 1100 * 1100, "products", call)
+
+
+def _without(call: Callable[[], object]) -> Callable[[], object]:
+    """As where the similarities of a sample do not fit."""
+
+    def forced() -> object:
+        with forcing(gram_limit=0):
+            return call()
+
+    return forced
 
 
 def _of_plans() -> Iterator[Counted]:

@@ -1,7 +1,7 @@
 """Which instructions of each kernel's compiled code no case executes: `python -m tests.ptx.coverage [OP …]`.
 
 Writes `bench/results/coverage.md`. With names of ops only their cases run, and only the rows of the kernels in their
-files are written anew.
+files are written anew; with `OP:TEXT` only cases whose names have the text, and only rows are added.
 """
 
 import collections
@@ -69,9 +69,9 @@ class Coverage:
 
 
 def cases(ops: Sequence[str]) -> Iterator[tuple[str, Case]]:
-    for op in ops:
-        for case in DESCRIPTIONS[op].bits():
-            yield op, case
+    for what in ops:
+        op, _, text = what.partition(":")
+        yield from ((op, case) for case in DESCRIPTIONS[op].bits() if text in case.id)
 
 
 def rows(ops: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -100,9 +100,10 @@ def committed() -> dict[tuple[str, str], str]:
 
 def main(*ops: str) -> None:
     torch.set_num_threads(1)
+    own = {f"{_kernels.__name__}.{OPS[op].module}" for op in ops if ":" not in op}
+    found = list(rows(ops or tuple(DESCRIPTIONS)))
     table = committed() if ops else {}
-    own = {f"{_kernels.__name__}.{OPS[op].module}" for op in ops}
-    for target, kernel, line in rows(ops or tuple(DESCRIPTIONS)):
+    for target, kernel, line in found:
         modules = {module for module, names in kernels_by_module().items() if kernel in names}
         if not ops or modules & own or (target, kernel) not in table:
             table[target, kernel] = line
