@@ -1,0 +1,14 @@
+"""Visual token reduction in a model of transformers, in one line and undone in one.
+
+The optional extra ``huggingface``; ``import pyramid_ops`` imports nothing of it.
+"""
+
+from .requirement import check_transformers
+
+check_transformers()
+
+from .apply import apply, supported  # noqa: E402
+from .handle import Handle  # noqa: E402
+from .rules import Scene  # noqa: E402
+
+__all__ = ["Handle", "Scene", "apply", "supported"]

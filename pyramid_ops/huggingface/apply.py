@@ -1,0 +1,102 @@
+"""The one line."""
+
+from collections.abc import Callable
+from typing import Any, Union
+
+from ..results import Keep
+from .families import FAMILIES, family_of
+from .handle import Handle
+from .rules import RULES, Scene, custom
+
+__all__ = ["apply", "supported"]
+
+
+def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: Any) -> Handle:
+    """Reduce the visual tokens of every prompt that a model reads, until the handle is removed.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Of a family in :func:`supported`, with or without its head. Nothing of it is changed but for hooks.
+    method : str or callable
+        A name in :func:`supported`, or a rule of one's own: it gets a :class:`Scene` and returns a plan of
+        :func:`pyramid_ops.plans.keep`, that keeps all text and `scene.keep` image tokens of each sample.
+    **options
+        - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
+        - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
+          model), `keep` = (0.5, 0.25, 0.125), each of the tokens in the prompt;
+        - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
+
+        `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
+
+    Returns
+    -------
+    Handle
+        ``remove()`` undoes it, as does the end of a ``with`` block; `stats` describes the last prompt.
+
+    Raises
+    ------
+    ValueError
+        For a model, method or option that is not supported, and when the model runs: for padding on the right, a
+        prompt in chunks, images after the first forward of a cache, labels, grad mode, flex attention.
+
+    Notes
+    -----
+    ``generate`` works as it is: batches with padding on the left, beams, dynamic and static caches, prompt lookup,
+    another turn of text on the same cache. Each sample keeps what it would keep alone. Rotary positions are those of
+    the whole prompt; a dropped token has keys and values in the layers before, and none after. Logits of the prompt
+    are those of the rows that are left, the last one last. Scoring costs the projections to queries, keys and values
+    of one more layer for each step. A forward waits for the device once a prompt, never while it decodes.
+
+    A model that is to be compiled for decoding is compiled after `apply`; the prompt runs without compilation.
+
+    Examples
+    --------
+    >>> import torch, transformers
+    >>> import pyramid_ops.huggingface as hf
+    >>> sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+    >>> config = transformers.LlavaConfig(
+    ...     vision_config=transformers.CLIPVisionConfig(**sizes, image_size=56, patch_size=14),
+    ...     text_config=transformers.LlamaConfig(**sizes, vocab_size=99),
+    ...     image_token_id=98,
+    ... )
+    >>> model = transformers.LlavaForConditionalGeneration(config).eval()
+    >>> ids = torch.tensor([[1, 2] + [98] * 16 + [3, 4]])
+    >>> with hf.apply(model, "fastv", layer=2, keep=0.25) as handle:
+    ...     tokens = model.generate(input_ids=ids, pixel_values=torch.rand(1, 3, 56, 56), max_new_tokens=3)
+    >>> handle.stats["visual"], handle.stats["stages"][0]["tokens"]
+    ([16], [8])
+    """
+    family = family_of(model)
+    base = model.base_model
+    for hook in base._forward_pre_hooks.values():
+        other = getattr(hook, "__self__", None)
+        if isinstance(other, Handle):
+            raise ValueError(f"apply: model: expected one without a handle, got one with {other.method!r}: remove it")
+    depth = len(base.language_model.layers)
+    if callable(method):
+        return Handle(model, _made(custom, method, depth, **options), family)
+    if method not in RULES:
+        raise ValueError(f"apply: method: expected one of {', '.join(map(repr, RULES))} or a callable, got {method!r}")
+    return Handle(model, _made(RULES[method], depth, **options), family)
+
+
+def _made(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    known = list(make.__annotations__)[len(args) :]
+    known = [name for name in known if name != "return"]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"apply: options: expected {', '.join(known)}, got {name!r}")
+    return make(*args, **options)
+
+
+def supported() -> dict[str, list[str]]:
+    """The methods that each family of models has, by ``config.model_type``.
+
+    Examples
+    --------
+    >>> import pyramid_ops.huggingface as hf
+    >>> hf.supported()["llava"]
+    ['fastv', 'pyramiddrop']
+    """
+    return {family: sorted(RULES) for family in FAMILIES}
