@@ -15,7 +15,15 @@ class Family(NamedTuple):
         return [getattr(model.config, name) for name in self.placeholders]
 
 
-FAMILIES = {"llava": Family(("image_token_id",), ("pixel_values",))}
+_IMAGES = Family(("image_token_id",), ("pixel_values",))
+_VIDEOS = Family(("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"))
+FAMILIES = {
+    "internvl": _IMAGES,
+    "llava": _IMAGES,
+    "llava_next": _IMAGES,
+    "qwen2_5_vl": _VIDEOS,
+    "qwen3_vl": _VIDEOS,
+}
 
 
 def family_of(model: Any) -> Family:

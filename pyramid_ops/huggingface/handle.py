@@ -69,6 +69,8 @@ class Handle:
         self._undo += [hook.remove for hook in hooks]
         if hasattr(model, "_prefill"):
             self._override(model, "_prefill", self._refuse_chunks)
+        if hasattr(self._text, "_deepstack_process"):
+            self._override(self._text, "_deepstack_process", self._deepstack)
 
     def remove(self) -> None:
         """Take the hooks away. A cache that holds a reduced prompt cannot be used after that: it says so."""
@@ -237,6 +239,16 @@ class Handle:
             kwargs["attention_mask"] = stage.attention_mask(
                 self._text.config, hidden, kwargs.get(self._cache), prompt.entry, prompt.rows
             )
+
+    def _deepstack(self, original: Any, hidden: Tensor, where: Tensor, embeds: Tensor) -> Tensor:
+        """Features of the vision tower that are added to the rows of images after the first layers."""
+        call = None if torch.compiler.is_compiling() else _CALL.get()
+        prompt = None if call is None else call.prompt
+        if prompt is None or not prompt.stages:
+            return original(hidden, where, embeds)
+        index = prompt.stages[-1].index[..., None]
+        rows = hidden.new_zeros(*where.shape, hidden.shape[2]).masked_scatter(where[..., None], embeds.to(hidden))
+        return hidden + rows.take_along_dim(index.clamp(min=0), 1).masked_fill(index < 0, 0)
 
 
 def _stale(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:

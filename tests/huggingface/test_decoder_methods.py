@@ -10,7 +10,7 @@ import pyramid_ops.huggingface as hf
 from pyramid_ops import methods, plans
 from pyramid_ops.huggingface.handle import KEY
 
-from .models import CACHE, alone, generate, llava, llava_inputs, masked_oracle, words
+from .models import CACHE, FAMILIES, alone, generate, llava, llava_inputs, masked_oracle, words
 
 METHODS = {
     "fastv": {"layer": 2, "keep": 0.25},
@@ -18,6 +18,7 @@ METHODS = {
 }
 ALL = {"fastv": {"layer": 2, "keep": 1.0}, "pyramiddrop": {"layers": (1, 2, 4), "keep": (1.0, 1.0, 1.0)}}
 each_method = pytest.mark.parametrize("method", METHODS)
+each_family = pytest.mark.parametrize("family", FAMILIES)
 each_batch = pytest.mark.parametrize("samples", [1, 3])
 
 
@@ -31,9 +32,11 @@ def hooks_of(model):
 
 
 @each_batch
+@each_family
 @pytest.mark.parametrize("method", ALL)
-def test_keeping_all_changes_no_bit(method, samples):
-    model, inputs = llava(), llava_inputs(samples)
+def test_keeping_all_changes_no_bit(method, family, samples):
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make(), inputs_of(samples)
     plain = generate(model, inputs)
     with hf.apply(model, method, **ALL[method]):
         got = generate(model, inputs)
@@ -43,9 +46,11 @@ def test_keeping_all_changes_no_bit(method, samples):
 
 @each_batch
 @each_method
+@each_family
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_equals_the_model_with_dropped_columns_masked(method, samples, attention):
-    model, inputs = llava(attention), llava_inputs(samples)
+def test_equals_the_model_with_dropped_columns_masked(family, method, samples, attention):
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make(attention), inputs_of(samples)
     plain = generate(model, inputs)
     with hf.apply(model, method, **METHODS[method]) as handle:
         got = generate(model, inputs)
@@ -61,8 +66,10 @@ def test_equals_the_model_with_dropped_columns_masked(method, samples, attention
 
 
 @each_method
-def test_a_sample_keeps_what_it_would_keep_alone(method):
-    model, inputs = llava(), llava_inputs(3)
+@each_family
+def test_a_sample_keeps_what_it_would_keep_alone(family, method):
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make(), inputs_of(3)
     with hf.apply(model, method, **METHODS[method]) as handle:
         got = generate(model, inputs)
         together = handle.stats["stages"]
@@ -95,8 +102,10 @@ def test_fastv_keeps_what_the_method_says():
 
 @each_batch
 @each_method
-def test_static_cache_equals_dynamic(method, samples):
-    model, inputs = llava(), llava_inputs(samples)
+@each_family
+def test_static_cache_equals_dynamic(family, method, samples):
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make(), inputs_of(samples)
     with hf.apply(model, method, **METHODS[method]):
         dynamic = generate(model, inputs)
         static = generate(model, inputs, cache_implementation="static", disable_compile=True)

@@ -48,9 +48,9 @@ def test_a_number_that_is_none():
 def test_models():
     text = {name: value for name, value in TEXT.items() if name != "num_hidden_layers"}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**text, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="apply: model: expected one of 'llava'.*, got 'llama'"):
+    with pytest.raises(ValueError, match="apply: model: expected one of 'internvl', 'llava', .*, got 'llama'"):
         hf.apply(model, "fastv")
-    with pytest.raises(ValueError, match="apply: model: expected one of 'llava'.*, got Linear"):
+    with pytest.raises(ValueError, match="apply: model: expected one of 'internvl', 'llava', .*, got Linear"):
         hf.apply(torch.nn.Linear(1, 1), "fastv")
     config = transformers.LlavaConfig(
         vision_config=clip(28), text_config=transformers.MistralConfig(**TEXT, sliding_window=16), image_token_id=100
