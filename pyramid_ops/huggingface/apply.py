@@ -1,5 +1,6 @@
 """The one line."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Union
 
@@ -25,6 +26,11 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
         - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
           model), `keep` = (0.5, 0.25, 0.125), each of the tokens in the prompt;
+        - ``"sparsevlm"``: `layers` = (3, 7, 16), scored by the layers before them, `keep` of each (default: the
+          authors' shares for a `budget` of 192, 128 or 64), without recycling;
+        - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
+        - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
+        - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
         `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
@@ -82,11 +88,13 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
 
 
 def _made(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    known = list(make.__annotations__)[len(args) :]
-    known = [name for name in known if name != "return"]
+    known = list(inspect.signature(make).parameters)[len(args) :]
     for name in options:
         if name not in known:
             raise ValueError(f"apply: options: expected {', '.join(known)}, got {name!r}")
+    for name, parameter in list(inspect.signature(make).parameters.items())[len(args) :]:
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"apply: options: expected {name!r}, which has no default, got none")
     return make(*args, **options)
 
 
@@ -97,6 +105,6 @@ def supported() -> dict[str, list[str]]:
     --------
     >>> import pyramid_ops.huggingface as hf
     >>> hf.supported()["llava"]
-    ['fastv', 'pyramiddrop']
+    ['aim', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
     """
     return {family: sorted(RULES) for family in FAMILIES}

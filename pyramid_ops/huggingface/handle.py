@@ -166,8 +166,6 @@ class Handle:
         if kwargs.get("cu_seq_lens_q") is not None:
             raise self._error("cu_seq_lens_q", "None, one prompt in each row of the batch")
         padded = min(text + count for text, count in zip(texts, images, strict=True)) < image.shape[1]
-        if padded and not self._method.padding:
-            raise self._error("attention_mask", "prompts of one length, without padding")
         prompt = Prompt(image, real if padded else None, images, texts)
         if self._method.marks is not None:
             after = image.cumsum(1) > 0

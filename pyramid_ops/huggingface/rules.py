@@ -1,6 +1,8 @@
 """When a method scores, what it scores with, and how many image tokens it leaves."""
 
+import functools
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -13,7 +15,7 @@ from ..results import Keep
 __all__ = ["RULES", "Count", "Method", "Scene", "Step", "custom"]
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
-Count = Union[int, float]
+Count = Union[int, float, Fraction]
 
 
 class Scene(NamedTuple):
@@ -80,11 +82,10 @@ class Method(NamedTuple):
     marks: Optional[Callable[[Tensor, Tensor, Tensor], Tensor]] = None
     #: Whether plans hold just what `keep` says, so that nobody has to look.
     exact: bool = True
-    padding: bool = True
 
 
 def _count(op: str, name: str, keep: Any) -> Callable[[int], int]:
-    if isinstance(keep, float):
+    if isinstance(keep, (float, Fraction)):
         if not 0 <= keep <= 1:
             raise ValueError(f"{op}: {name}: expected a share from 0 to 1 or a number of tokens, got {keep}")
         return lambda tokens: int(tokens * keep)
@@ -125,6 +126,55 @@ def _pyramiddrop(
     return Method("pyramiddrop", rule, _stages("pyramiddrop", depth, layers, keep, 0))
 
 
+def _sparsevlm(
+    depth: int, layers: Sequence[int] = (3, 7, 16), keep: Optional[Sequence[Count]] = None, budget: int = 192
+) -> Method:
+    def rule(scene: Scene) -> Keep:
+        assert scene.marks is not None
+        return methods.sparsevlm(scene.query, scene.key, scene.image, scene.marks, **scene.arguments)
+
+    if keep is None:
+        keep = [Fraction(count, 576) for count in methods.retained.sparsevlm(budget)]
+    return Method("sparsevlm", rule, _stages("sparsevlm", depth, layers, keep, 1), methods.sparsevlm_raters)
+
+
+def _fitprune(depth: int, layers: Sequence[int], keep: Sequence[Count]) -> Method:
+    def rule(scene: Scene) -> Keep:
+        return methods.fitprune(scene.query, scene.key, scene.image, scene.text, **scene.arguments)
+
+    return Method("fitprune", rule, _stages("fitprune", depth, layers, keep, 1))
+
+
+def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
+    def rule(scene: Scene) -> Keep:
+        batch, rows = scene.image.shape
+        sets = torch.arange(0, batch * rows + 1, rows, device=scene.image.device)
+        query, key, image, text = scene.query, scene.key, scene.image, scene.text
+        return methods.prunevid_llm(query, key, image, text, sets, longest=rows, **scene.arguments)
+
+    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1))
+
+
+def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
+    def rule(scene: Scene) -> Keep:
+        if scene.key_mask is not None:
+            raise ValueError(
+                "aim: attention_mask: expected prompts of one length with as many image tokens, no padding"
+            )
+        options = scene.arguments
+        del options["key_mask"]
+        return methods.aim_prune(scene.query, scene.key, scene.image, **options)
+
+    check.integer("aim", "layers", layers, 1)
+    places = range(check.integer("aim", "first", first, 1), min(first + layers, depth))
+    steps = _stages("aim", depth, places, [0] * len(places), 1) or _stages("aim", depth, [first], [0], 1)
+    count = methods.retained.aim_prune
+    steps = [
+        step._replace(keep=functools.partial(count, layer=step.drop, first=first, layers=layers)) for step in steps
+    ]
+    return Method("aim", rule, steps)
+
+
 def custom(rule: Rule, depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
     """A user's own rule, before one layer, by the queries and keys of that layer."""
     name = getattr(rule, "__name__", type(rule).__name__)
@@ -132,4 +182,11 @@ def custom(rule: Rule, depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
 
 
 #: (layers of the model, options) → Method.
-RULES: dict[str, Callable[..., Method]] = {"fastv": _fastv, "pyramiddrop": _pyramiddrop}
+RULES: dict[str, Callable[..., Method]] = {
+    "aim": _aim,
+    "fastv": _fastv,
+    "fitprune": _fitprune,
+    "prunevid_llm": _prunevid_llm,
+    "pyramiddrop": _pyramiddrop,
+    "sparsevlm": _sparsevlm,
+}

@@ -21,12 +21,15 @@ def test_supported():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("fastvv", {}, "apply: method: expected one of 'fastv', 'pyramiddrop'.* or a callable, got 'fastvv'"),
+        ("fastvv", {}, "apply: method: expected one of 'aim', 'fastv', .* or a callable, got 'fastvv'"),
         ("fastv", {"ratio": 0.5}, "apply: options: expected layer, keep, got 'ratio'"),
         ("fastv", {"keep": 1.5}, r"fastv: keep\[0\]: expected a share from 0 to 1 or a number of tokens, got 1.5"),
         ("fastv", {"keep": -1}, r"fastv: keep\[0\]: expected at least 0, got -1"),
         ("fastv", {"layer": 0}, r"fastv: layers\[0\]: expected at least 1, got 0"),
         ("fastv", {"layer": 5}, r"fastv: layers\[0\]: expected less than 5, the layers of the model, got 5"),
+        ("fitprune", {"layers": [1]}, "apply: options: expected 'keep', which has no default, got none"),
+        ("sparsevlm", {"budget": 100}, "sparsevlm: budget: expected one of 192, 128, 64, got 100"),
+        ("aim", {"first": 7}, r"aim: layers\[0\]: expected less than 5, the layers of the model, got 7"),
         ("pyramiddrop", {"layers": [1, 2]}, "pyramiddrop: keep: expected 2 of them, one for each layer, got 3"),
         (
             "pyramiddrop",
