@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Union
 
 from ..results import Keep
+from .encoder_rules import ENCODER_RULES
 from .families import FAMILIES, family_of
 from .handle import Handle
 from .rules import RULES, Scene, custom
@@ -31,6 +32,10 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
         - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
         - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
+        - ``"divprune"``: before the language model, `keep` = 0.1 of each image;
+        - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
+          `layer` of the tower (default: the one whose features are read);
+        - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
         `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
@@ -82,8 +87,12 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
     depth = len(base.language_model.layers)
     if callable(method):
         return Handle(model, _made(custom, method, depth, **options), family)
-    if method not in RULES:
-        raise ValueError(f"apply: method: expected one of {', '.join(map(repr, RULES))} or a callable, got {method!r}")
+    kind = model.config.model_type
+    if method not in supported()[kind]:
+        names = ", ".join(map(repr, supported()[kind]))
+        raise ValueError(f"apply: method: expected one of {names} or a callable for {kind!r}, got {method!r}")
+    if method in ENCODER_RULES:
+        return Handle(model, _made(ENCODER_RULES[method], model, **options), family)
     return Handle(model, _made(RULES[method], depth, **options), family)
 
 
@@ -104,7 +113,7 @@ def supported() -> dict[str, list[str]]:
     Examples
     --------
     >>> import pyramid_ops.huggingface as hf
-    >>> hf.supported()["llava"]
-    ['aim', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
+    >>> hf.supported()["llava_next"]
+    ['aim', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
     """
-    return {family: sorted(RULES) for family in FAMILIES}
+    return {name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()}

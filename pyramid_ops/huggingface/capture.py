@@ -44,7 +44,7 @@ class _View:
         return getattr(self._seen, name)
 
 
-def queries_and_keys(attention: torch.nn.Module, hidden: Tensor, rotary: Rotary) -> Heads:
+def queries_and_keys(attention: torch.nn.Module, hidden: Tensor, rotary: Optional[Rotary]) -> Heads:
     """Runs the module's forward up to its attention function, whatever the implementation; no cache is touched."""
     view = _View(attention, config=_View(attention.config, _attn_implementation=_NAME))
     try:

@@ -6,20 +6,22 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 
 
 class Family(NamedTuple):
-    """`placeholders`: fields of the config with the ids of visual tokens; `inputs`: arguments that bring images."""
+    """`placeholders`: fields of the config with the ids of visual tokens; `inputs`: arguments that bring images;
+    `selections`: methods before the language model."""
 
     placeholders: tuple[str, ...]
     inputs: tuple[str, ...]
+    selections: tuple[str, ...] = ("divprune",)
 
     def tokens(self, model: Any) -> list[int]:
         return [getattr(model.config, name) for name in self.placeholders]
 
 
 _IMAGES = Family(("image_token_id",), ("pixel_values",))
-_VIDEOS = Family(("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"))
+_VIDEOS = Family(("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"), ("divprune", "evs"))
 FAMILIES = {
     "internvl": _IMAGES,
-    "llava": _IMAGES,
+    "llava": _IMAGES._replace(selections=("divprune", "fastervlm")),
     "llava_next": _IMAGES,
     "qwen2_5_vl": _VIDEOS,
     "qwen3_vl": _VIDEOS,

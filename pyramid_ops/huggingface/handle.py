@@ -5,21 +5,20 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, Optional, Union, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from .capture import queries_and_keys
+from .encoder_rules import Selection, attend, marked
 from .families import Family
+from .lengths import KEY, count_held, count_prompt
 from .prompt import Prompt, Stage, columns
 from .rules import Method
 
-__all__ = ["KEY", "Handle"]
-
-#: Where a cache has its Prompt.
-KEY = "_pyramid_ops"
+__all__ = ["Handle"]
 
 
 class _Call:
@@ -46,9 +45,11 @@ class Handle:
         the prompt that are left, −1 for padding.
     """
 
-    def __init__(self, model: Any, method: Method, family: Family):
+    def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
         self.model, self.method, self.stats = model, method.name, {}  # type: ignore[var-annotated]
-        self._method, self._family = method, family
+        self._family = family
+        self._before = method if isinstance(method, Selection) else None
+        self._method = method if isinstance(method, Method) else None
         base = model.base_model
         self._text = base.language_model
         self._arguments = inspect.signature(type(base).forward)
@@ -63,10 +64,14 @@ class Handle:
             self._text.register_forward_pre_hook(self._enter, with_kwargs=True),
             self._text.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
         ]
-        first = min(step.score for step in method.steps)
+        first = 0 if self._method is None else min(step.score for step in self._method.steps)
         for k, layer in enumerate(self._text.layers[first:], first):
             hooks.append(layer.register_forward_pre_hook(functools.partial(self._layer, k), with_kwargs=True))
+        if self._before is not None and self._before.tower is not None:
+            hooks.append(self._before.tower.register_forward_pre_hook(attend, with_kwargs=True))
         self._undo += [hook.remove for hook in hooks]
+        if self._before is not None:
+            self._override(base, self._before.function, self._features)
         if hasattr(model, "_prefill"):
             self._override(model, "_prefill", self._refuse_chunks)
         if hasattr(self._text, "_deepstack_process"):
@@ -106,6 +111,13 @@ class Handle:
             raise self._error("prefill_chunk_size", "None, since a prompt is scored as a whole")
         return original(*args, **kwargs)
 
+    # The vision tower.
+
+    def _features(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        with torch.no_grad():
+            return marked(cast(Selection, self._before), original, given, *args, **kwargs)
+
     # The whole model.
 
     def _call(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -141,7 +153,7 @@ class Handle:
     def _begin(self, module: Any, kwargs: dict[str, Any], cache: Any) -> None:
         """The first forward of a prompt."""
         if cache is not None and hasattr(cache, KEY):
-            delattr(cache, KEY)  # it was reset
+            count_held(cache)  # it was reset
         call = None if torch.compiler.is_compiling() else _CALL.get()
         if call is None:
             return
@@ -167,13 +179,17 @@ class Handle:
             raise self._error("cu_seq_lens_q", "None, one prompt in each row of the batch")
         padded = min(text + count for text, count in zip(texts, images, strict=True)) < image.shape[1]
         prompt = Prompt(image, real if padded else None, images, texts)
-        if self._method.marks is not None:
+        if self._before is not None:
+            prompt.enter(~embeds[..., 0].isnan())
+        elif self._method is not None and self._method.marks is not None:
             after = image.cumsum(1) > 0
             prompt.left["marks"] = self._method.marks(embeds, image, there & ~image & after)
         call.prompt = prompt
         if cache is not None:
             setattr(cache, KEY, prompt)
             self._caches.add(cache)
+            if self._before is not None:
+                count_prompt(cache)
 
     def _resume(self, kwargs: dict[str, Any], prompt: Optional[Prompt]) -> None:
         """A later forward: of generated tokens, candidates, or text of another turn."""
@@ -212,19 +228,27 @@ class Handle:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         kwargs = dict(kwargs)
-        for step in self._method.steps if prompt.filling else ():
-            stage = prompt.at(k)
-            rotary: Any = kwargs["position_embeddings"] if stage is None else stage.rotary
-            if step.score == k:
-                heads = queries_and_keys(module.self_attn, module.input_layernorm(hidden), rotary)
-                prompt.score(self._method, step, heads, hidden)
-            if step.drop == k:
-                hidden = prompt.drop(k, hidden, rotary)
+        if prompt.filling and self._before is not None and k == 0:
+            hidden = prompt.drop(0, hidden, kwargs["position_embeddings"])
+        if prompt.filling and self._method is not None:
+            hidden = self._step(self._method, k, module, hidden, kwargs)
         self._place(prompt, prompt.at(k), hidden, kwargs)
         if args:
             return (hidden, *args[1:]), kwargs
         kwargs["hidden_states"] = hidden
         return args, kwargs
+
+    def _step(self, method: Method, k: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        prompt = cast(Prompt, self._prompt(kwargs))
+        for step in method.steps:
+            stage = prompt.at(k)
+            rotary: Any = kwargs["position_embeddings"] if stage is None else stage.rotary
+            if step.score == k:
+                heads = queries_and_keys(module.self_attn, module.input_layernorm(hidden), rotary)
+                prompt.score(method, step, heads, hidden)
+            if step.drop == k:
+                hidden = prompt.drop(k, hidden, rotary)
+        return hidden
 
     def _place(self, prompt: Prompt, stage: Optional[Stage], hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """The arguments of a layer for the rows that are left."""
@@ -255,6 +279,5 @@ def _stale(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     if int(cache.get_seq_length()):
         raise RuntimeError(f"{method}: expected a new or reset cache after remove(), got one of a reduced prompt")
     del cache.update
-    if hasattr(cache, KEY):
-        delattr(cache, KEY)
+    count_held(cache)
     return cache.update(*args, **kwargs)

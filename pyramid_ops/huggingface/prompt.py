@@ -9,6 +9,7 @@ from transformers.masking_utils import create_causal_mask
 from .. import plans
 from ..results import Keep
 from .capture import Heads, Rotary
+from .lengths import Held
 from .rules import Method, Scene, Step
 
 __all__ = ["Prompt", "Stage", "columns"]
@@ -36,7 +37,12 @@ class Stage:
                 later = ones[:, length:] if entry is None else entry[:, rows:].expand(hidden.shape[0], -1)
                 there = torch.cat([ones[:, :length] if there is None else there, later], 1)
             self.mask = create_causal_mask(
-                config, hidden, there, cache, layer_idx=self.first, allow_is_causal_skip=False
+                config,
+                hidden,
+                there,
+                None if cache is None else Held(cache),
+                layer_idx=self.first,
+                allow_is_causal_skip=False,
             )
         return self.mask
 
@@ -56,6 +62,20 @@ class Prompt:
         self.left: dict[str, Tensor] = {"index": place, "image": image, "real": every}
         self.padded = real is not None
         self.plans: dict[int, Keep] = {}
+
+    @property
+    def missing(self) -> int:
+        """Rows that even the first layer does not hold."""
+        first = self.stages[0] if self.stages and not self.stages[0].first else None
+        return 0 if first is None else self.rows - first.index.shape[1]
+
+    def enter(self, stay: Tensor) -> None:
+        """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
+        image, real = self.left["image"], self.left["real"]
+        self.kept = (image & stay).sum(1).tolist()
+        scores = torch.zeros(image.shape, device=image.device)
+        capacity = max(self.counts())
+        self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
 
     def at(self, layer: int) -> Optional[Stage]:
         """The stage that a layer is in."""

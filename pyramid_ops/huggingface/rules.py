@@ -12,7 +12,7 @@ from .. import _checks as check
 from .. import methods
 from ..results import Keep
 
-__all__ = ["RULES", "Count", "Method", "Scene", "Step", "custom"]
+__all__ = ["RULES", "Count", "Method", "Scene", "Step", "counted", "custom"]
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
 Count = Union[int, float, Fraction]
@@ -84,7 +84,8 @@ class Method(NamedTuple):
     exact: bool = True
 
 
-def _count(op: str, name: str, keep: Any) -> Callable[[int], int]:
+def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
+    """How many of so many tokens stay."""
     if isinstance(keep, (float, Fraction)):
         if not 0 <= keep <= 1:
             raise ValueError(f"{op}: {name}: expected a share from 0 to 1 or a number of tokens, got {keep}")
@@ -105,7 +106,7 @@ def _stages(op: str, depth: int, layers: Sequence[int], keep: Any, ahead: int) -
             raise ValueError(f"{op}: layers[{k}]: expected less than {depth}, the layers of the model, got {layer}")
         if steps and layer <= steps[-1].drop:
             raise ValueError(f"{op}: layers[{k}]: expected more than {steps[-1].drop}, the one before, got {layer}")
-        steps.append(Step(layer - ahead, layer, _count(op, f"keep[{k}]", count)))
+        steps.append(Step(layer - ahead, layer, counted(op, f"keep[{k}]", count)))
     return steps
 
 

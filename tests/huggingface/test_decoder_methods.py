@@ -8,7 +8,7 @@ import transformers
 
 import pyramid_ops.huggingface as hf
 from pyramid_ops import methods, plans
-from pyramid_ops.huggingface.handle import KEY
+from pyramid_ops.huggingface.lengths import KEY
 from pyramid_ops.huggingface.rules import RULES
 
 from .models import CACHE, FAMILIES, alone, generate, llava, llava_inputs, masked_oracle, words
@@ -278,10 +278,10 @@ def test_compiled_decoding_is_one_graph():
         graphs.append(graph)
         return graph
 
-    for method in ("fastv", "pyramiddrop"):
+    for method, options in (*list(METHODS.items())[:2], ("divprune", {"keep": 0.3})):
         graphs.clear()
         torch._dynamo.reset()
-        with hf.apply(model, method, **METHODS[method]):
+        with hf.apply(model, method, **options):
             expected = generate(model, inputs, tokens=5)
             cache = transformers.StaticCache(config=model.config.get_text_config(), max_cache_len=64)
             out = model(**inputs, **{CACHE: cache})

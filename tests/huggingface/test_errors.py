@@ -21,7 +21,7 @@ def test_supported():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("fastvv", {}, "apply: method: expected one of 'aim', 'fastv', .* or a callable, got 'fastvv'"),
+        ("fastvv", {}, "apply: method: expected one of 'aim', .* or a callable for 'llava', got 'fastvv'"),
         ("fastv", {"ratio": 0.5}, "apply: options: expected layer, keep, got 'ratio'"),
         ("fastv", {"keep": 1.5}, r"fastv: keep\[0\]: expected a share from 0 to 1 or a number of tokens, got 1.5"),
         ("fastv", {"keep": -1}, r"fastv: keep\[0\]: expected at least 0, got -1"),
@@ -29,6 +29,9 @@ def test_supported():
         ("fastv", {"layer": 5}, r"fastv: layers\[0\]: expected less than 5, the layers of the model, got 5"),
         ("fitprune", {"layers": [1]}, "apply: options: expected 'keep', which has no default, got none"),
         ("sparsevlm", {"budget": 100}, "sparsevlm: budget: expected one of 192, 128, 64, got 100"),
+        ("evs", {}, "apply: method: expected one of .* or a callable for 'llava', got 'evs'"),
+        ("fastervlm", {"layer": 2}, "fastervlm: layer: expected one of the 2 layers of the tower, got 2"),
+        ("divprune", {"keep": 2.0}, "divprune: keep: expected a share from 0 to 1 or a number of tokens, got 2.0"),
         ("aim", {"first": 7}, r"aim: layers\[0\]: expected less than 5, the layers of the model, got 7"),
         ("pyramiddrop", {"layers": [1, 2]}, "pyramiddrop: keep: expected 2 of them, one for each layer, got 3"),
         (
