@@ -8,12 +8,14 @@ from ..results import Keep
 from .encoder_rules import ENCODER_RULES
 from .families import FAMILIES, family_of
 from .handle import Handle
+from .hooks import Hooks
 from .rules import RULES, Scene, custom
+from .tower import TOWERS, TowerHandle
 
 __all__ = ["apply", "supported"]
 
 
-def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: Any) -> Handle:
+def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: Any) -> Hooks:
     """Reduce the visual tokens of every prompt that a model reads, until the handle is removed.
 
     Parameters
@@ -36,6 +38,7 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
           `layer` of the tower (default: the one whose features are read);
         - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
+        - ``"tome"``, on a CLIP, SigLIP or ViT tower alone: `r` = 8 tokens merge in each layer, or one number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
         `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
@@ -78,18 +81,23 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
     >>> handle.stats["visual"], handle.stats["stages"][0]["tokens"]
     ([16], [8])
     """
-    family = family_of(model)
-    base = model.base_model
-    for hook in base._forward_pre_hooks.values():
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for hook in getattr(model, "base_model", model)._forward_pre_hooks.values():
         other = getattr(hook, "__self__", None)
-        if isinstance(other, Handle):
+        if isinstance(other, Hooks):
             raise ValueError(f"apply: model: expected one without a handle, got one with {other.method!r}: remove it")
-    depth = len(base.language_model.layers)
+    if kind in TOWERS:
+        if method != "tome":
+            raise ValueError(f"apply: method: expected 'tome' for {kind!r}, got {method!r}")
+        _check_options(TowerHandle, 1, {"layers"}, options)
+        return TowerHandle(model, **options)
+    family = family_of(model)
+    depth = len(model.base_model.language_model.layers)
     if callable(method):
         return Handle(model, _made(custom, method, depth, **options), family)
-    kind = model.config.model_type
-    if method not in supported()[kind]:
-        names = ", ".join(map(repr, supported()[kind]))
+    known = supported()[str(kind)]
+    if method not in known:
+        names = ", ".join(map(repr, known))
         raise ValueError(f"apply: method: expected one of {names} or a callable for {kind!r}, got {method!r}")
     if method in ENCODER_RULES:
         return Handle(model, _made(ENCODER_RULES[method], model, **options), family)
@@ -97,14 +105,19 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
 
 
 def _made(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    known = list(inspect.signature(make).parameters)[len(args) :]
+    _check_options(make, len(args), set(), options)
+    return make(*args, **options)
+
+
+def _check_options(make: Callable[..., Any], given: int, hidden: set[str], options: dict[str, Any]) -> None:
+    known = dict(list(inspect.signature(make).parameters.items())[given:])
+    names = [name for name in known if name not in hidden]
     for name in options:
-        if name not in known:
-            raise ValueError(f"apply: options: expected {', '.join(known)}, got {name!r}")
-    for name, parameter in list(inspect.signature(make).parameters.items())[len(args) :]:
+        if name not in names:
+            raise ValueError(f"apply: options: expected {', '.join(names)}, got {name!r}")
+    for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in options:
             raise ValueError(f"apply: options: expected {name!r}, which has no default, got none")
-    return make(*args, **options)
 
 
 def supported() -> dict[str, list[str]]:
@@ -116,4 +129,6 @@ def supported() -> dict[str, list[str]]:
     >>> hf.supported()["llava_next"]
     ['aim', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
     """
-    return {name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()}
+    return {kind: ["tome"] for kind in TOWERS} | {
+        name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()
+    }

@@ -4,7 +4,6 @@ import contextvars
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
 from typing import Any, Optional, Union, cast
 
 import torch
@@ -14,6 +13,7 @@ from transformers import DynamicCache
 from .capture import queries_and_keys
 from .encoder_rules import Selection, attend, marked
 from .families import Family
+from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
 from .prompt import Prompt, Stage, columns
 from .rules import Method
@@ -32,7 +32,7 @@ class _Call:
 _CALL: contextvars.ContextVar[Optional[_Call]] = contextvars.ContextVar("pyramid_ops_call", default=None)
 
 
-class Handle:
+class Handle(Hooks):
     """What :func:`apply` returns; ``remove()`` or the end of a ``with`` block takes everything away again.
 
     Attributes
@@ -46,7 +46,7 @@ class Handle:
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
-        self.model, self.method, self.stats = model, method.name, {}  # type: ignore[var-annotated]
+        super().__init__(model, method.name)
         self._family = family
         self._before = method if isinstance(method, Selection) else None
         self._method = method if isinstance(method, Method) else None
@@ -56,7 +56,6 @@ class Handle:
         known = inspect.signature(type(self._text).forward).parameters
         self._cache = "cache" if "cache" in known else "past_key_values"  # transformers >= 5.24, before
         self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._undo: list[Callable[[], None]] = []
         hooks = [
             model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True),
             base.register_forward_pre_hook(self._call, with_kwargs=True),
@@ -71,30 +70,18 @@ class Handle:
             hooks.append(self._before.tower.register_forward_pre_hook(attend, with_kwargs=True))
         self._undo += [hook.remove for hook in hooks]
         if self._before is not None:
-            self._override(base, self._before.function, self._features)
+            self.override(base, self._before.function, self._features)
         if hasattr(model, "_prefill"):
-            self._override(model, "_prefill", self._refuse_chunks)
+            self.override(model, "_prefill", self._refuse_chunks)
         if hasattr(self._text, "_deepstack_process"):
-            self._override(self._text, "_deepstack_process", self._deepstack)
+            self.override(self._text, "_deepstack_process", self._deepstack)
 
     def remove(self) -> None:
         """Take the hooks away. A cache that holds a reduced prompt cannot be used after that: it says so."""
-        while self._undo:
-            self._undo.pop()()
+        super().remove()
         for cache in list(self._caches):
             cache.update = functools.partial(_stale, weakref.ref(cache), self.method)
         self._caches.clear()
-
-    def __enter__(self) -> "Handle":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.remove()
-
-    def _override(self, module: Any, name: str, function: Callable[..., Any]) -> None:
-        original = getattr(module, name)
-        object.__setattr__(module, name, functools.wraps(original)(functools.partial(function, original)))
-        self._undo.append(lambda: object.__delattr__(module, name))
 
     def _error(self, what: str, expected: str) -> ValueError:
         return ValueError(f"{self.method}: {what}: expected {expected}")

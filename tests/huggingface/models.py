@@ -31,7 +31,8 @@ def peaked(model):
             weight.mul_(6)
         elif weight.dim() > 1 and "embed" not in name and "position" not in name:
             weight.mul_(2)
-    model.lm_head.weight[IMAGE] = 0  # never generated
+    if hasattr(model, "lm_head"):
+        model.lm_head.weight[IMAGE] = 0  # never generated
     return model.eval()
 
 
