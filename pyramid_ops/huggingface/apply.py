@@ -38,7 +38,12 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
           `layer` of the tower (default: the one whose features are read);
         - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
-        - ``"tome"``, on a CLIP, SigLIP or ViT tower alone: `r` = 8 tokens merge in each layer, or one number for each;
+        - ``"prumerge_select"``: before the language model, the patches that are outliers of the same attention by
+          `factor` = 1.5 of the interquartile range;
+        - ``"vispruner"``: before the language model, `keep` = 64 of each image, `important` (default: half) of them by
+          the same attention, the others for being different;
+        - ``"tome"``, on a CLIP, SigLIP or ViT tower alone, or on that of LLaVA: `r` = 8 tokens merge in each layer, or
+          a number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
         `keep` is a share of the image tokens of each sample if it is a float, else a number of them.

@@ -1,8 +1,9 @@
 """Methods before the language model: which of the features of an image or video stay."""
 
 import contextvars
-from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from .. import methods, plans
 from ..ops.greedy import greedy_select
 from .capture import queries_and_keys
+from .hooks import Hooks
 from .rules import Count, counted
+from .tower import TOWERS, TowerHandle, last_merging
 
 __all__ = ["ENCODER_RULES", "Features", "Selection", "attend", "marked"]
 
@@ -28,12 +31,16 @@ class Features(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """`choose` returns a mask of all features one after the other; `tower` is the layer whose attention it needs."""
+    """`choose` returns a mask of all features one after the other, or features in place, NaN where there is none.
+
+    `tower` is the layer whose attention it needs, `install` puts more hooks in.
+    """
 
     name: str
-    choose: Callable[[Features], Tensor]
+    choose: Callable[[Features], Union[Tensor, list[Tensor]]]
     function: str = "get_image_features"
     tower: Optional[torch.nn.Module] = None
+    install: Optional[Callable[[], Hooks]] = None
 
 
 _ATTENTION: contextvars.ContextVar[Optional[list[Tensor]]] = contextvars.ContextVar("pyramid_ops_tower", default=None)
@@ -58,8 +65,10 @@ def marked(selection: Selection, original: Callable[..., Any], given: dict[str, 
         _ATTENTION.reset(token)
     pooled = output.pooler_output
     features = Features(list(pooled), given, found[0] if found else None)
-    stay = selection.choose(features).split(features.sizes)
-    each = [torch.where(keep[:, None], x, torch.nan) for keep, x in zip(stay, features.each, strict=True)]
+    each = selection.choose(features)
+    if isinstance(each, Tensor):
+        stay = each.split(features.sizes)
+        each = [torch.where(keep[:, None], x, torch.nan) for keep, x in zip(stay, features.each, strict=True)]
     output.pooler_output = torch.stack(each) if isinstance(pooled, Tensor) else type(pooled)(each)
     return output
 
@@ -77,25 +86,48 @@ def _divprune(model: Any, keep: Count = 0.1) -> Selection:
     return Selection("divprune", choose)
 
 
-def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> Selection:
-    config, count = model.config, counted("fastervlm", "keep", keep)
-    tower = config.vision_config.model_type
+def _tower_layer(op: str, model: Any, layer: Optional[int]) -> torch.nn.Module:
+    """The layer of a CLIP tower whose class token says what matters; by default that whose features are read."""
+    config = model.config
+    tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if tower != "clip_vision_model":
-        raise ValueError(f"fastervlm: model: expected a tower with a class token, 'clip_vision_model', got {tower!r}")
-    if config.vision_feature_select_strategy != "default":
-        got = config.vision_feature_select_strategy
-        raise ValueError(f"fastervlm: vision_feature_select_strategy: expected 'default', patches alone, got {got!r}")
+        raise ValueError(f"{op}: model: expected a tower with a class token, 'clip_vision_model', got {tower!r}")
+    if strategy != "default":
+        raise ValueError(f"{op}: vision_feature_select_strategy: expected 'default', patches alone, got {strategy!r}")
     layer = config.vision_feature_layer if layer is None else layer
     layers = model.base_model.vision_tower.encoder.layers
     if not isinstance(layer, int) or not -len(layers) <= layer < len(layers):
-        raise ValueError(f"fastervlm: layer: expected one of the {len(layers)} layers of the tower, got {layer!r}")
+        raise ValueError(f"{op}: layer: expected one of the {len(layers)} layers of the tower, got {layer!r}")
+    return layers[layer]
+
+
+def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> Selection:
+    count = counted("fastervlm", "keep", keep)
 
     def choose(features: Features) -> Tensor:
         assert features.attention is not None
-        size = features.attention.shape[1]
-        return plans.mask(methods.fastervlm(features.attention, keep=count(size), capacity=count(size))).flatten()
+        return plans.mask(methods.fastervlm(features.attention, keep=count(features.attention.shape[1]))).flatten()
 
-    return Selection("fastervlm", choose, tower=layers[layer])
+    return Selection("fastervlm", choose, tower=_tower_layer("fastervlm", model, layer))
+
+
+def _prumerge_select(model: Any, factor: float = 1.5, layer: Optional[int] = None) -> Selection:
+    def choose(features: Features) -> Tensor:
+        assert features.attention is not None
+        return plans.mask(methods.prumerge_select(features.attention, factor=factor)).flatten()
+
+    return Selection("prumerge_select", choose, tower=_tower_layer("prumerge_select", model, layer))
+
+
+def _vispruner(model: Any, keep: int = 64, important: Optional[int] = None, layer: Optional[int] = None) -> Selection:
+    important = keep // 2 if important is None else important
+
+    def choose(features: Features) -> Tensor:
+        assert features.attention is not None
+        x = torch.stack(features.each)
+        return plans.mask(methods.vispruner(x, features.attention, keep=keep, important=important)).flatten()
+
+    return Selection("vispruner", choose, tower=_tower_layer("vispruner", model, layer))
 
 
 def _evs(model: Any, rate: float = 0.75) -> Selection:
@@ -114,5 +146,36 @@ def _evs(model: Any, rate: float = 0.75) -> Selection:
     return Selection("evs", choose, function="get_video_features")
 
 
+def _tome(model: Any, r: Union[int, Sequence[int]] = 8) -> Selection:
+    config, tower = model.config, model.base_model.vision_tower
+    kind, layer = tower.config.model_type, config.vision_feature_layer
+    if kind not in TOWERS or not isinstance(layer, int):
+        raise ValueError(
+            f"tome: model: expected a tower of {', '.join(TOWERS)} and one layer of it, got {kind}, {layer}"
+        )
+    first = int(config.vision_feature_select_strategy == "default")  # where the features that are read begin
+    if first > TOWERS[kind]:
+        raise ValueError(f"tome: vision_feature_select_strategy: expected 'full' for {kind!r}, got 'default'")
+    layers = layer if layer >= 0 else len(tower.encoder.layers) + 1 + layer
+
+    def choose(features: Features) -> list[Tensor]:
+        merging = last_merging()
+        if merging.place is None or merging.rows is None:
+            return features.each
+        merged = torch.stack(features.each)
+        place = (merging.place[:, first:] - first)[..., None].expand_as(merged)
+        slots = merged.new_full((len(merged), merging.rows.shape[1] - first, merged.shape[2]), torch.nan)
+        return list(slots.scatter(1, place, merged))
+
+    return Selection("tome", choose, install=functools.partial(TowerHandle, tower, r, layers))
+
+
 #: (model, options) → Selection.
-ENCODER_RULES: dict[str, Callable[..., Selection]] = {"divprune": _divprune, "evs": _evs, "fastervlm": _fastervlm}
+ENCODER_RULES: dict[str, Callable[..., Selection]] = {
+    "divprune": _divprune,
+    "evs": _evs,
+    "fastervlm": _fastervlm,
+    "prumerge_select": _prumerge_select,
+    "tome": _tome,
+    "vispruner": _vispruner,
+}

@@ -70,6 +70,8 @@ class Handle(Hooks):
             hooks.append(self._before.tower.register_forward_pre_hook(attend, with_kwargs=True))
         self._undo += [hook.remove for hook in hooks]
         if self._before is not None:
+            if self._before.install is not None:
+                self._undo.append(self._before.install().remove)
             self.override(base, self._before.function, self._features)
         if hasattr(model, "_prefill"):
             self.override(model, "_prefill", self._refuse_chunks)

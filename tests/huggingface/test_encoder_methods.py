@@ -122,6 +122,39 @@ def test_generation_of_other_kinds(method):
         model(input_ids=second.tokens[:, -1:], **{CACHE: second.cache})
 
 
+@each_batch
+def test_tome_in_the_tower(samples):
+    """What is merged stands where its owner stood: as the same features given to the model, with the rest masked."""
+    model, inputs = llava(), llava_inputs(samples)
+    plain = generate(model, inputs)
+    with hf.apply(model, "tome", r=0):
+        assert torch.equal(generate(model, inputs).logits, plain.logits)
+    with hf.apply(model, "tome", r=5) as handle:
+        got = generate(model, inputs)
+        (stage,) = handle.stats["stages"]
+        encoded = model.base_model.get_image_features(inputs["pixel_values"], return_dict=True)
+        close(torch.cat([generate(model, alone(inputs, b)).logits for b in range(samples)]), got.logits)
+    assert [int((~x[:, 0].isnan()).sum()) for x in encoded.pooler_output] == [11] * samples
+    encoded.pooler_output = [x.nan_to_num(0.0) for x in encoded.pooler_output]
+    given = {name: x for name, x in inputs.items() if name != "pixel_values"}
+    given["mm_encoder_outputs"] = {"image": encoded}
+    close(got.logits, masked_oracle(model, given, got.tokens, [stage]))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@each_batch
+@pytest.mark.parametrize(("method", "options"), [("prumerge_select", {"factor": 0.5}), ("vispruner", {"keep": 6})])
+def test_other_selections_by_the_class_token(method, options, samples):
+    model, inputs = llava(), llava_inputs(samples)
+    with hf.apply(model, method, **options) as handle:
+        got = generate(model, inputs)
+        (stage,) = handle.stats["stages"]
+        close(torch.cat([generate(model, alone(inputs, b)).logits for b in range(samples)]), got.logits)
+    close(got.logits, masked_oracle(model, inputs, got.tokens, [stage]))
+    kept = [tokens - text for tokens, text in zip(stage["tokens"], (12, 16, 8), strict=False)]
+    assert kept == [6] * samples if method == "vispruner" else all(0 < count < 16 for count in kept)
+
+
 def test_fastervlm_keeps_what_the_class_token_attends_to():
     model, inputs = llava("eager"), llava_inputs()
     tower = model.base_model.vision_tower

@@ -80,7 +80,7 @@ def test_equals_the_authors_block(kind, attention):
         got = output(model, x)
     expected, sizes = by_hand(model, x, 3)
     assert got.shape[1] == expected.shape[1] < 16
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-3)
     assert torch.equal(handle.stats["sizes"], sizes)
 
 
