@@ -40,6 +40,8 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
         - ``"prumerge_select"``: before the language model, the patches that are outliers of the same attention by
           `factor` = 1.5 of the interquartile range;
+        - ``"visionzip"``: before the language model, `dominant` = 54 patches of each image by the same attention, and
+          the others merged into `contextual` = 10, each in the place of its target;
         - ``"vispruner"``: before the language model, `keep` = 64 of each image, `important` (default: half) of them by
           the same attention, the others for being different;
         - ``"tome"``, on a CLIP, SigLIP or ViT tower alone, or on that of LLaVA: `r` = 8 tokens merge in each layer, or

@@ -15,15 +15,26 @@ from .hooks import Hooks
 from .rules import Count, counted
 from .tower import TOWERS, TowerHandle, last_merging
 
-__all__ = ["ENCODER_RULES", "Features", "Selection", "attend", "marked"]
+__all__ = ["ENCODER_RULES", "Features", "Selection", "attend", "marked", "project"]
+
+
+class Seen:
+    """What a layer of the tower has shown: class attention ``[B, n]``, keys averaged over heads ``[B, n, d]``.
+
+    `stay` is the mask ``[B, n]`` of a method that has merged patches before they were projected.
+    """
+
+    attention: Tensor
+    metric: Tensor
+    stay: Tensor
 
 
 class Features(NamedTuple):
-    """What a vision tower gives: of each image or video ``[n, D]``, its arguments, and class attention ``[B, n]``."""
+    """What a vision tower gives: of each image or video ``[n, D]``, its arguments, and what was seen on the way."""
 
     each: list[Tensor]
     given: dict[str, Any]
-    attention: Optional[Tensor]
+    seen: Seen
 
     @property
     def sizes(self) -> list[int]:
@@ -33,38 +44,47 @@ class Features(NamedTuple):
 class Selection(NamedTuple):
     """`choose` returns a mask of all features one after the other, or features in place, NaN where there is none.
 
-    `tower` is the layer whose attention it needs, `install` puts more hooks in.
+    `tower` is the layer whose attention it needs, `merge` changes patches before they are projected, `install` puts
+    more hooks in.
     """
 
     name: str
     choose: Callable[[Features], Union[Tensor, list[Tensor]]]
     function: str = "get_image_features"
     tower: Optional[torch.nn.Module] = None
+    merge: Optional[Callable[[Tensor, Seen], Tensor]] = None
     install: Optional[Callable[[], Hooks]] = None
 
 
-_ATTENTION: contextvars.ContextVar[Optional[list[Tensor]]] = contextvars.ContextVar("pyramid_ops_tower", default=None)
+_SEEN: contextvars.ContextVar[Optional[Seen]] = contextvars.ContextVar("pyramid_ops_tower", default=None)
 
 
 def attend(layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Hook of a layer of the tower: what its patches receive from the class token."""
-    found = _ATTENTION.get()
-    if found is not None:
+    seen = _SEEN.get()
+    if seen is not None:
         hidden = args[0] if args else kwargs["hidden_states"]
         heads = queries_and_keys(layer.self_attn, layer.layer_norm1(hidden), None)
-        found.append(methods.class_attention(heads.query, heads.key, scale=heads.scale))
+        seen.attention = methods.class_attention(heads.query, heads.key, scale=heads.scale)
+        seen.metric = heads.key[:, :, 1:].mean(1)
+
+
+def project(merge: Callable[[Tensor, Seen], Tensor], projector: Any, args: Any) -> Any:
+    """Hook of the projector: merged patches in the place of their owners."""
+    seen = _SEEN.get()
+    return None if seen is None else (merge(args[0], seen), *args[1:])
 
 
 def marked(selection: Selection, original: Callable[..., Any], given: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """The tower's output with NaN for what is dropped: the marks go where the features go."""
-    found: list[Tensor] = []
-    token = _ATTENTION.set(found)
+    seen = Seen()
+    token = _SEEN.set(seen)
     try:
         output = original(*args, **kwargs)
     finally:
-        _ATTENTION.reset(token)
+        _SEEN.reset(token)
     pooled = output.pooler_output
-    features = Features(list(pooled), given, found[0] if found else None)
+    features = Features(list(pooled), given, seen)
     each = selection.choose(features)
     if isinstance(each, Tensor):
         stay = each.split(features.sizes)
@@ -105,16 +125,16 @@ def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> S
     count = counted("fastervlm", "keep", keep)
 
     def choose(features: Features) -> Tensor:
-        assert features.attention is not None
-        return plans.mask(methods.fastervlm(features.attention, keep=count(features.attention.shape[1]))).flatten()
+        return plans.mask(
+            methods.fastervlm(features.seen.attention, keep=count(features.seen.attention.shape[1]))
+        ).flatten()
 
     return Selection("fastervlm", choose, tower=_tower_layer("fastervlm", model, layer))
 
 
 def _prumerge_select(model: Any, factor: float = 1.5, layer: Optional[int] = None) -> Selection:
     def choose(features: Features) -> Tensor:
-        assert features.attention is not None
-        return plans.mask(methods.prumerge_select(features.attention, factor=factor)).flatten()
+        return plans.mask(methods.prumerge_select(features.seen.attention, factor=factor)).flatten()
 
     return Selection("prumerge_select", choose, tower=_tower_layer("prumerge_select", model, layer))
 
@@ -123,11 +143,22 @@ def _vispruner(model: Any, keep: int = 64, important: Optional[int] = None, laye
     important = keep // 2 if important is None else important
 
     def choose(features: Features) -> Tensor:
-        assert features.attention is not None
         x = torch.stack(features.each)
-        return plans.mask(methods.vispruner(x, features.attention, keep=keep, important=important)).flatten()
+        return plans.mask(methods.vispruner(x, features.seen.attention, keep=keep, important=important)).flatten()
 
     return Selection("vispruner", choose, tower=_tower_layer("vispruner", model, layer))
+
+
+def _visionzip(model: Any, dominant: int = 54, contextual: int = 10, layer: Optional[int] = None) -> Selection:
+    def merge(x: Tensor, seen: Seen) -> Tensor:
+        first, rest = methods.visionzip(seen.attention, seen.metric, dominant=dominant, contextual=contextual)
+        seen.stay = plans.mask(first) | plans.mask(rest)
+        return x.scatter(1, rest.indices[..., None].expand(-1, -1, x.shape[2]), plans.apply(rest, x))
+
+    def choose(features: Features) -> Tensor:
+        return features.seen.stay.flatten()
+
+    return Selection("visionzip", choose, tower=_tower_layer("visionzip", model, layer), merge=merge)
 
 
 def _evs(model: Any, rate: float = 0.75) -> Selection:
@@ -177,5 +208,6 @@ ENCODER_RULES: dict[str, Callable[..., Selection]] = {
     "fastervlm": _fastervlm,
     "prumerge_select": _prumerge_select,
     "tome": _tome,
+    "visionzip": _visionzip,
     "vispruner": _vispruner,
 }

@@ -21,7 +21,9 @@ _IMAGES = Family(("image_token_id",), ("pixel_values",))
 _VIDEOS = Family(("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"), ("divprune", "evs"))
 FAMILIES = {
     "internvl": _IMAGES,
-    "llava": _IMAGES._replace(selections=("divprune", "fastervlm", "prumerge_select", "tome", "vispruner")),
+    "llava": _IMAGES._replace(
+        selections=("divprune", "fastervlm", "prumerge_select", "tome", "visionzip", "vispruner")
+    ),
     "llava_next": _IMAGES,
     "qwen2_5_vl": _VIDEOS,
     "qwen3_vl": _VIDEOS,

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .capture import queries_and_keys
-from .encoder_rules import Selection, attend, marked
+from .encoder_rules import Selection, attend, marked, project
 from .families import Family
 from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
@@ -68,6 +68,9 @@ class Handle(Hooks):
             hooks.append(layer.register_forward_pre_hook(functools.partial(self._layer, k), with_kwargs=True))
         if self._before is not None and self._before.tower is not None:
             hooks.append(self._before.tower.register_forward_pre_hook(attend, with_kwargs=True))
+        if self._before is not None and self._before.merge is not None:
+            hook = functools.partial(project, self._before.merge)
+            hooks.append(base.multi_modal_projector.register_forward_pre_hook(hook))
         self._undo += [hook.remove for hook in hooks]
         if self._before is not None:
             if self._before.install is not None:

@@ -5,6 +5,7 @@ import torch
 import transformers
 
 import pyramid_ops.huggingface as hf
+from pyramid_ops import methods, plans
 
 from .models import (
     CACHE,
@@ -43,9 +44,8 @@ def test_keeping_all_changes_no_bit(family, method, samples):
     assert torch.equal(got.tokens, plain.tokens)
 
 
-@each_batch
 @each_case
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "samples"), [("sdpa", 1), ("sdpa", 3), ("eager", 3)])
 def test_equals_the_model_with_dropped_columns_masked(family, method, samples, attention):
     make, inputs_of = FAMILIES[family]
     model, inputs = make(attention), inputs_of(samples)
@@ -140,6 +140,37 @@ def test_tome_in_the_tower(samples):
     given["mm_encoder_outputs"] = {"image": encoded}
     close(got.logits, masked_oracle(model, given, got.tokens, [stage]))
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@each_batch
+def test_visionzip_merges_before_the_projector(samples):
+    """By hand: the plans of eager attention's own weights and keys, applied to the features that are projected."""
+    model, inputs = llava("eager"), llava_inputs(samples)
+    base = model.base_model
+    keys = []
+    hook = base.vision_tower.encoder.layers[-2].self_attn.k_proj.register_forward_hook(lambda *x: keys.append(x[2]))
+    out = base.vision_tower(inputs["pixel_values"], output_attentions=True, output_hidden_states=True)
+    hook.remove()
+    metric = keys[0].unflatten(2, (4, 8)).mean(2)[:, 1:]
+    both = methods.visionzip(out.attentions[-2][:, :, 0, 1:].mean(1), metric, dominant=4, contextual=3)
+    x = out.hidden_states[-2][:, 1:]
+    encoded = base.get_image_features(inputs["pixel_values"], return_dict=True)
+    for b in range(samples):
+        merged = x[b].clone()
+        merged[both[1].indices[b]] = plans.apply(both[1], x)[b]
+        encoded.pooler_output[b] = base.multi_modal_projector(merged)
+    with hf.apply(model, "visionzip", dominant=4, contextual=3) as handle:
+        got = generate(model, inputs)
+        (stage,) = handle.stats["stages"]
+        close(torch.cat([generate(model, alone(inputs, b)).logits for b in range(samples)]), got.logits)
+    assert stage["tokens"] == [19, 23, 15][:samples]
+    for b in range(samples):
+        places = (inputs["input_ids"][b] == IMAGE).nonzero().flatten()
+        kept = torch.cat([plan.indices[b] for plan in both]).sort().values
+        assert torch.equal(places[torch.isin(places, stage["index"][b])], places[kept])
+    given = {name: x for name, x in inputs.items() if name != "pixel_values"}
+    given["mm_encoder_outputs"] = {"image": encoded}
+    close(got.logits, masked_oracle(model, given, got.tokens, [stage]))
 
 
 @each_batch
