@@ -15,7 +15,7 @@ from .encoder_rules import Selection, attend, marked, project
 from .families import Family
 from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
-from .prompt import Prompt, Stage, columns
+from .prompt import Prompt, Stage, columns, only_padding
 from .rules import Method
 
 __all__ = ["Handle"]
@@ -56,6 +56,8 @@ class Handle(Hooks):
         known = inspect.signature(type(self._text).forward).parameters
         self._cache = "cache" if "cache" in known else "past_key_values"  # transformers >= 5.24, before
         self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
+        if self._before is not None and self._before.install is not None:
+            self._undo.append(self._before.install().remove)
         hooks = [
             model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True),
             base.register_forward_pre_hook(self._call, with_kwargs=True),
@@ -73,8 +75,6 @@ class Handle(Hooks):
             hooks.append(base.multi_modal_projector.register_forward_pre_hook(hook))
         self._undo += [hook.remove for hook in hooks]
         if self._before is not None:
-            if self._before.install is not None:
-                self._undo.append(self._before.install().remove)
             self.override(base, self._before.function, self._features)
         if hasattr(model, "_prefill"):
             self.override(model, "_prefill", self._refuse_chunks)
@@ -136,7 +136,8 @@ class Handle(Hooks):
         if cache is None and (module.config.use_cache if use is None else use):
             cache = kwargs[self._cache] = DynamicCache(config=module.config)
         # A static cache has its length on the device: looking at it waits, once a prompt.
-        if cache is None or (embeds.shape[1] > 1 and not int(cache.get_seq_length())):
+        later = embeds.shape[1] == 1 or torch.compiler.is_compiling()
+        if cache is None or not (later or int(cache.get_seq_length())):
             self._begin(module, kwargs, cache)
         else:
             self._resume(kwargs, getattr(cache, KEY, None))
@@ -165,6 +166,8 @@ class Handle(Hooks):
             raise self._error("model", "a call under torch.no_grad() or torch.inference_mode()")
         if not all(last):
             raise self._error("attention_mask", "padding on the left, got padding on the right")
+        if not only_padding(kwargs.get("attention_mask"), there):
+            raise self._error("attention_mask", "[B, N], or causal but for padding, got a pattern of its own")
         if module.config._attn_implementation == "flex_attention":
             raise self._error("attn_implementation", "'eager', 'sdpa' or FlashAttention, got 'flex_attention'")
         if kwargs.get("cu_seq_lens_q") is not None:

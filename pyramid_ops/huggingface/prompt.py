@@ -12,7 +12,7 @@ from .capture import Heads, Rotary
 from .lengths import Held
 from .rules import Method, Scene, Step
 
-__all__ = ["Prompt", "Stage", "columns"]
+__all__ = ["Prompt", "Stage", "columns", "only_padding"]
 
 
 class Stage:
@@ -133,13 +133,28 @@ class Prompt:
 
 def columns(mask: Any) -> Optional[Tensor]:
     """Which rows there are, bool ``[B, N]``, of a mask as a text model takes it."""
+    mask = _full(mask)
+    if mask is None or mask.dim() == 2:
+        return mask
+    return mask[:, 0, -1]  # the last row sees all but padding
+
+
+def only_padding(mask: Any, there: Tensor) -> bool:
+    """Whether a prompt's mask is causal but for padding, whose rows may see anything."""
+    mask = _full(mask)
+    if mask is None or mask.dim() == 2:
+        return True
+    rows = there.shape[1]
+    causal = torch.ones(rows, rows, dtype=torch.bool, device=there.device).tril() & there[:, None]
+    return not bool(((mask[:, 0, :, :rows] != causal) & there[..., None]).any())
+
+
+def _full(mask: Any) -> Optional[Tensor]:
+    """bool ``[B, N]`` or ``[B, 1, Q, N]``, or None."""
     if isinstance(mask, dict):  # one for each type of layer, from `generate` with a static cache
         mask = mask["full_attention"]
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         raise ValueError(f"apply: attention_mask: expected [B, N] or [B, 1, Q, N], got {type(mask).__name__}")
-    if mask.dim() == 4:
-        mask = mask[:, 0, -1]  # the last row sees all but padding
-        return mask if mask.dtype == torch.bool else mask == 0
-    return mask.bool()
+    return mask.bool() if mask.dim() == 2 or mask.dtype == torch.bool else mask == 0

@@ -78,16 +78,16 @@ class TowerHandle(Hooks):
         each = check.sequence("tome", "r", r) if check.is_sequence(r) else [r] * count
         if len(each) != count:
             raise ValueError(f"tome: r: expected {count} of them, one for each layer, got {len(each)}")
+        each = [check.integer("tome", f"r[{k}]", number, 0) for k, number in enumerate(each)]
         class_token = bool(TOWERS[base.config.model_type])
         self._undo += [
             base.register_forward_pre_hook(self._begin).remove,
             base.register_forward_hook(self._end, always_call=True).remove,
         ]
-        for k, (block, number) in enumerate(zip(blocks, each, strict=False)):
+        for block, number in zip(blocks, each, strict=False):
             attention = block.self_attn if hasattr(block, "self_attn") else block.attention
             self._undo.append(attention.k_proj.register_forward_hook(self._key).remove)
             norms = [getattr(block, a, None) or getattr(block, b) for a, b in _NORMS]
-            number = check.integer("tome", f"r[{k}]", number, 0)
             self.override(block, "forward", functools.partial(_block, block, attention, norms, number, class_token))
 
     def _begin(self, *_: Any) -> None:

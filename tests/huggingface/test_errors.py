@@ -46,6 +46,16 @@ def test_options(method, options, message):
         hf.apply(llava(), method, **options)
 
 
+def test_a_failed_apply_leaves_nothing():
+    model = llava()
+    before = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+    for r in ([1, 2, 3], -1):
+        with pytest.raises(ValueError, match="tome: r"):
+            hf.apply(model, "tome", r=r)
+    assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()] == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_a_number_that_is_none():
     with pytest.raises(TypeError, match=r"fastv: keep\[0\]: expected an integer, got 'half'"):
         hf.apply(llava(), "fastv", keep="half")
@@ -83,6 +93,20 @@ def test_padding_on_the_right(model):
         inputs[name] = torch.nn.functional.pad(inputs[name], (0, 4))
     with pytest.raises(ValueError, match="fastv: attention_mask: expected padding on the left, got padding on the rig"):
         model(**inputs)
+
+
+def test_masks_of_another_pattern(model):
+    inputs = llava_inputs(3)
+    rows = inputs["input_ids"].shape[1]
+    there = inputs.pop("attention_mask").bool()
+    causal = torch.ones(rows, rows, dtype=torch.bool).tril() & there[:, None, None]
+    position = {"position_ids": (there.long().cumsum(1) - 1).clamp(min=0)}
+    model(**inputs, **position, attention_mask=causal | torch.eye(rows, dtype=torch.bool))
+    both_ways = there[:, None, None].expand(-1, 1, rows, -1)
+    with pytest.raises(
+        ValueError, match="fastv: attention_mask: expected .B, N., or causal but for padding, got a pat"
+    ):
+        model(**inputs, **position, attention_mask=both_ways)
 
 
 def test_labels(model):
