@@ -9,7 +9,8 @@ check_transformers()
 
 from .apply import apply, supported  # noqa: E402
 from .handle import Handle  # noqa: E402
+from .pyramid import pyramid_tokens  # noqa: E402
 from .rules import Scene  # noqa: E402
 from .tower import TowerHandle  # noqa: E402
 
-__all__ = ["Handle", "Scene", "TowerHandle", "apply", "supported"]
+__all__ = ["Handle", "Scene", "TowerHandle", "apply", "pyramid_tokens", "supported"]

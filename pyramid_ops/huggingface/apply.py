@@ -44,6 +44,9 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
           the others merged into `contextual` = 10, each in the place of its target;
         - ``"vispruner"``: before the language model, `keep` = 64 of each image, `important` (default: half) of them by
           the same attention, the others for being different;
+        - ``"pyramid"``: before the language model, `keep` of the tokens of an image pyramid, each of whose levels goes
+          through the tower, in the first placeholders of an image; `levels` = 3, `weights`, `saliency` and
+          `level_embedding` as in :func:`pyramid_tokens`;
         - ``"tome"``, on a CLIP, SigLIP or ViT tower alone, or on that of LLaVA: `r` = 8 tokens merge in each layer, or
           a number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.

@@ -12,6 +12,7 @@ from .. import methods, plans
 from ..ops.greedy import greedy_select
 from .capture import queries_and_keys
 from .hooks import Hooks
+from .pyramid import select
 from .rules import Count, counted
 from .tower import TOWERS, TowerHandle, last_merging
 
@@ -30,11 +31,12 @@ class Seen:
 
 
 class Features(NamedTuple):
-    """What a vision tower gives: of each image or video ``[n, D]``, its arguments, and what was seen on the way."""
+    """What a vision tower gives: of each image or video ``[n, D]``, its arguments, what was seen on the way, itself."""
 
     each: list[Tensor]
     given: dict[str, Any]
     seen: Seen
+    encode: Callable[..., Any]
 
     @property
     def sizes(self) -> list[int]:
@@ -84,7 +86,7 @@ def marked(selection: Selection, original: Callable[..., Any], given: dict[str, 
     finally:
         _SEEN.reset(token)
     pooled = output.pooler_output
-    features = Features(list(pooled), given, seen)
+    features = Features(list(pooled), given, seen, original)
     each = selection.choose(features)
     if isinstance(each, Tensor):
         stay = each.split(features.sizes)
@@ -149,6 +151,30 @@ def _vispruner(model: Any, keep: int = 64, important: Optional[int] = None, laye
     return Selection("vispruner", choose, tower=_tower_layer("vispruner", model, layer))
 
 
+def _pyramid(
+    model: Any,
+    keep: int,
+    levels: int = 3,
+    weights: Union[str, Sequence[float], None] = "falling",
+    saliency: Any = "variance",
+    level_embedding: Optional[Tensor] = None,
+) -> Selection:
+    patch = model.config.vision_config.patch_size
+
+    def choose(features: Features) -> list[Tensor]:
+        finest = torch.stack(features.each)
+        if keep > finest.shape[1]:
+            raise ValueError(f"pyramid: keep: expected at most {finest.shape[1]}, the placeholders, got {keep}")
+        given = {name: x for name, x in features.given.items() if name not in ("pixel_values", "kwargs", "return_dict")}
+        options = (keep, levels, weights, saliency, level_embedding)
+        kept = select(features.encode, finest, features.given["pixel_values"], patch, given, *options)
+        filled = torch.full_like(finest, torch.nan)
+        filled[:, :keep] = kept.tokens
+        return list(filled)
+
+    return Selection("pyramid", choose)
+
+
 def _visionzip(model: Any, dominant: int = 54, contextual: int = 10, layer: Optional[int] = None) -> Selection:
     def merge(x: Tensor, seen: Seen) -> Tensor:
         first, rest = methods.visionzip(seen.attention, seen.metric, dominant=dominant, contextual=contextual)
@@ -207,6 +233,7 @@ ENCODER_RULES: dict[str, Callable[..., Selection]] = {
     "evs": _evs,
     "fastervlm": _fastervlm,
     "prumerge_select": _prumerge_select,
+    "pyramid": _pyramid,
     "tome": _tome,
     "visionzip": _visionzip,
     "vispruner": _vispruner,

@@ -22,7 +22,7 @@ _VIDEOS = Family(("image_token_id", "video_token_id"), ("pixel_values", "pixel_v
 FAMILIES = {
     "internvl": _IMAGES,
     "llava": _IMAGES._replace(
-        selections=("divprune", "fastervlm", "prumerge_select", "tome", "visionzip", "vispruner")
+        selections=("divprune", "fastervlm", "prumerge_select", "pyramid", "tome", "visionzip", "vispruner")
     ),
     "llava_next": _IMAGES,
     "qwen2_5_vl": _VIDEOS,
