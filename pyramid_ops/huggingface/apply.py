@@ -35,6 +35,8 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
         - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
         - ``"divprune"``: before the language model, `keep` = 0.1 of each image;
+        - ``"cdpruner"``: before the language model, `keep` = 0.1 of each image; `relevance` is a callable that gets the
+          features ``[n, D]`` of each image and returns their scores ``[n]``, such as cosines with a text encoder's;
         - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
           `layer` of the tower (default: the one whose features are read);
         - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
@@ -137,7 +139,7 @@ def supported() -> dict[str, list[str]]:
     --------
     >>> import pyramid_ops.huggingface as hf
     >>> hf.supported()["llava_next"]
-    ['aim', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
+    ['aim', 'cdpruner', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
     """
     return {kind: ["tome"] for kind in TOWERS} | {
         name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()

@@ -95,17 +95,31 @@ def marked(selection: Selection, original: Callable[..., Any], given: dict[str, 
     return output
 
 
+def _greedy(features: Features, count: Callable[[int], int], rule: str, relevance: Optional[Tensor]) -> Tensor:
+    sizes = features.sizes
+    bounds = torch.tensor([0, *sizes]).cumsum(0).to(features.each[0].device)
+    counts = [count(size) for size in sizes]
+    options: dict[str, Any] = {"rule": rule, "relevance": relevance, "order": "index", "max_seqlen": max(sizes)}
+    return plans.mask(greedy_select(torch.cat(features.each), counts, cu_seqlens=bounds, **options))
+
+
 def _divprune(model: Any, keep: Count = 0.1) -> Selection:
     count = counted("divprune", "keep", keep)
+    return Selection("divprune", lambda features: _greedy(features, count, "maxmin", None))
+
+
+def _cdpruner(model: Any, relevance: Callable[[list[Tensor]], Sequence[Tensor]], keep: Count = 0.1) -> Selection:
+    count = counted("cdpruner", "keep", keep)
 
     def choose(features: Features) -> Tensor:
-        sizes = features.sizes
-        bounds = torch.tensor([0, *sizes]).cumsum(0).to(features.each[0].device)
-        counts = [count(size) for size in sizes]
-        plan = greedy_select(torch.cat(features.each), counts, cu_seqlens=bounds, max_seqlen=max(sizes), order="index")
-        return plans.mask(plan)
+        scores = list(relevance(features.each))
+        if [len(x) for x in scores] != features.sizes:
+            raise ValueError(
+                f"cdpruner: relevance: expected scores of {features.sizes} tokens, got {list(map(len, scores))}"
+            )
+        return _greedy(features, count, "dpp", torch.cat(scores))
 
-    return Selection("divprune", choose)
+    return Selection("cdpruner", choose)
 
 
 def _tower_layer(op: str, model: Any, layer: Optional[int]) -> torch.nn.Module:
@@ -229,6 +243,7 @@ def _tome(model: Any, r: Union[int, Sequence[int]] = 8) -> Selection:
 
 #: (model, options) → Selection.
 ENCODER_RULES: dict[str, Callable[..., Selection]] = {
+    "cdpruner": _cdpruner,
     "divprune": _divprune,
     "evs": _evs,
     "fastervlm": _fastervlm,

@@ -11,18 +11,20 @@ class Family(NamedTuple):
 
     placeholders: tuple[str, ...]
     inputs: tuple[str, ...]
-    selections: tuple[str, ...] = ("divprune",)
+    selections: tuple[str, ...] = ("cdpruner", "divprune")
 
     def tokens(self, model: Any) -> list[int]:
         return [getattr(model.config, name) for name in self.placeholders]
 
 
 _IMAGES = Family(("image_token_id",), ("pixel_values",))
-_VIDEOS = Family(("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"), ("divprune", "evs"))
+_VIDEOS = Family(
+    ("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"), ("cdpruner", "divprune", "evs")
+)
 FAMILIES = {
     "internvl": _IMAGES,
     "llava": _IMAGES._replace(
-        selections=("divprune", "fastervlm", "prumerge_select", "pyramid", "tome", "visionzip", "vispruner")
+        selections=("cdpruner", "divprune", "fastervlm", "prumerge_select", "pyramid", "tome", "visionzip", "vispruner")
     ),
     "llava_next": _IMAGES,
     "qwen2_5_vl": _VIDEOS,

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import pyramid_ops.huggingface as hf
-from pyramid_ops import methods, plans
+from pyramid_ops import greedy_select, methods, plans
 
 from .models import (
     CACHE,
@@ -215,6 +215,29 @@ def test_divprune_keeps_what_differs():
     kept = handle.stats["stages"][0]["index"][0]
     places = (inputs["input_ids"][0] == IMAGE).nonzero().flatten()
     assert torch.equal(kept[torch.isin(kept, places)], places[sorted(picks)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cdpruner_by_a_relevance_of_ones_own(family):
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make(), inputs_of(3)
+    seen = []
+
+    def relevance(features):
+        seen.append(features)
+        return [x.norm(dim=1) for x in features]
+
+    with hf.apply(model, "cdpruner", relevance=relevance, keep=0.3) as handle:
+        got = generate(model, inputs)
+        (stage,) = handle.stats["stages"]
+    close(got.logits, masked_oracle(model, inputs, got.tokens, [stage]))
+    for b, x in enumerate(seen[0]):
+        plan = greedy_select(x[None], int(len(x) * 0.3), rule="dpp", relevance=x.norm(dim=1)[None])
+        places = (inputs["input_ids"][b] == IMAGE).nonzero().flatten()
+        assert torch.equal(torch.isin(places, stage["index"][b]), plans.mask(plan)[0])
+    with hf.apply(model, "cdpruner", relevance=lambda features: features[:0], keep=0.3):
+        with pytest.raises(ValueError, match="cdpruner: relevance: expected scores of .* tokens, got .."):
+            generate(model, inputs)
 
 
 @pytest.mark.parametrize("make", [qwen2_5_vl, qwen3_vl])
