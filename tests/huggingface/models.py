@@ -67,6 +67,20 @@ def llava(attention="sdpa"):
 
 
 @functools.cache
+def llava_siglip(attention="sdpa"):
+    """A tower without a class token, all of whose patches are read."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.SiglipVisionConfig(**sizes, image_size=56, patch_size=14),
+        text_config=transformers.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return made(transformers.LlavaForConditionalGeneration, config, attention)
+
+
+@functools.cache
 def llava_next(attention="sdpa"):
     config = transformers.LlavaNextConfig(
         vision_config=clip(56),

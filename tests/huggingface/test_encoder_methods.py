@@ -1,5 +1,7 @@
 """Methods before the language model, on models of transformers."""
 
+import threading
+
 import pytest
 import torch
 import transformers
@@ -15,6 +17,7 @@ from .models import (
     generate,
     llava,
     llava_inputs,
+    llava_siglip,
     masked_oracle,
     noise,
     padded,
@@ -123,9 +126,10 @@ def test_generation_of_other_kinds(method):
 
 
 @each_batch
-def test_tome_in_the_tower(samples):
+@pytest.mark.parametrize(("make", "left"), [(llava, 11), (llava_siglip, 6)])
+def test_tome_in_the_tower(make, left, samples):
     """What is merged stands where its owner stood: as the same features given to the model, with the rest masked."""
-    model, inputs = llava(), llava_inputs(samples)
+    model, inputs = make(), llava_inputs(samples)
     plain = generate(model, inputs)
     with hf.apply(model, "tome", r=0):
         assert torch.equal(generate(model, inputs).logits, plain.logits)
@@ -134,12 +138,43 @@ def test_tome_in_the_tower(samples):
         (stage,) = handle.stats["stages"]
         encoded = model.base_model.get_image_features(inputs["pixel_values"], return_dict=True)
         close(torch.cat([generate(model, alone(inputs, b)).logits for b in range(samples)]), got.logits)
-    assert [int((~x[:, 0].isnan()).sum()) for x in encoded.pooler_output] == [11] * samples
+    assert [int((~x[:, 0].isnan()).sum()) for x in encoded.pooler_output] == [left] * samples
     encoded.pooler_output = [x.nan_to_num(0.0) for x in encoded.pooler_output]
     given = {name: x for name, x in inputs.items() if name != "pixel_values"}
     given["mm_encoder_outputs"] = {"image": encoded}
     close(got.logits, masked_oracle(model, given, got.tokens, [stage]))
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("fastervlm", {}), ("visionzip", {"dominant": 3, "contextual": 2}), ("tome", {"r": 5}), ("pyramid", {"keep": 9})],
+)
+def test_threads_do_not_meet(method, options):
+    model, prompts, got = llava(), [llava_inputs(), llava_inputs(seed=9)], {}
+    with hf.apply(model, method, **options):
+        expected = [generate(model, inputs) for inputs in prompts]
+
+        def work(k):
+            with torch.no_grad():
+                for _ in range(3):
+                    got[k] = generate(model, prompts[k])
+
+        threads = [threading.Thread(target=work, args=[k]) for k in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for k, reference in enumerate(expected):
+        close(got[k].logits, reference.logits)
+
+
+@pytest.mark.parametrize("method", ["fastervlm", "prumerge_select", "visionzip", "vispruner"])
+def test_a_tower_without_a_class_token_is_refused(method):
+    with pytest.raises(
+        ValueError, match=f"{method}: model: expected a tower with a class token, 'clip_vision_model', go"
+    ):
+        hf.apply(llava_siglip(), method)
 
 
 @each_batch

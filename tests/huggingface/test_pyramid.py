@@ -6,7 +6,7 @@ from torch.nn import functional
 
 import pyramid_ops.huggingface as hf
 
-from .models import alone, generate, llava, llava_inputs, masked_oracle
+from .models import alone, generate, llava, llava_inputs, llava_siglip, masked_oracle
 
 OPTIONS = {"keep": 9, "levels": 3, "weights": (0.5, 0.3, 0.2)}
 
@@ -29,8 +29,9 @@ def plain_pyramid(model, images, keep, levels, weights):
     return torch.cat(tokens, 1)
 
 
-def test_tokens():
-    model, images = llava(), llava_inputs(3)["pixel_values"]
+@pytest.mark.parametrize("make", [llava, llava_siglip])
+def test_tokens(make):
+    model, images = make(), llava_inputs(3)["pixel_values"]
     got = hf.pyramid_tokens(model, images, **OPTIONS)
     torch.testing.assert_close(got.tokens, plain_pyramid(model, images, **OPTIONS), rtol=0, atol=1e-4)
     assert got.indices[0, :, 0].bincount().tolist() == [6, 2, 1]
