@@ -1,5 +1,8 @@
 """The pyramid pipeline on a model of transformers, against plain code."""
 
+import pathlib
+import runpy
+
 import pytest
 import torch
 from torch.nn import functional
@@ -77,3 +80,13 @@ def test_errors():
         hf.pyramid_tokens(model, inputs["pixel_values"], keep=4, levels=4)
     with pytest.raises(ValueError, match=r"pyramid: level_embedding: expected \[3, 64\], got float32 \[2, 64\]"):
         hf.pyramid_tokens(model, inputs["pixel_values"], keep=4, level_embedding=torch.randn(2, 64))
+
+
+def test_example(tmp_path, capsys):
+    """examples/pyramid_vlm.py, with its picture."""
+    pytest.importorskip("skimage")
+    path = pathlib.Path(__file__).parents[2] / "examples" / "pyramid_vlm.py"
+    runpy.run_path(str(path))["main"](str(tmp_path / "out.png"))
+    printed = capsys.readouterr().out
+    assert "prompt: 594 rows, 576 of an image; the language model reads 162" in printed
+    assert (tmp_path / "out.png").stat().st_size > 10_000
