@@ -72,7 +72,9 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
     another turn of text on the same cache. Each sample keeps what it would keep alone. Rotary positions are those of
     the whole prompt; a dropped token has keys and values in the layers before, and none after. Logits of the prompt
     are those of the rows that are left, the last one last. Scoring costs the projections to queries, keys and values
-    of one more layer for each step. A forward waits for the device once a prompt, never while it decodes.
+    of one more layer for each step. A prompt waits for the device once for the numbers of
+    tokens, twice for methods before the language model and rules of one's own, and once more with a static cache;
+    decoding never waits.
 
     A model that is to be compiled for decoding is compiled after `apply`; the prompt runs without compilation.
 

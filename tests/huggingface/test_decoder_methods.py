@@ -1,10 +1,12 @@
 """Methods inside the language model, on models of transformers: against the same model with columns masked."""
 
+import sys
 import threading
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyramid_ops.huggingface as hf
 from pyramid_ops import methods, plans
@@ -357,3 +359,50 @@ def test_text_alone_is_left_alone():
         assert torch.equal(generate(model, text).logits, plain.logits)
         embeds = model.get_input_embeddings()(text["input_ids"])
         model(inputs_embeds=embeds, attention_mask=text["attention_mask"])
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket._qualified_op_name in (
+            "aten::_local_scalar_dense",
+            "aten::nonzero",
+            "aten::is_nonzero",
+            "aten::equal",
+        )
+        return function(*args, **(kwargs or {}))
+
+
+@each_batch
+@pytest.mark.parametrize(
+    ("method", "options"), [*METHODS.items(), ("divprune", {"keep": 0.3}), ("fastervlm", {"keep": 0.3})]
+)
+def test_a_prompt_waits_for_the_device_once_and_a_token_never(method, options, samples, monkeypatch):
+    """Beside the model itself; of prompts only here, since ops on a CPU are their specification, which may wait."""
+    lists, tolist = [], torch.Tensor.tolist
+
+    def noted(x):
+        lists.extend(["huggingface"] * ("pyramid_ops/huggingface" in sys._getframe(1).f_code.co_filename))
+        return tolist(x)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", noted)
+    model, inputs = llava(), llava_inputs(samples)
+
+    def waits():
+        cache = transformers.DynamicCache(config=model.config.get_text_config())
+        out = model(**inputs, **{CACHE: cache})
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        with Waits() as token:
+            model(input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, **{CACHE: cache})
+        return token.count
+
+    plain = waits()
+    assert not lists
+    with hf.apply(model, method, **options):
+        assert waits() == plain
+    assert len(lists) == (1 if method in METHODS else 2)
