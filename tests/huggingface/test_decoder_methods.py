@@ -95,20 +95,50 @@ def test_a_sample_keeps_what_it_would_keep_alone(family, method):
                 assert stage["tokens"][b] == single["tokens"][0]
 
 
-def test_fastv_keeps_what_the_method_says():
-    """Scores from eager attention's own probabilities."""
-    model, inputs = llava("eager"), llava_inputs()
-    attention = model(**inputs, output_attentions=True).attentions[1][:, :, -1].mean(1)[0]
-    image = (inputs["input_ids"][0] == 100).nonzero().flatten()
-    best = image[attention[image].topk(4).indices].sort().values
-    with hf.apply(model, "fastv", layer=2, keep=0.25) as handle:
+def plain_scores(method, attention, embeds, image):
+    """What image tokens score by the whole matrix ``[H, N, N]`` of a layer."""
+    after = ~image & (image.cumsum(0) > 0)
+    if method in ("fastv", "pyramiddrop"):
+        return attention[:, -1].mean(0)
+    if method == "sparsevlm":
+        relevance = (embeds[image] @ embeds[after].T).softmax(1).mean(0)
+        raters = after.nonzero().flatten()[relevance > relevance.mean()]
+        return attention[:, raters].mean((0, 1))
+    largest = attention.amax(0)
+    return largest[image].sum(0) * largest[~image].sum(0) if method == "fitprune" else largest[~image].amax(0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "layer"),
+    [
+        ("fastv", {"layer": 2, "keep": 5}, 1),
+        ("pyramiddrop", {"layers": [2], "keep": [5]}, 2),
+        ("sparsevlm", {"layers": [2], "keep": [5]}, 1),
+        ("fitprune", {"layers": [2], "keep": [5]}, 1),
+        ("prunevid_llm", {"layer": 2, "keep": 5}, 1),
+    ],
+)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_keeps_what_the_method_says(family, method, options, layer):
+    """By the probabilities of eager attention."""
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make("eager"), inputs_of()
+    entered = []
+    hook = model.base_model.language_model.layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    attention = model(**inputs, output_attentions=True).attentions[layer][0]
+    hook.remove()
+    image = inputs["input_ids"][0] == 100
+    scores = plain_scores(method, attention, entered[0][0], image)
+    places = image.nonzero().flatten()
+    best = places[scores[places].topk(5).indices].sort().values
+    with hf.apply(model, method, **options) as handle:
         model(**inputs)
-    stage = handle.stats["stages"][0]
+    (stage,) = handle.stats["stages"]
     kept = stage["index"][0]
-    assert torch.equal(kept[torch.isin(kept, image)], best)
-    assert handle.stats["rows"] == 28
-    assert handle.stats["visual"] == [16]
-    assert stage["tokens"] == [16]
+    assert torch.equal(kept[torch.isin(kept, places)], best)
+    assert handle.stats["rows"] == len(image)
+    assert handle.stats["visual"] == [len(places)]
+    assert stage["tokens"] == [len(image) - len(places) + 5]
 
 
 @each_batch
