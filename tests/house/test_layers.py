@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "ops": {"torch", "numpy", "reference", *BASE},
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
     "methods": {"torch", "numpy", "plans", "ops", *BASE},
+    "huggingface": {"torch", "transformers", "plans", "methods", "ops", *BASE},
+    "serving": {"torch", "plans", "methods", "ops", *BASE},
     "schedules": {"methods", *BASE},
     "cost": {"schedules", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},

@@ -1,0 +1,148 @@
+"""The one line."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Union
+
+from ..results import Keep
+from .encoder_rules import ENCODER_RULES
+from .families import FAMILIES, family_of
+from .handle import Handle
+from .hooks import Hooks
+from .rules import RULES, Scene, custom
+from .tower import TOWERS, TowerHandle
+
+__all__ = ["apply", "supported"]
+
+
+def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: Any) -> Hooks:
+    """Reduce the visual tokens of every prompt that a model reads, until the handle is removed.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Of a family in :func:`supported`, with or without its head. Nothing of it is changed but for hooks.
+    method : str or callable
+        A name in :func:`supported`, or a rule of one's own: it gets a :class:`Scene` and returns a plan of
+        :func:`pyramid_ops.plans.keep`, that keeps all text and `scene.keep` image tokens of each sample.
+    **options
+        - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
+        - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
+          model), `keep` = (0.5, 0.25, 0.125), each of the tokens in the prompt;
+        - ``"sparsevlm"``: `layers` = (3, 7, 16), scored by the layers before them, `keep` of each (default: the
+          authors' shares for a `budget` of 192, 128 or 64), without recycling;
+        - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
+        - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
+        - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
+        - ``"divprune"``: before the language model, `keep` = 0.1 of each image;
+        - ``"cdpruner"``: before the language model, `keep` = 0.1 of each image; `relevance` is a callable that gets the
+          features ``[n, D]`` of each image and returns their scores ``[n]``, such as cosines with a text encoder's;
+        - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
+          `layer` of the tower (default: the one whose features are read);
+        - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
+        - ``"prumerge_select"``: before the language model, the patches that are outliers of the same attention by
+          `factor` = 1.5 of the interquartile range;
+        - ``"visionzip"``: before the language model, `dominant` = 54 patches of each image by the same attention, and
+          the others merged into `contextual` = 10, each in the place of its target;
+        - ``"vispruner"``: before the language model, `keep` = 64 of each image, `important` (default: half) of them by
+          the same attention, the others for being different;
+        - ``"pyramid"``: before the language model, `keep` of the tokens of an image pyramid, each of whose levels goes
+          through the tower, in the first placeholders of an image; `levels` = 3, `weights`, `saliency` and
+          `level_embedding` as in :func:`pyramid_tokens`;
+        - ``"tome"``, on a CLIP, SigLIP or ViT tower alone, or on that of LLaVA: `r` = 8 tokens merge in each layer, or
+          a number for each;
+        - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
+
+        `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
+
+    Returns
+    -------
+    Handle
+        ``remove()`` undoes it, as does the end of a ``with`` block; `stats` describes the last prompt.
+
+    Raises
+    ------
+    ValueError
+        For a model, method or option that is not supported, and when the model runs: for padding on the right, a
+        prompt in chunks, images after the first forward of a cache, labels, grad mode, flex attention.
+
+    Notes
+    -----
+    ``generate`` works as it is: batches with padding on the left, beams, dynamic and static caches, prompt lookup,
+    another turn of text on the same cache. Each sample keeps what it would keep alone. Rotary positions are those of
+    the whole prompt; a dropped token has keys and values in the layers before, and none after. Logits of the prompt
+    are those of the rows that are left, the last one last. Scoring costs the projections to queries, keys and values
+    of one more layer for each step. A prompt waits for the device once for the numbers of
+    tokens, twice for methods before the language model and rules of one's own, and once more with a static cache;
+    decoding never waits.
+
+    A model that is to be compiled for decoding is compiled after `apply`; the prompt runs without compilation.
+
+    Examples
+    --------
+    >>> import torch, transformers
+    >>> import pyramid_ops.huggingface as hf
+    >>> sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+    >>> config = transformers.LlavaConfig(
+    ...     vision_config=transformers.CLIPVisionConfig(**sizes, image_size=56, patch_size=14),
+    ...     text_config=transformers.LlamaConfig(**sizes, vocab_size=99),
+    ...     image_token_id=98,
+    ... )
+    >>> model = transformers.LlavaForConditionalGeneration(config).eval()
+    >>> ids = torch.tensor([[1, 2] + [98] * 16 + [3, 4]])
+    >>> with hf.apply(model, "fastv", layer=2, keep=0.25) as handle:
+    ...     tokens = model.generate(input_ids=ids, pixel_values=torch.rand(1, 3, 56, 56), max_new_tokens=3)
+    >>> handle.stats["visual"], handle.stats["stages"][0]["tokens"]
+    ([16], [8])
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for hook in getattr(model, "base_model", model)._forward_pre_hooks.values():
+        other = getattr(hook, "__self__", None)
+        if isinstance(other, Hooks):
+            raise ValueError(f"apply: model: expected one without a handle, got one with {other.method!r}: remove it")
+    if kind in TOWERS:
+        if method != "tome":
+            raise ValueError(f"apply: method: expected 'tome' for {kind!r}, got {method!r}")
+        _check_options(TowerHandle, 1, {"layers"}, options)
+        return TowerHandle(model, **options)
+    family = family_of(model)
+    depth = len(model.base_model.language_model.layers)
+    if callable(method):
+        return Handle(model, _made(custom, method, depth, **options), family)
+    known = supported()[str(kind)]
+    if method not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"apply: method: expected one of {names} or a callable for {kind!r}, got {method!r}")
+    if method in ENCODER_RULES:
+        return Handle(model, _made(ENCODER_RULES[method], model, **options), family)
+    return Handle(model, _made(RULES[method], depth, **options), family)
+
+
+def _made(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    _check_options(make, len(args), set(), options)
+    return make(*args, **options)
+
+
+def _check_options(make: Callable[..., Any], given: int, hidden: set[str], options: dict[str, Any]) -> None:
+    known = dict(list(inspect.signature(make).parameters.items())[given:])
+    names = [name for name in known if name not in hidden]
+    for name in options:
+        if name not in names:
+            raise ValueError(f"apply: options: expected {', '.join(names)}, got {name!r}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"apply: options: expected {name!r}, which has no default, got none")
+
+
+def supported() -> dict[str, list[str]]:
+    """The methods that each family of models has, by ``config.model_type``.
+
+    Examples
+    --------
+    >>> import pyramid_ops.huggingface as hf
+    >>> hf.supported()["llava_next"]
+    ['aim', 'cdpruner', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
+    """
+    return {kind: ["tome"] for kind in TOWERS} | {
+        name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()
+    }

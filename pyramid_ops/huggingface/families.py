@@ -1,0 +1,46 @@
+"""Which models are supported, and what is where in them."""
+
+from typing import Any, NamedTuple
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+
+class Family(NamedTuple):
+    """`placeholders`: fields of the config with the ids of visual tokens; `inputs`: arguments that bring images;
+    `selections`: methods before the language model."""
+
+    placeholders: tuple[str, ...]
+    inputs: tuple[str, ...]
+    selections: tuple[str, ...] = ("cdpruner", "divprune")
+
+    def tokens(self, model: Any) -> list[int]:
+        return [getattr(model.config, name) for name in self.placeholders]
+
+
+_IMAGES = Family(("image_token_id",), ("pixel_values",))
+_VIDEOS = Family(
+    ("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"), ("cdpruner", "divprune", "evs")
+)
+FAMILIES = {
+    "internvl": _IMAGES,
+    "llava": _IMAGES._replace(
+        selections=("cdpruner", "divprune", "fastervlm", "prumerge_select", "pyramid", "tome", "visionzip", "vispruner")
+    ),
+    "llava_next": _IMAGES,
+    "qwen2_5_vl": _VIDEOS,
+    "qwen3_vl": _VIDEOS,
+}
+
+
+def family_of(model: Any) -> Family:
+    """Of a model whose language model can be pruned."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in FAMILIES:
+        got = type(model).__name__ if kind is None else repr(kind)
+        raise ValueError(f"apply: model: expected one of {', '.join(map(repr, FAMILIES))}, got {got}")
+    text = model.base_model.language_model
+    windows = set(getattr(text.config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if windows or getattr(text.config, "sliding_window", None) is not None:
+        got = ", ".join(sorted(windows)) or f"a sliding window of {text.config.sliding_window}"
+        raise ValueError(f"apply: model: expected full attention in every layer of the text model, got {got}")
+    return FAMILIES[kind]

@@ -1,0 +1,160 @@
+"""A prompt's rows: which are left from which layer on, and the masks that go with them."""
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from .. import plans
+from ..results import Keep
+from .capture import Heads, Rotary
+from .lengths import Held
+from .rules import Method, Scene, Step
+
+__all__ = ["Prompt", "Stage", "columns", "only_padding"]
+
+
+class Stage:
+    """From layer `first` on, the rows that are left: `index` ``[B, L]``, −1 in the padding; `real` None: no padding.
+
+    `counts` are those of each sample, `mask` is that of the forward that runs, `rotary` of the prompt's own.
+    """
+
+    def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Rotary):
+        self.first, self.counts, self.index, self.real = first, counts, index, real
+        self.rotary: Optional[Rotary] = rotary
+        self.mask: Any = None
+
+    def attention_mask(self, config: Any, hidden: Tensor, cache: Any, entry: Optional[Tensor], rows: int) -> Any:
+        """As transformers makes it for the rows of this stage; `entry` ``[B, rows + …]`` is that of all of them."""
+        if self.mask is None:
+            there = self.real
+            if self.rotary is None:  # a later forward: columns of what came after the prompt follow
+                length = self.index.shape[1]
+                wide = cache.get_mask_sizes(hidden.shape[1], self.first)[0]
+                ones = torch.ones(hidden.shape[0], wide, dtype=torch.bool, device=hidden.device)
+                later = ones[:, length:] if entry is None else entry[:, rows:].expand(hidden.shape[0], -1)
+                there = torch.cat([ones[:, :length] if there is None else there, later], 1)
+            self.mask = create_causal_mask(
+                config,
+                hidden,
+                there,
+                None if cache is None else Held(cache),
+                layer_idx=self.first,
+                allow_is_causal_skip=False,
+            )
+        return self.mask
+
+
+class Prompt:
+    """Lives on the prompt's cache, or where there is none for one forward."""
+
+    def __init__(self, image: Tensor, real: Optional[Tensor], images: list[int], texts: list[int]):
+        self.rows = image.shape[1]
+        self.images, self.texts = images, texts
+        self.kept = images  # so far
+        self.entry: Optional[Tensor] = None  # columns of the mask of a later forward
+        self.filling = True  # the prompt's own forward runs
+        self.stages: list[Stage] = []
+        every = torch.ones_like(image) if real is None else real.expand(image.shape)
+        place = torch.arange(self.rows, device=image.device).expand(image.shape)
+        self.left: dict[str, Tensor] = {"index": place, "image": image, "real": every}
+        self.padded = real is not None
+        self.plans: dict[int, Keep] = {}
+
+    @property
+    def missing(self) -> int:
+        """Rows that even the first layer does not hold."""
+        first = self.stages[0] if self.stages and not self.stages[0].first else None
+        return 0 if first is None else self.rows - first.index.shape[1]
+
+    def enter(self, stay: Tensor) -> None:
+        """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
+        image, real = self.left["image"], self.left["real"]
+        self.kept = (image & stay).sum(1).tolist()
+        scores = torch.zeros(image.shape, device=image.device)
+        capacity = max(self.counts())
+        self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
+
+    def at(self, layer: int) -> Optional[Stage]:
+        """The stage that a layer is in."""
+        return next((stage for stage in reversed(self.stages) if stage.first <= layer), None)
+
+    def score(self, method: Method, step: Step, heads: Heads, hidden: Tensor) -> None:
+        """Make the plan of a step."""
+        self.kept = [min(step.keep(count), left) for count, left in zip(self.images, self.kept, strict=True)]
+        image, real = self.left["image"], self.left["real"]
+        options: dict[str, Any] = {"scale": heads.scale}
+        if heads.softcap is not None:
+            options["softcap"] = heads.softcap
+        scene = Scene(
+            layer=step.score,
+            query=heads.query,
+            key=heads.key,
+            hidden=hidden,
+            image=image,
+            text=real & ~image,
+            key_mask=real if self.padded else None,
+            marks=self.left.get("marks"),
+            keep=self.kept,
+            capacity=max(self.counts()),
+            options=options,
+        )
+        plan = method.rule(scene)
+        if not isinstance(plan, Keep):
+            raise TypeError(f"{method.name}: expected a rule that returns a Keep, got {type(plan).__name__}")
+        if not method.exact and (found := plan.counts.tolist()) != self.counts():
+            raise ValueError(f"{method.name}: expected a plan of {self.counts()} tokens, text and image, got {found}")
+        self.plans[step.drop] = plan
+
+    def counts(self) -> list[int]:
+        """Tokens of each sample, text and the image tokens that the last plan keeps."""
+        return [text + image for text, image in zip(self.texts, self.kept, strict=True)]
+
+    def drop(self, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
+        """Carry out a step's plan: the hidden states that are left."""
+        fill = [0, 0, 0, *(-1 if name == "index" else 0 for name in self.left)]
+        tensors = [hidden, *rotary, *self.left.values()]
+        hidden, cos, sin, *left = plans.apply(self.plans.pop(layer), tensors, align="right", fill=fill)
+        self.left = dict(zip(self.left, left, strict=True))
+        self.padded = min(self.counts()) < hidden.shape[1]
+        real = self.left["real"] if self.padded else None
+        self.stages.append(Stage(layer, self.counts(), self.left["index"], real, (cos, sin)))
+        return hidden
+
+    def filled(self) -> None:
+        """The prompt's own forward is over: only what later ones need stays."""
+        self.filling = False
+        self.left, self.plans = {}, {}
+        for stage in self.stages:
+            stage.rotary = stage.mask = None
+
+
+def columns(mask: Any) -> Optional[Tensor]:
+    """Which rows there are, bool ``[B, N]``, of a mask as a text model takes it."""
+    mask = _full(mask)
+    if mask is None or mask.dim() == 2:
+        return mask
+    return mask[:, 0, -1]  # the last row sees all but padding
+
+
+def only_padding(mask: Any, there: Tensor) -> bool:
+    """Whether a prompt's mask is causal but for padding, whose rows may see anything."""
+    mask = _full(mask)
+    if mask is None or mask.dim() == 2:
+        return True
+    rows = there.shape[1]
+    causal = torch.ones(rows, rows, dtype=torch.bool, device=there.device).tril() & there[:, None]
+    return not bool(((mask[:, 0, :, :rows] != causal) & there[..., None]).any())
+
+
+def _full(mask: Any) -> Optional[Tensor]:
+    """bool ``[B, N]`` or ``[B, 1, Q, N]``, or None."""
+    if isinstance(mask, dict):  # one for each type of layer, from `generate` with a static cache
+        mask = mask["full_attention"]
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise ValueError(f"apply: attention_mask: expected [B, N] or [B, 1, Q, N], got {type(mask).__name__}")
+    return mask.bool() if mask.dim() == 2 or mask.dtype == torch.bool else mask == 0

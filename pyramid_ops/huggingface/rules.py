@@ -1,0 +1,193 @@
+"""When a method scores, what it scores with, and how many image tokens it leaves."""
+
+import functools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .. import methods
+from ..results import Keep
+
+__all__ = ["RULES", "Count", "Method", "Scene", "Step", "counted", "custom"]
+
+#: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
+Count = Union[int, float, Fraction]
+
+
+class Scene(NamedTuple):
+    """What a rule sees of a prompt inside the language model; L rows are left of it, padded on the left.
+
+    Attributes
+    ----------
+    layer : int
+        The layer whose queries and keys these are.
+    query, key : Tensor
+        After rotary embedding, ``[B, H, L, D]`` and ``[B, Hkv, L, D]``.
+    hidden : Tensor
+        ``[B, L, D]``: what goes into the layer.
+    image, text : Tensor
+        bool ``[B, L]``; padding is neither.
+    key_mask : Tensor or None
+        bool ``[B, L]``: the rows that are not padding; None where all are.
+    marks : Tensor or None
+        bool ``[B, L]``: rows that the method has marked as the prompt came in.
+    keep : list of int
+        How many image tokens of each sample shall stay.
+    capacity : int
+        Rows of the plan: the most tokens that a sample keeps, text and all.
+    options : dict
+        `scale` and, where the model has one, `softcap`, as :func:`pyramid_ops.attention_importance` takes them.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    hidden: Tensor
+    image: Tensor
+    text: Tensor
+    key_mask: Optional[Tensor]
+    marks: Optional[Tensor]
+    keep: list[int]
+    capacity: int
+    options: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What :mod:`pyramid_ops.methods` take beside queries, keys and image."""
+        keep = self.keep if len(self.keep) <= 256 else torch.tensor(self.keep, device=self.hidden.device)
+        return {"keep": keep, "key_mask": self.key_mask, "capacity": self.capacity, **self.options}
+
+
+Rule = Callable[[Scene], Keep]
+
+
+class Step(NamedTuple):
+    """Image tokens go before layer `drop`, by the queries and keys of layer `score`: ``keep(n₀)`` of them stay."""
+
+    score: int
+    drop: int
+    keep: Callable[[int], int]
+
+
+class Method(NamedTuple):
+    """Steps by ascending layer, and marks that are made of (hidden, image, text) as the prompt comes in."""
+
+    name: str
+    rule: Rule
+    steps: list[Step]
+    marks: Optional[Callable[[Tensor, Tensor, Tensor], Tensor]] = None
+    #: Whether plans hold just what `keep` says, so that nobody has to look.
+    exact: bool = True
+
+
+def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
+    """How many of so many tokens stay."""
+    if isinstance(keep, (float, Fraction)):
+        if not 0 <= keep <= 1:
+            raise ValueError(f"{op}: {name}: expected a share from 0 to 1 or a number of tokens, got {keep}")
+        return lambda tokens: int(tokens * keep)
+    number = check.integer(op, name, keep, 0)
+    return lambda tokens: min(tokens, number)
+
+
+def _stages(op: str, depth: int, layers: Sequence[int], keep: Any, ahead: int) -> list[Step]:
+    """A step before each of the layers, scored `ahead` layers before."""
+    counts = check.sequence(op, "keep", keep)
+    if len(counts) != len(layers):
+        raise ValueError(f"{op}: keep: expected {len(layers)} of them, one for each layer, got {len(counts)}")
+    steps: list[Step] = []
+    for k, (layer, count) in enumerate(zip(layers, counts, strict=True)):
+        layer = check.integer(op, f"layers[{k}]", layer, 1)
+        if layer >= depth:
+            raise ValueError(f"{op}: layers[{k}]: expected less than {depth}, the layers of the model, got {layer}")
+        if steps and layer <= steps[-1].drop:
+            raise ValueError(f"{op}: layers[{k}]: expected more than {steps[-1].drop}, the one before, got {layer}")
+        steps.append(Step(layer - ahead, layer, counted(op, f"keep[{k}]", count)))
+    return steps
+
+
+def _fastv(depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
+    def rule(scene: Scene) -> Keep:
+        return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
+
+    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1))
+
+
+def _pyramiddrop(
+    depth: int, layers: Optional[Sequence[int]] = None, keep: Sequence[Count] = (0.5, 0.25, 0.125)
+) -> Method:
+    def rule(scene: Scene) -> Keep:
+        return methods.pyramiddrop(scene.query, scene.key, scene.image, **scene.arguments)
+
+    layers = [depth // 4, depth // 2, depth * 3 // 4] if layers is None else layers
+    return Method("pyramiddrop", rule, _stages("pyramiddrop", depth, layers, keep, 0))
+
+
+def _sparsevlm(
+    depth: int, layers: Sequence[int] = (3, 7, 16), keep: Optional[Sequence[Count]] = None, budget: int = 192
+) -> Method:
+    def rule(scene: Scene) -> Keep:
+        assert scene.marks is not None
+        return methods.sparsevlm(scene.query, scene.key, scene.image, scene.marks, **scene.arguments)
+
+    if keep is None:
+        keep = [Fraction(count, 576) for count in methods.retained.sparsevlm(budget)]
+    return Method("sparsevlm", rule, _stages("sparsevlm", depth, layers, keep, 1), methods.sparsevlm_raters)
+
+
+def _fitprune(depth: int, layers: Sequence[int], keep: Sequence[Count]) -> Method:
+    def rule(scene: Scene) -> Keep:
+        return methods.fitprune(scene.query, scene.key, scene.image, scene.text, **scene.arguments)
+
+    return Method("fitprune", rule, _stages("fitprune", depth, layers, keep, 1))
+
+
+def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
+    def rule(scene: Scene) -> Keep:
+        batch, rows = scene.image.shape
+        sets = torch.arange(0, batch * rows + 1, rows, device=scene.image.device)
+        query, key, image, text = scene.query, scene.key, scene.image, scene.text
+        return methods.prunevid_llm(query, key, image, text, sets, longest=rows, **scene.arguments)
+
+    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1))
+
+
+def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
+    def rule(scene: Scene) -> Keep:
+        if scene.key_mask is not None:
+            raise ValueError(
+                "aim: attention_mask: expected prompts of one length with as many image tokens, no padding"
+            )
+        options = scene.arguments
+        del options["key_mask"]
+        return methods.aim_prune(scene.query, scene.key, scene.image, **options)
+
+    check.integer("aim", "layers", layers, 1)
+    places = range(check.integer("aim", "first", first, 1), min(first + layers, depth))
+    steps = _stages("aim", depth, places, [0] * len(places), 1) or _stages("aim", depth, [first], [0], 1)
+    count = methods.retained.aim_prune
+    steps = [
+        step._replace(keep=functools.partial(count, layer=step.drop, first=first, layers=layers)) for step in steps
+    ]
+    return Method("aim", rule, steps)
+
+
+def custom(rule: Rule, depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
+    """A user's own rule, before one layer, by the queries and keys of that layer."""
+    name = getattr(rule, "__name__", type(rule).__name__)
+    return Method(name, rule, _stages(name, depth, [layer], [keep], 0), exact=False)
+
+
+#: (layers of the model, options) → Method.
+RULES: dict[str, Callable[..., Method]] = {
+    "aim": _aim,
+    "fastv": _fastv,
+    "fitprune": _fitprune,
+    "prunevid_llm": _prunevid_llm,
+    "pyramiddrop": _pyramiddrop,
+    "sparsevlm": _sparsevlm,
+}

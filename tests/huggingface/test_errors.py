@@ -1,0 +1,182 @@
+"""What is not supported is said, with what is."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+
+import pyramid_ops.huggingface as hf
+from pyramid_ops.huggingface.requirement import check_transformers
+
+from .models import CACHE, TEXT, clip, llava, llava_inputs
+
+
+def test_supported():
+    assert "fastv" in hf.supported()["llava"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("fastvv", {}, "apply: method: expected one of 'aim', .* or a callable for 'llava', got 'fastvv'"),
+        ("fastv", {"ratio": 0.5}, "apply: options: expected layer, keep, got 'ratio'"),
+        ("fastv", {"keep": 1.5}, r"fastv: keep\[0\]: expected a share from 0 to 1 or a number of tokens, got 1.5"),
+        ("fastv", {"keep": -1}, r"fastv: keep\[0\]: expected at least 0, got -1"),
+        ("fastv", {"layer": 0}, r"fastv: layers\[0\]: expected at least 1, got 0"),
+        ("fastv", {"layer": 5}, r"fastv: layers\[0\]: expected less than 5, the layers of the model, got 5"),
+        ("fitprune", {"layers": [1]}, "apply: options: expected 'keep', which has no default, got none"),
+        ("sparsevlm", {"budget": 100}, "sparsevlm: budget: expected one of 192, 128, 64, got 100"),
+        ("evs", {}, "apply: method: expected one of .* or a callable for 'llava', got 'evs'"),
+        ("fastervlm", {"layer": 2}, "fastervlm: layer: expected one of the 2 layers of the tower, got 2"),
+        ("divprune", {"keep": 2.0}, "divprune: keep: expected a share from 0 to 1 or a number of tokens, got 2.0"),
+        ("aim", {"first": 7}, r"aim: layers\[0\]: expected less than 5, the layers of the model, got 7"),
+        ("pyramiddrop", {"layers": [1, 2]}, "pyramiddrop: keep: expected 2 of them, one for each layer, got 3"),
+        (
+            "pyramiddrop",
+            {"layers": [2, 2], "keep": [1, 1]},
+            r"layers\[1\]: expected more than 2, the one bef",
+        ),
+    ],
+)
+def test_options(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        hf.apply(llava(), method, **options)
+
+
+def test_a_failed_apply_leaves_nothing():
+    model = llava()
+    before = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+    for r in ([1, 2, 3], -1):
+        with pytest.raises(ValueError, match="tome: r"):
+            hf.apply(model, "tome", r=r)
+    assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()] == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_number_that_is_none():
+    with pytest.raises(TypeError, match=r"fastv: keep\[0\]: expected an integer, got 'half'"):
+        hf.apply(llava(), "fastv", keep="half")
+
+
+def test_models():
+    text = {name: value for name, value in TEXT.items() if name != "num_hidden_layers"}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**text, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="apply: model: expected one of 'internvl', 'llava', .*, got 'llama'"):
+        hf.apply(model, "fastv")
+    with pytest.raises(ValueError, match="apply: model: expected one of 'internvl', 'llava', .*, got Linear"):
+        hf.apply(torch.nn.Linear(1, 1), "fastv")
+    config = transformers.LlavaConfig(
+        vision_config=clip(28), text_config=transformers.MistralConfig(**TEXT, sliding_window=16), image_token_id=100
+    )
+    with pytest.raises(ValueError, match="expected full attention in every layer of the text model, got a sliding win"):
+        hf.apply(transformers.LlavaForConditionalGeneration(config), "fastv")
+
+
+def test_one_handle_at_a_time():
+    with hf.apply(llava(), "fastv"), pytest.raises(ValueError, match="without a handle, got one with 'fastv'"):
+        hf.apply(llava(), "pyramiddrop", layers=[2], keep=[0.5])
+    hf.apply(llava(), "fastv").remove()
+
+
+@pytest.fixture
+def model():
+    with hf.apply(llava(), "fastv", layer=2, keep=0.5):
+        yield llava()
+
+
+def test_padding_on_the_right(model):
+    inputs = llava_inputs()
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = torch.nn.functional.pad(inputs[name], (0, 4))
+    with pytest.raises(ValueError, match="fastv: attention_mask: expected padding on the left, got padding on the rig"):
+        model(**inputs)
+
+
+def test_masks_of_another_pattern(model):
+    inputs = llava_inputs(3)
+    rows = inputs["input_ids"].shape[1]
+    there = inputs.pop("attention_mask").bool()
+    causal = torch.ones(rows, rows, dtype=torch.bool).tril() & there[:, None, None]
+    position = {"position_ids": (there.long().cumsum(1) - 1).clamp(min=0)}
+    model(**inputs, **position, attention_mask=causal | torch.eye(rows, dtype=torch.bool))
+    both_ways = there[:, None, None].expand(-1, 1, rows, -1)
+    with pytest.raises(
+        ValueError, match="fastv: attention_mask: expected .B, N., or causal but for padding, got a pat"
+    ):
+        model(**inputs, **position, attention_mask=both_ways)
+
+
+def test_labels(model):
+    inputs = llava_inputs()
+    with pytest.raises(ValueError, match="fastv: labels: expected none, since logits are those of the rows that are l"):
+        model(**inputs, labels=inputs["input_ids"])
+
+
+def test_grad_mode(model):
+    with torch.enable_grad(), pytest.raises(ValueError, match="fastv: model: expected a call under torch.no_grad"):
+        model(**llava_inputs())
+    with torch.inference_mode():
+        model(**llava_inputs())
+
+
+def test_images_in_a_later_forward(model):
+    inputs = llava_inputs()
+    out = model(**inputs)
+    with pytest.raises(ValueError, match="fastv: images: expected all of them in the first forward of a cache"):
+        model(**inputs, **{CACHE: getattr(out, CACHE)})
+
+
+def test_prompts_in_chunks(model):
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    with pytest.raises(ValueError, match="fastv: prefill_chunk_size: expected None, since a prompt is scored as a who"):
+        model.generate(**llava_inputs(), max_new_tokens=2, prefill_chunk_size=24, **{CACHE: cache})
+
+
+def test_embeddings_with_images(model):
+    inputs = llava_inputs()
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(ValueError, match="fastv: input_ids: expected the prompt's, which say where images are"):
+        model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+
+
+def test_flex_attention(model):
+    model.config.get_text_config()._attn_implementation = "flex_attention"
+    try:
+        with pytest.raises(ValueError, match="fastv: attn_implementation: expected 'eager', 'sdpa' or FlashAttention"):
+            model(**llava_inputs())
+    finally:
+        model.config.get_text_config()._attn_implementation = "sdpa"
+
+
+def test_packed_prompts(model):
+    with pytest.raises(ValueError, match="fastv: cu_seq_lens_q: expected None, one prompt in each row of the batch"):
+        model(**llava_inputs(), cu_seq_lens_q=torch.tensor([0, 12, 28]))
+
+
+def test_compiled_prompts(model):
+    step = torch.compile(model, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="prompts with images outside torch.compile"):
+        step(**llava_inputs())
+
+
+@pytest.mark.parametrize("version", ["5.17.3", "4.57.0", None])
+def test_old_or_missing_transformers(version, monkeypatch):
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    message = f"pyramid_ops.huggingface: transformers: expected at least 5.18, got {version or 'none'}"
+    with pytest.raises(ImportError, match=message):
+        check_transformers()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.18.0")
+    check_transformers()
+
+
+def test_the_package_itself_imports_none_of_it():
+    code = "import sys, pyramid_ops, pyramid_ops.methods; raise SystemExit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
