@@ -238,8 +238,8 @@ def of_choices():
         }
         yield f"plans-{block}-{count}", tiles, of_plans(), False
 
-    greedy = some("greedy_select", *[f"{rule}-{case}" for rule in RULES for case in ("candidates", "primes")])
-    for block, count, limit, fit in ((16, 1, 0, 0), (32, 8, 0, 8000), (64, 16, 1 << 18, 1 << 20)):
+    greedy = some("greedy_select", *[f"{rule}-small" for rule in RULES], "maxmin-candidates", "dpp-some")
+    for block, count, limit, fit in ((16, 4, 0, 0), (32, 8, 0, 8000), (64, 16, 1 << 18, 1 << 20)):
         tiles = {
             "similarity_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
             "spread_tiles": _dots(16 * count if count < 8 else 64, 32, 32),
@@ -253,7 +253,7 @@ def of_choices():
             "cover_tiles": {"ROWS": count, "BLOCK": block},
             "dpp_limit": limit,
         }
-        yield f"greedy-{block}-{count}-{limit}", tiles, greedy, count == 8
+        yield f"greedy-{block}-{count}", tiles, greedy, count == 8
 
 
 def of_plans():
