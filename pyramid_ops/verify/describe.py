@@ -35,7 +35,8 @@ class Description(NamedTuple):
     whose sizes, strides and counts are 1, which Triton makes constants. `compiled`: calls of all shipped
     configurations, kept in the table of compiled code; `sizes`: others that must not spill. `compose`: a step in random
     compositions. `benchmark`: the function under `bench/` that times it. `dtypes` are those that golden cases have;
-    `scattered` kernels read single values that lie apart, so that their loads are narrow; `dots` run on tensor cores.
+    Other kernels run where choosers give the numbers of `limits`: cases are executed with these too. `scattered`
+    kernels read single values that lie apart, so that their loads are narrow; `dots` run on tensor cores.
     """
 
     op: Op
@@ -49,3 +50,4 @@ class Description(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = FEATURES
     scattered: tuple[str, ...] = ()
     dots: tuple[str, ...] = ()
+    limits: Optional[dict[str, int]] = None

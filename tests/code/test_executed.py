@@ -16,6 +16,7 @@ import triton
 
 from bench.compile import RESULTS, committed
 from pyramid_ops._op import OPS
+from pyramid_ops.kernels.tiles import forcing
 from pyramid_ops.verify.cases import DESCRIPTIONS
 from tests import hostile
 from tests.bits import assert_same_bits, poisoned, to
@@ -38,16 +39,18 @@ def generated():
             for shift, target in enumerate(TARGETS):
                 fast = number % EVERY == shift * EVERY // 2 and not case.slow
                 marks = [pytest.mark.op(op), *([] if fast else [SLOW])]
-                yield pytest.param(target, op, case.args, id=f"{op}-{case.id}-{target}", marks=marks)
+                for limits in ({}, description.limits) if description.limits else ({},):
+                    case_id = f"{op}-{case.id}-{target}{'-limits' * bool(limits)}"
+                    yield pytest.param(target, op, case.args, limits, id=case_id, marks=marks)
 
 
-@pytest.mark.parametrize(("target", "op", "args"), list(generated()))
-def test_executed_code_equals_reference(target, op, args):
+@pytest.mark.parametrize(("target", "op", "args", "limits"), list(generated()))
+def test_executed_code_equals_reference(target, op, args, limits):
     """All programs at once, and one after the other: what one writes and another reads would differ."""
     expected = OPS[op].reference(*args)
     for together in (THREADS, 1):
         given = [to(CPU, arg) for arg in args]
-        with executing(target, together=together) as run, poisoned():
+        with executing(target, together=together) as run, poisoned(), forcing(**limits):
             actual = OPS[op].kernel(*given)
         assert_same_bits(actual, expected)
         assert not run.faults, f"\n{run.faults}"

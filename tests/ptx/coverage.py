@@ -17,6 +17,7 @@ from bench.compile import RESULTS
 from bench.executed import kernels_by_module
 from pyramid_ops import kernels as _kernels
 from pyramid_ops._op import OPS
+from pyramid_ops.kernels.tiles import forcing
 from pyramid_ops.verify.cases import DESCRIPTIONS
 from pyramid_ops.verify.describe import Case
 from tests.bits import to
@@ -30,6 +31,8 @@ REASONS = {
     "dtype, padding and filter length do",
     "_broadcast_regions_kernel": "64-bit divisions of numbers above 2³²",
     "_finish_kernel": "the loop over a second head and more, in codes for heads that were reduced before",
+    "_dpp_kernel": "what follows a pick, in codes that only cases without candidates, or of one pick, compile",
+    "_maxmin_kernel": "the same",
     "_mark_tokens_kernel": "64-bit divisions of numbers above 2³²",
     "_share_kernel": "64-bit divisions of numbers above 2³²",
 }
@@ -68,18 +71,22 @@ class Coverage:
         return dict(sorted(found.items()))
 
 
-def cases(ops: Sequence[str]) -> Iterator[tuple[str, Case]]:
+def cases(ops: Sequence[str]) -> Iterator[tuple[str, Case, dict[str, int]]]:
+    """(op, case, limits) of what is executed."""
     for what in ops:
         op, _, text = what.partition(":")
-        yield from ((op, case) for case in DESCRIPTIONS[op].bits() if text in case.id)
+        others = DESCRIPTIONS[op].limits
+        for limits in ({}, others) if others else ({},):
+            yield from ((op, case, limits) for case in DESCRIPTIONS[op].bits() if text in case.id)
 
 
 def rows(ops: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(target, kernel, line of the table) of all kernels that cases of these ops launch."""
     for target in TARGETS:
         coverage = Coverage()
-        for op, case in cases(ops):
-            coverage.run(target, op, case.args)
+        for op, case, limits in cases(ops):
+            with forcing(**limits):
+                coverage.run(target, op, case.args)
         for kernel, (codes, executed, total, idle) in coverage.table().items():
             most = sorted(idle.items(), key=lambda item: -item[1])[:4]
             where = ", ".join(f"{line} ({count})" for line, count in most)

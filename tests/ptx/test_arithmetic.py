@@ -204,7 +204,7 @@ def conversion(modes, to, source):
     if to == "f16x2":
         return "b32", ["f32", "f32"], lambda a, b: packed(a, "<e") << 16 | packed(b, "<e")
     if to == "f16":
-        return "b16", ["f32"], lambda x: packed(x, "<e")
+        return "b16", [source], lambda x: packed(float(x), "<e")
     if to == source == "f32":
         return "f32", ["f32"], rounded(ROUNDING[modes[0]])
     if source in ("f32", "f64"):
