@@ -163,6 +163,7 @@ for kind in ("s64", "u64"):
     PURE[f"cvt.rn.f64.{kind}"] = ("f64",), (kind,), lambda x: x.astype(np.float64)
 PURE["sqrt.rn.f32"] = ("f32",), ("f32",), float32(np.sqrt)
 PURE["abs.f32"] = ("f32",), ("f32",), float32(np.abs)
+PURE["mul.rn.f16"] = ("b16",), ("f16", "f16"), lambda a, b: to_half(a.astype(np.float32) * b.astype(np.float32))
 PURE["abs.f16"] = ("b16",), ("b16",), lambda x: x & np.uint16(0x7FFF)
 PURE["neg.f32"] = ("f32",), ("f32",), float32(np.negative)
 PURE["min.f32"] = ("f32",), ("f32", "f32"), float32(smaller)

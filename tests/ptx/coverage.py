@@ -32,6 +32,7 @@ REASONS = {
     "_broadcast_regions_kernel": "64-bit divisions of numbers above 2³²",
     "_finish_kernel": "the loop over a second head and more, in codes for heads that were reduced before",
     "_dpp_kernel": "what follows a pick, in codes that only cases without candidates, or of one pick, compile",
+    "_dpp_step_kernel": "the same",
     "_maxmin_kernel": "the same",
     "_mark_tokens_kernel": "64-bit divisions of numbers above 2³²",
     "_share_kernel": "64-bit divisions of numbers above 2³²",

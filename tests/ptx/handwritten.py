@@ -116,7 +116,7 @@ def encode(value, kind, register):
     """Bits of a register that takes a value."""
     if kind == "pred":
         return int(value) & 1
-    if kind in ("f32", "f64"):
+    if kind in FORMS:
         return packed(value, FORMS[kind][0])
     bits = int(value) & (1 << size(kind)) - 1
     if kind[0] == "s" and bits >> size(kind) - 1:

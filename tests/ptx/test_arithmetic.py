@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels decorated for the interpreter cannot be compiled", allow_module_level=True)
 
 from tests.ptx.arithmetic import PURE
-from tests.ptx.handwritten import F16, F32, F64, clean, decode, encode, packed, size
+from tests.ptx.handwritten import F16, F32, F64, FORMS, clean, decode, encode, packed, size
 
 NAN, INF = float("nan"), float("inf")
 LANES = 1024
@@ -262,7 +262,7 @@ def rule(opcode):
         return ["b16"], ["b16"], lambda x: x & 0x7FFF
     if kind.endswith("x2"):
         return ["b32"], ["b32", "b32"], halves(INTEGER[name])
-    binary, unary = (FLOAT, FLOAT_UNARY) if kind in ("f32", "f64") else (INTEGER, UNARY)
+    binary, unary = (FLOAT, FLOAT_UNARY) if kind in FORMS else (INTEGER, UNARY)
     if name in binary:
         return [kind], [kind, kind], binary[name]
     return [kind], [kind], unary[name]
