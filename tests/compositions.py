@@ -35,7 +35,7 @@ class Composition:
         options = {key: to(self.device, value) for key, value in options.items()}
         with poisoned(), use_backend("kernel"):
             actual = op(*args, **options)
-        assert_same_bits(actual, expected, op.__name__)
+        assert_same_bits(actual, expected, getattr(op, "__name__", str(op)))
         return expected
 
     def tensor(self, *shape, dtype, kinds=("plain", "bits", "ties")):

@@ -152,6 +152,18 @@ def best_match_packed(q, k, bounds):
     return pyramid_ops.best_match(q, k, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=6, max_seqlen_k=9)
 
 
+@call(tokens, scores)
+def greedy_select(x, relevance):
+    plans = [pyramid_ops.greedy_select(x, 3, rule=rule, relevance=relevance) for rule in ("maxmin", "dpp", "coverage")]
+    return [part for plan in plans for part in plan[:2]]
+
+
+@call(packed, offsets)
+def greedy_select_packed(x, bounds):
+    plan = pyramid_ops.greedy_select(x, 2, cu_seqlens=bounds, max_seqlen=6, order="index")
+    return [plan.indices, plan.counts, plan.cu_seqlens, plan.source_cu_seqlens]
+
+
 @call(tokens, tokens, scores)
 def nearest(q, k, rank):
     return pyramid_ops.nearest(q, k, 3, metric="euclidean", rank=rank)

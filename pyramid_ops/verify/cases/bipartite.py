@@ -98,7 +98,7 @@ def place_pairs_bits() -> Cases:
 
 def place_pairs_ones() -> Iterator[Call]:
     x = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64)
-    yield Call("bipartite_plan", lambda: bipartite_plan(*x, x[2] + 1, x[2], 1, 1))
+    yield Call("bipartite_plan", lambda: bipartite_plan(*x, x[2] + 1, 1, 1))
 
 
 def place_pairs_compiled() -> Iterator[Call]:

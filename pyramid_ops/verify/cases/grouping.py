@@ -100,18 +100,18 @@ def packed_ones() -> Iterator[Call]:
     yield Call("join-packed", lambda: join(torch.empty(1, 1), keep(torch.empty(1), 1, cu_seqlens=bounds)))
 
 
-def clusters_of(tokens: int, clusters: int) -> object:
+def clusters_of(tokens: int, clusters: int, features: int) -> object:
     bounds = int32(0, tokens)
-    x, assignment = torch.empty(tokens, 1), torch.zeros(tokens, dtype=torch.int64)
+    x, assignment = torch.empty(tokens, features), torch.zeros(tokens, dtype=torch.int64)
     return assign_mean(x, assignment, clusters, cu_seqlens=bounds, cu_clusters=int32(0, clusters))
 
 
 def clusters_ones() -> Iterator[Call]:
-    yield Call("assign_mean-packed", functools.partial(clusters_of, 1, 1))
+    yield Call("assign_mean-packed", functools.partial(clusters_of, 1, 1, 1))
 
 
 def clusters_compiled() -> Iterator[Call]:
-    yield Call("assign_mean, 576 packed in 20", functools.partial(clusters_of, 576, 20))
+    yield Call("assign_mean, 576 packed in 20", functools.partial(clusters_of, 576, 20, 1024))
 
 
 def join_compiled() -> Iterator[Call]:
