@@ -170,6 +170,9 @@ def of_the_rest():
         tiles = {"channel_tiles": {"BLOCK": block, "num_warps": 1}}
         calls = some("channel_variance", "129x40-float32", "65x8-float16", "segments", "channels-bfloat16")
         yield f"channels-{block}", tiles, calls, block == 64
+    for block, count in ((32, 1), (64, 8)):
+        calls = some("center_keys", "97x80-float32-packed", "31x33-bfloat16-masked", "small-40")
+        yield f"center-{block}-{count}", {"center_tiles": {"ROWS": count, "BLOCK": block}}, calls, False
     for block in (32, 256):
         yield f"spread-{block}", {"broadcast_tiles": {"BLOCK": block, "num_warps": 1}}, spread(), False
     for count in (1, 4):
