@@ -26,16 +26,24 @@ from tests.ptx.link import link
 
 ENOUGH = 98.0  # per cent
 # What idles elsewhere.
+LONG = "64-bit divisions of numbers above 2³²"
+ONE = "what follows a pick, in codes that only cases with one or none compile"
+NONE = "the loops, in a code that only cases without tokens compile"
 REASONS = {
     "_blur_downsample_kernel": "the path without padding, which only images of several tiles take: those of each "
     "dtype, padding and filter length do",
-    "_broadcast_regions_kernel": "64-bit divisions of numbers above 2³²",
+    "_broadcast_regions_kernel": LONG,
+    "_channel_moments_kernel": NONE,
+    "_channel_variance_kernel": NONE,
+    "_dpp_kernel": ONE,
+    "_dpp_step_kernel": ONE,
     "_finish_kernel": "the loop over a second head and more, in codes for heads that were reduced before",
-    "_dpp_kernel": "what follows a pick, in codes that only cases without candidates, or of one pick, compile",
-    "_dpp_step_kernel": "the same",
-    "_maxmin_kernel": "the same",
-    "_mark_tokens_kernel": "64-bit divisions of numbers above 2³²",
-    "_share_kernel": "64-bit divisions of numbers above 2³²",
+    "_key_means_kernel": LONG,
+    "_mark_tokens_kernel": LONG,
+    "_maxmin_kernel": ONE,
+    "_nearest_kernel": "the loop over groups of keys, where it is unrolled for more of them than cases have",
+    "_pool_tokens_kernel": LONG,
+    "_share_kernel": LONG,
 }
 
 
