@@ -80,7 +80,10 @@ OF_OFFSETS = {
     "keep": lambda cu: kept(cu, "index"),
     "keep-value": lambda cu: kept(cu, "value"),
     "greedy": lambda cu: [
-        moved(pyramid_ops.greedy_select(X, 2, rule=rule, cu_seqlens=cu, max_seqlen=3), X) for rule in RULES
+        part
+        for rule in RULES
+        for part in pyramid_ops.greedy_select(X, 2, rule=rule, cu_seqlens=cu, max_seqlen=3)
+        if not isinstance(part, int)
     ],
     "tome": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, max_seqlen=3), X),
     "tome-original": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, class_token=True, order="original"), X),
