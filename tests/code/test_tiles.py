@@ -180,7 +180,7 @@ def of_the_rest():
             tiles = {
                 "combine_tiles": {"ROWS": count, "COLUMNS": columns, "num_warps": 1},
                 "pool_tiles": {"BLOCK": count * columns, "num_warps": 1},
-                "flat_tiles": {"BLOCK": count},
+                "flat_tiles": {"BLOCK": 16 * count},
             }
             calls = [*scores(), *some("hash_uniform", "127", "1025")]
             yield f"scores-{count}-{columns}", tiles, calls, False
