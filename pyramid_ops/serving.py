@@ -145,8 +145,7 @@ def retention_mask(
     many = counts if len(counts) <= 256 else torch.tensor(counts).to(embeddings.device)
     packed: dict[str, Any] = {"cu_seqlens": offsets, "max_seqlen": max(lengths), "capacity": max(counts)}
     if method == "attention":
-        assert scores is not None
-        return mask(keep(scores, many, **packed))
+        return mask(keep(check.tensor(op, "scores", scores, "T", dtypes=check.FLOATS), many, **packed))
     rule = "dpp" if method == "cdpruner" else "maxmin"
     return mask(greedy_select(embeddings, many, rule=rule, relevance=scores, order="index", **packed))
 

@@ -48,6 +48,17 @@ def grid_products(queries: Tensor, keys: Tensor, out: Tensor | None = None) -> T
     return torch.mm(queries, keys.mT, out=out)
 
 
+def rounded(products: Tensor) -> Tensor:
+    """Products of grid rows as integers, in place, halves up; those of one limb are."""
+    return products.add_(0.5).floor_() if products.dtype == torch.float64 else products
+
+
+def own_dots(rows: Tensor) -> Tensor:
+    """Products of grid rows with themselves as integers in float64: sums below 2⁵³ in units of 2⁻⁴², in any order."""
+    rows = rows.double()
+    return rounded((rows * rows).sum(-1, dtype=torch.float64))
+
+
 def _product_dtype(device: str) -> torch.dtype:
     """float32, whose products of one limb are exact; float64 where ambient settings would round the operands."""
     onednn = torch.backends.mkldnn

@@ -8,7 +8,7 @@ from torch import Tensor
 from .arguments import Amount, Slots
 from .arithmetic import ordered_key, widen
 from .blocks import CACHE_ELEMENTS
-from .dots import LOW_BITS, grid_products, grid_rows
+from .dots import LOW_BITS, grid_products, grid_rows, own_dots, rounded
 from .keeping import ascending_bounds, placed
 from .ragged import amounts
 
@@ -64,9 +64,7 @@ def greedy_select(
 
 def products(rows: Tensor, others: Tensor) -> Tensor:
     """int32 `[M, N]` of grid rows, in units of 2⁻³⁰, halves up."""
-    found = grid_products(rows, others)
-    found += 0.5
-    return found.floor_().to(torch.int32)
+    return rounded(grid_products(rows, others)).to(torch.int32)
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -88,8 +86,7 @@ def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: in
     """
     size, places = len(rows), torch.arange(len(rows), device=rows.device)
     dots = gram(rows) if size * size <= SIMILARITIES else None
-    double = rows.double()
-    own = (double * double).sum(1, dtype=torch.float64).add_(0.5).floor_().to(torch.int32)
+    own = own_dots(rows).to(torch.int32)
 
     def apart(part: slice) -> Tensor:
         # Half the sum of two is that of the bits that both have and of those that one has.
@@ -152,7 +149,10 @@ def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
 
 
 def _coverage(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
-    """Each pick adds the most to the sum over tokens of their greatest similarity to a pick, times its relevance."""
+    """Each pick adds the most to the sum over tokens of their greatest similarity to a pick, times its relevance.
+
+    Sums are of int64: exact in any order.
+    """
     dots, covered = gram(rows), torch.where(usable, 0, FAR).to(torch.int64)
     free, picks = usable.clone(), []
     step = max(1, CACHE_ELEMENTS // len(rows))

@@ -8,7 +8,7 @@ from torch import Tensor
 from .arguments import Allowed, Nearest, Segments
 from .arithmetic import ordered_key, widen
 from .blocks import CACHE_ELEMENTS, PRODUCT_BYTES, work_rows
-from .dots import LOW_BITS, grid_products, grid_rows
+from .dots import LOW_BITS, grid_products, grid_rows, own_dots, rounded
 from .matching import LAST, NONE
 from .segments import Run, homes, segment_of, segment_runs
 
@@ -51,7 +51,7 @@ def _search(
     queries, keys = all_queries[b, q], all_keys[b, k]
     work = work_rows(keys if len(keys) > len(queries) else queries, 2, CACHE_ELEMENTS)
     (key_rows,), (key_norms,) = grid_rows(keys[None], limbs, LOW_BITS, 1, work)
-    key_squares = _squares(key_rows) if wanted.euclidean else key_norms
+    key_squares = own_dots(key_rows) if wanted.euclidean else key_norms
     unusable = ~(key_norms.abs() < torch.inf)
     if allowed.key_mask is not None:
         unusable |= ~allowed.key_mask[b, k]
@@ -67,9 +67,9 @@ def _search(
     for first in range(0, len(queries), step):
         (rows,), (norms,) = grid_rows(queries[None, first : first + step], limbs, LOW_BITS, 1, work)
         block = slice(first, first + len(rows))
-        scores = _rounded(grid_products(rows, key_rows, buffer[: len(rows)]))
+        scores = rounded(grid_products(rows, key_rows, buffer[: len(rows)]))
         if wanted.euclidean:
-            squares = (_squares(rows), key_squares)
+            squares = (own_dots(rows), key_squares)
             scores = _squared_distances(scores, norms, key_norms, squares, floats[:, : len(rows)]).view(torch.int32)
         else:
             scores = scores.to(torch.int32)
@@ -112,16 +112,6 @@ def _best(scores: Tensor, start: Tensor, count: int, inverted: bool) -> Tensor:
     pairs = torch.full((len(scores), max(count, *many.tolist())), NONE, dtype=torch.int64, device=row.device)
     pairs[row, place] = pair
     return pairs.topk(count, 1).values
-
-
-def _rounded(products: Tensor) -> Tensor:
-    """Integers, halves up; those of one limb are."""
-    return products.add_(0.5).floor_() if products.dtype == torch.float64 else products
-
-
-def _squares(rows: Tensor) -> Tensor:
-    """Products of grid rows with themselves, in units of 2⁻³⁰, halves up; exact in float64."""
-    return _rounded((rows * rows).sum(-1, dtype=torch.float64))
 
 
 def _squared_distances(

@@ -131,7 +131,8 @@ def _sparsevlm(
     depth: int, layers: Sequence[int] = (3, 7, 16), keep: Optional[Sequence[Count]] = None, budget: int = 192
 ) -> Method:
     def rule(scene: Scene) -> Keep:
-        assert scene.marks is not None
+        if scene.marks is None:
+            raise ValueError("sparsevlm: scene.marks: expected the raters of the prompt, got None")
         return methods.sparsevlm(scene.query, scene.key, scene.image, scene.marks, **scene.arguments)
 
     if keep is None:

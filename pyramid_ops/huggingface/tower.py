@@ -29,14 +29,14 @@ class Merging:
 
     def merge(self, hidden: Tensor, heads: int, r: int, class_token: bool) -> Tensor:
         """The r tokens most like another by their keys, averaged over heads, become part of it."""
-        assert self.key is not None
+        if self.key is None:
+            raise ValueError("tome: model: expected a key projection that runs before its block's MLP, got none")
         metric = self.key.unflatten(2, (heads, -1)).mean(2)
         most = (hidden.shape[1] - class_token) // 2
         plan = plans.tome(metric, min(r, most), class_token=class_token)
-        if self.sizes is None or self.place is None:
+        if self.sizes is None or self.place is None or self.rows is None:
             self.sizes = torch.ones(hidden.shape[:2], device=hidden.device)
             self.rows = self.place = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-        assert self.rows is not None
         hidden, self.sizes, self.place = plans.apply(
             plan, [hidden, self.sizes, self.place], weights=self.sizes, mode=["mean", "sum", "owner"]
         )
@@ -51,7 +51,8 @@ _LAST: contextvars.ContextVar[Optional[Merging]] = contextvars.ContextVar("pyram
 def last_merging() -> Merging:
     """Of the last forward of a tower in this context, which is then forgotten."""
     merging = _LAST.get()
-    assert merging is not None
+    if merging is None:
+        raise ValueError("tome: model: expected a forward of its tower in this context, got none")
     _LAST.set(None)
     return merging
 
