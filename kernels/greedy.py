@@ -80,9 +80,10 @@ def _dpp_tile(
         rest = (dot.to(tl.int64) << 30) - tl.sum(sums, axis=0)
         root = tl.sqrt(left_pick.to(tl.float64))
         rounded = rest.to(tl.float64) * (1.0 / root)
-        column = ((rounded + 6755399441055744.0) - 6755399441055744.0).to(tl.int32)
+        wide = ((rounded + 6755399441055744.0) - 6755399441055744.0).to(tl.int64)
+        column = tl.where(left > FLOOR, tl.minimum(tl.maximum(wide, -FAR), FAR), 0).to(tl.int32)
     tl.store(factor_ptr + (tl.zeros((), tl.int64) + t) * longest + n, column, mask=inside)
-    left = tl.where((n == pick) | (left == GONE), GONE, left - column.to(tl.int64) * column.to(tl.int64))
+    left = tl.where(n == pick, GONE, left - column.to(tl.int64) * column.to(tl.int64))
     tl.store(new_ptr + n, left, mask=inside)
     return _dpp_offer(left, own, relevance_ptr, start + n, n, inside)
 

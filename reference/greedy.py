@@ -116,7 +116,8 @@ def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
     """Each pick multiplies the determinant of the similarities of the picks, times their relevance squared, the most.
 
     Column t of the Cholesky factor of the similarities is in units of 2⁻³⁰, what is left of each token beside the picks
-    in units of 2⁻⁶⁰; sums are exact.
+    in units of 2⁻⁶⁰; sums are exact. A token of which nothing is left has no part in further columns, so that no
+    integer overflows, whatever rounding does.
     """
     size, dots = len(rows), gram(rows)
     own = dots[range(size), range(size)].clamp(min=1)
@@ -143,7 +144,8 @@ def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
             high, cross, low = products[0, :size], products[0, size:] + products[1, :size], products[1, size:]
             rest = (dots[pick].to(torch.int64) << 30) - ((high << 30) + (cross << 15) + low)
             column = rest.double() * (torch.ones_like(rest[0], dtype=torch.float64) / left[pick].double().sqrt())
-            column = ((column + 1.5 * 2.0**52) - 1.5 * 2.0**52).to(torch.int64)
+            column = ((column + 1.5 * 2.0**52) - 1.5 * 2.0**52).to(torch.int64).clamp(-FAR, FAR)
+            column = torch.where(left > FLOOR, column, 0)
             factor[t, 0], factor[t, 1] = column >> 15, column & 0x7FFF
             left -= column * column
 

@@ -156,7 +156,7 @@ for name, function in {"add": np.add, "sub": np.subtract, "mul": np.multiply, "d
     PURE[f"{name}.rn.f32"] = ("f32",), ("f32", "f32"), float32(function)
     PURE[f"{name}.rn.f64"] = ("f64",), ("f64", "f64"), function
 PURE["sqrt.rn.f64"] = ("f64",), ("f64",), np.sqrt
-PURE["cvt.rzi.s32.f64"] = ("s32",), ("f64",), lambda x: to_integer(x, np.int32)
+PURE["cvt.rzi.s64.f64"] = ("s64",), ("f64",), lambda x: to_integer(x, np.int64)
 for kind in ("s32", "u32"):
     PURE[f"cvt.rn.f16.{kind}"] = ("b16",), (kind,), lambda x: x.astype(np.float64).astype(np.float16).view(np.uint16)
 for kind in ("s64", "u64"):
