@@ -10,12 +10,24 @@ import transformers
 
 import pyramid_ops.huggingface as hf
 from pyramid_ops.huggingface.requirement import check_transformers
+from pyramid_ops.huggingface.rules import RULES
+from pyramid_ops.huggingface.tower import Merging, last_merging
 
 from .models import CACHE, TEXT, clip, llava, llava_inputs
 
 
 def test_supported():
     assert "fastv" in hf.supported()["llava"]
+
+
+def test_what_never_ran_is_said():
+    with pytest.raises(ValueError, match="tome: model: expected a key projection"):
+        Merging().merge(torch.zeros(1, 4, 8), 2, 1, False)
+    with pytest.raises(ValueError, match="tome: model: expected a forward of its tower"):
+        last_merging()
+    scene = hf.Scene(*[None] * 11)
+    with pytest.raises(ValueError, match="sparsevlm: scene.marks: expected the raters of the prompt, got None"):
+        RULES["sparsevlm"](32).rule(scene)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Counts by layer, and the cost model against what PyTorch counts on a model of the same shape."""
 
+import pathlib
+
 import pytest
 import torch
 from torch import nn
@@ -22,6 +24,12 @@ def test_schedules_never_rise(name, tokens, layers):
     assert all(0 <= after <= before for before, after in zip([tokens, *found.tokens], found.tokens, strict=False))
     drops = [k for k in range(1, layers) if found.tokens[k] < found.tokens[k - 1]]
     assert {layer for layer, _ in found.scored} >= set(drops)
+
+
+def test_readme_tells_what_the_command_prints(capsys):
+    assert cli.main(["cost", "llava-1.5-7b", "--method", "pyramiddrop"]) == 0
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    assert f"$ pyramid-ops cost llava-1.5-7b --method pyramiddrop\n{capsys.readouterr().out}```" in readme
 
 
 def test_published_counts():

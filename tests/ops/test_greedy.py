@@ -199,7 +199,7 @@ def test_bad_input(change, message):
     arguments = {"x": rand(2, 6, 4), "k": 3, **change}
     with pytest.raises((TypeError, ValueError)) as error:
         pyramid_ops.greedy_select(arguments.pop("x"), arguments.pop("k"), **arguments)
-    assert str(error.value).removesuffix(" on cpu") == message.removesuffix(" on cpu")
+    assert str(error.value) == message
 
 
 def test_too_large_problems_are_refused():

@@ -93,6 +93,9 @@ def greedy_select_bits() -> Cases:
         yield Case(f"{rule}-no-tokens", (x[:, :0], None, None, None, Amount(None, [3]), Slots(0, 0), rule, True, 2))
         none = torch.zeros(x.shape[:2], dtype=torch.bool)
         yield Case(f"{rule}-none", (x, None, none, None, Amount(None, [3]), Slots(x.shape[1], 3), rule, True, 2))
+    x = like(60, 5, 2)  # of rank 5
+    args = (x, None, None, None, Amount(None, [40]), Slots(60, 40), "dpp", False, 2)
+    yield Case("dpp-exhausted", args)
     x = like(1100, 24, 1)[:1]
     for rule in RULES:
         args = (x, None, None, None, Amount(None, [3]), Slots(1100, 3), rule, False, 1)
