@@ -1,5 +1,7 @@
 """Blur and downsampling in one pass: a program walks down the image with filtered rows in registers."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -70,7 +72,7 @@ def _row_of(columns, THREADS: tl.constexpr, COUNT: tl.constexpr):
 @triton.jit
 def _filter_row(
     image_ptr, stride, row, first, height, width, taps, OFFSET: tl.constexpr, PADDING: tl.constexpr,
-    BLOCK: tl.constexpr, OUTPUTS: tl.constexpr,
+    BLOCK: tl.constexpr, OUTPUTS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Σ_j taps[j] · image[row, 2x + OFFSET + j] for the BLOCK columns x from `first` on, OUTPUTS to a thread."""
     inside = (row >= 0) & (row < height)
@@ -78,8 +80,8 @@ def _filter_row(
     # No branch for "reflect": with one, the code of eleven taps spills.
     if (PADDING == "reflect") | (inside == 0):
         source_row = _source(row, height, PADDING)
-    row_ptr = image_ptr + source_row.to(tl.int64) * stride
-    end = tl.where(inside, width, 0)
+    row_ptr = image_ptr + tl.multiple_of(source_row.to(tl.int64) * stride, VECTOR)
+    end = tl.multiple_of(tl.where(inside, width, 0), VECTOR)
     THREADS: tl.constexpr = BLOCK // OUTPUTS
     FIRST: tl.constexpr = OFFSET // 2
     LAST: tl.constexpr = (OFFSET + len(taps) - 1) // 2
@@ -108,7 +110,9 @@ def _filter_row(
 def _blur_downsample_kernel(
     x_ptr, out_ptr, taps, channels, height, width, stride_b, stride_c, stride_h, out_height, out_width,
     OFFSET: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, OUTPUTS: tl.constexpr,
+    VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
 ):  # fmt: skip
+    """ROWS rows of BLOCK outputs; VECTOR divides strides and width of images, OUT_VECTOR the width of the output."""
     TAPS: tl.constexpr = len(taps)
     KEPT: tl.constexpr = TAPS - 2 if TAPS > 2 else 0  # filtered rows that the next output row needs too
     WARM_UP: tl.constexpr = (KEPT + 1) // 2  # steps that only fill the window
@@ -118,9 +122,10 @@ def _blur_downsample_kernel(
     strip = tl.program_id(0) // across
     y = (strip % down) * ROWS
     plane = (strip // down).to(tl.int64)
-    image_ptr = x_ptr + (plane // channels) * stride_b + (plane % channels) * stride_c
+    image_ptr = x_ptr + tl.multiple_of((plane // channels) * stride_b + (plane % channels) * stride_c, VECTOR)
     columns = first + tl.arange(0, BLOCK)
-    out_ptr += plane * out_height * out_width
+    out_ptr += tl.multiple_of(plane * out_height * out_width, OUT_VECTOR)
+    limit = tl.multiple_of(out_width + tl.zeros((), tl.int32), OUT_VECTOR)
 
     window = ()
     for _ in tl.static_range(KEPT):
@@ -130,14 +135,16 @@ def _blur_downsample_kernel(
         for i in tl.static_range(KEPT, TAPS):
             row = 2 * line + OFFSET + i
             window = window + (
-                _filter_row(image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK, OUTPUTS),
+                _filter_row(
+                    image_ptr, stride_h, row, first, height, width, taps, OFFSET, PADDING, BLOCK, OUTPUTS, VECTOR
+                ),
             )
         if step >= WARM_UP:
             total = window[0] * taps[0]
             for i in tl.static_range(1, TAPS):
                 total = total + window[i] * taps[i]
-            out = out_ptr + line.to(tl.int64) * out_width + columns
-            tl.store(out, narrow(total, out_ptr.dtype.element_ty), mask=columns < out_width)
+            out = out_ptr + tl.multiple_of(line.to(tl.int64) * out_width, OUT_VECTOR) + columns
+            tl.store(out, narrow(total, out_ptr.dtype.element_ty), mask=columns < limit)
         window = window[TAPS - KEPT :]
 
 
@@ -145,13 +152,15 @@ def blur_downsample(images: Tensor, blur: Filter, height: int, width: int) -> Te
     batch, channels = images.shape[:2]
     taps, offset, padding = blur
     out = torch.empty(batch, channels, height, width, dtype=images.dtype, device=images.device)
-    tiles = blur_tiles(width, images.element_size(), len(taps))
+    tiles = blur_tiles(batch * channels, height, width, images.element_size(), len(taps))
     programs = batch * channels * cdiv(height, tiles["ROWS"]) * cdiv(width, tiles["BLOCK"])
+    outputs = max(1, tiles["BLOCK"] // (warp_lanes() * tiles["num_warps"]))
     if programs:
         launch(
             _blur_downsample_kernel, programs,
             images, out, tuple(taps), channels, *images.shape[2:], *images.stride()[:3], height, width,
-            OFFSET=offset, PADDING=padding, OUTPUTS=max(1, tiles["BLOCK"] // (warp_lanes() * tiles["num_warps"])),
+            OFFSET=offset, PADDING=padding, OUTPUTS=outputs,
+            VECTOR=math.gcd(2 * outputs, *images.stride()[:3], images.shape[3]), OUT_VECTOR=math.gcd(outputs, width),
             **tiles,
         )  # fmt: skip
     return out

@@ -26,6 +26,7 @@ _OLD = _VERSION < (3, 9)
 # These Tritons let asynchronous products of sm_90 and later read what asynchronous copies wrote with no
 # fence.proxy.async between, which nothing promises to work (triton#9610). Without stages there are no such copies.
 _UNFENCED = _VERSION < (3, 7, 1)
+SCHEDULERS = 4 * 132  # of an H100 or H200: so many warps issue at a time
 # The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
 FEW = 16
 
@@ -115,14 +116,17 @@ def stages(count: int) -> int:
 
 
 @chooser
-def blur_tiles(width: int, itemsize: int, taps: int) -> dict:
-    """2 to 4 outputs to a thread (16-byte loads but for uint8), 16 rows to a program: an eighth is read twice.
+def blur_tiles(planes: int, height: int, width: int, itemsize: int, taps: int) -> dict:
+    """2 to 4 outputs to a thread (16-byte loads but for uint8), one for long filters, whose window would not fit.
 
-    One output for long filters, whose window would not fit the registers.
+    16 rows to a program, an eighth of them read twice, or fewer while all warps still run at once.
     """
     outputs = min(4, 8 // itemsize) if taps <= 8 else 1
     block = min(128 * outputs, max(warp_lanes() * outputs, next_power_of_2(width)))
-    return {"ROWS": 16, "BLOCK": block, "num_warps": block // (warp_lanes() * outputs)}
+    rows, warps = 16, block // (warp_lanes() * outputs)
+    while rows > 2 and planes * cdiv(height, rows // 2) * cdiv(width, block) * warps <= SCHEDULERS:
+        rows //= 2
+    return {"ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
 @chooser
@@ -437,8 +441,7 @@ def fold_tiles(x: Tensor, chunks: bool) -> dict:
     return {"BLOCK": block, "num_warps": max(1, block // (32 * vector)), **(_registers(64) if chunks else {})}
 
 
-def _registers(most: int = 255) -> dict:
-    """So many where the assembler, untold, would stop at fewer and spill."""
+def _registers(most: int = 255) -> dict:  # where the assembler, untold, would stop at fewer and spill
     return {"maxnreg": most} if isinstance(target_arch(), int) else {}
 
 
