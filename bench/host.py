@@ -1,11 +1,12 @@
-"""Host time of an eager call up to its launches, without a GPU: `python -m bench.host` writes `results/host.md`.
+"""Host time of an eager call up to its launches, without a GPU, and what each public call launches.
 
-Triton compiles for sm_90 and is called as for a launch; the call into the driver is left out.
+`python -m bench.host` writes `results/host.md`; `python -m bench.host launches` only its table of launches. Triton
+compiles for sm_90 and is called as for a launch; the call into the driver is left out.
 """
 
 import functools
-import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -17,8 +18,11 @@ from triton.compiler.compiler import CompiledKernel
 import pyramid_ops
 from bench import compile as aot
 from bench.__main__ import commit, device_name
+from bench.compile import RESULTS
+from tests.launch_table import TABLE
 
 ROUNDS = 500
+LAUNCHES = "## Launches"
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -67,7 +71,7 @@ def measure(call: Callable[[], object]) -> tuple[int, list[float]]:
     return count, times
 
 
-def main() -> None:
+def times() -> list[str]:
     torch.set_num_threads(1)
     lines = [
         f"# Host time, {device_name()}",
@@ -80,13 +84,31 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for name, call in cases():
-        count, times = measure(call)
-        p20, *_, p80 = statistics.quantiles(times, n=5)
-        lines.append(f"| {name} | {count} | {statistics.median(times):.0f} | {p20:.0f} to {p80:.0f} |")
-    text = "\n".join(lines) + "\n"
-    (pathlib.Path(__file__).parent / "results" / "host.md").write_text(text)
+        count, measured = measure(call)
+        p20, *_, p80 = statistics.quantiles(measured, n=5)
+        lines.append(f"| {name} | {count} | {statistics.median(measured):.0f} | {p20:.0f} to {p80:.0f} |")
+    return lines
+
+
+def launches() -> list[str]:
+    lines = [
+        LAUNCHES,
+        "",
+        "Kernels of one eager call on sm_90; views and allocations are none. Counted by `tests/code/test_launches.py`.",
+        "",
+        "| op | call | Triton | PyTorch |",
+        "|---|---|---|---|",
+    ]
+    return lines + [f"| {op} | {what} | {triton} | {pytorch} |" for op, what, _, (triton, pytorch) in TABLE]
+
+
+def main(what: list[str]) -> None:
+    path = RESULTS / "host.md"
+    head = path.read_text().partition(LAUNCHES)[0].rstrip().splitlines() if what == ["launches"] else times()
+    text = "\n".join([*head, "", *launches()]) + "\n"
+    path.write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Radix selection of the best keys, and ranks among them."""
+"""Radix selection of the best keys, and ranks among them or among all."""
 
 import triton
 import triton.language as tl
@@ -98,6 +98,31 @@ def ranks(keys_ptr, key, candidate, first, last, begin, end, BLOCK: tl.constexpr
         ahead = ahead & (other >= first[:, None]) & (other < last[:, None])
         rank += tl.sum(ahead.to(tl.int32), axis=1)
     return rank
+
+
+@triton.jit
+def _not_behind(total, keys_ptr, bound, start, size, BLOCK: tl.constexpr):
+    """The total [ROWS, BLOCK] and 1 for each of BLOCK keys above the bounds [ROWS]."""
+    other = start + tl.arange(0, BLOCK)
+    key = tl.where(other < size, load_key(keys_ptr, other, other < size), NO_KEY)
+    return total + (key[None, :] > bound[:, None]).to(tl.int32)
+
+
+@triton.jit
+def ranks_of_all(keys_ptr, candidate, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(keys, ranks) of ROWS tokens in a row among all of a segment; ROWS is a part of BLOCK."""
+    key = load_key(keys_ptr, candidate, candidate < size)
+    total = tl.zeros((ROWS, BLOCK), tl.int32)
+    # Of equal keys those of earlier tokens go before; no key is the least integer.
+    here = tl.min(candidate) // BLOCK * BLOCK
+    for start in range(0, here, BLOCK):
+        total = _not_behind(total, keys_ptr, key - 1, start, size, BLOCK)
+    for start in range(here + BLOCK, size, BLOCK):
+        total = _not_behind(total, keys_ptr, key, start, size, BLOCK)
+    other = here + tl.arange(0, BLOCK)
+    other_key = tl.where(other < size, load_key(keys_ptr, other, other < size), NO_KEY)
+    total += (other_key[None, :] > key[:, None] - (other[None, :] < candidate[:, None]).to(tl.int32)).to(tl.int32)
+    return key, tl.sum(total, 1)
 
 
 @triton.jit

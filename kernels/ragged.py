@@ -11,7 +11,16 @@ from ..reference.arguments import Amount, Slots
 from .arithmetic import bounds, cdiv
 from .gathering import copy_rows, packed_row, packed_start
 from .launch import launch
-from .radix import histogram, load_words, next_digit, ranks, select_threshold, slot_places, take_best
+from .radix import (
+    histogram,
+    load_words,
+    next_digit,
+    ranks,
+    ranks_of_all,
+    select_threshold,
+    slot_places,
+    take_best,
+)
 from .scoring import score_levels
 from .tiles import (
     chunk_tiles,
@@ -19,8 +28,10 @@ from .tiles import (
     many_segments,
     one_program,
     order_tiles,
+    rank_all_tiles,
     rank_limit,
     rank_tiles,
+    rank_work,
     select_tiles,
 )
 
@@ -180,6 +191,33 @@ def _order_kernel(
     tl.store(values_ptr + row + place, value, mask=candidate < capacity)
 
 
+@triton.jit(do_not_specialize=["size", "max_seqlen", "capacity"])
+def _rank_segment_kernel(
+    scores_ptr, cu_ptr, budgets_ptr, budgets, values_ptr, indices_ptr, counts_ptr, size, max_seqlen, capacity,
+    ROWS: tl.constexpr, RANK_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of ROWS tokens of a segment those among its best move to the place of their rank; other slots are filled."""
+    programs = tl.cdiv(tl.maximum(max_seqlen, capacity), ROWS)
+    segment = tl.program_id(0) // programs
+    first, length = bounds(cu_ptr, segment, size)
+    length = tl.minimum(length, max_seqlen)
+    wanted = tl.minimum(tl.maximum(budget_of(budgets_ptr, budgets, segment), 0), tl.minimum(length, capacity))
+    if tl.program_id(0) % programs == 0:
+        tl.store(counts_ptr + segment, wanted)
+    candidate = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    row = segment.to(tl.int64) * capacity
+    if (tl.min(candidate) < length) & (wanted > 0):
+        _, rank = ranks_of_all(scores_ptr + first, candidate, length, ROWS, RANK_BLOCK)
+        mask = (candidate < length) & (rank < wanted)
+        value = tl.load(scores_ptr + first + candidate, mask=mask, other=0)
+        tl.store(indices_ptr + row + rank, candidate.to(tl.int64), mask=mask)
+        tl.store(values_ptr + row + rank, value, mask=mask)
+    unused = (candidate >= wanted) & (candidate < capacity)
+    tl.store(indices_ptr + row + candidate, tl.full((ROWS,), -1, tl.int64), mask=unused)
+    none = tl.full((ROWS,), float("-inf"), tl.float32).to(values_ptr.dtype.element_ty)
+    tl.store(values_ptr + row + candidate, none, mask=unused)
+
+
 @triton.jit(do_not_specialize=["batch", "capacity"])
 def _gather_packed_kernel(
     chosen_ptr, chosen_keys_ptr, counts_ptr, cu_ptrs, level_ptrs, strides_n, sizes, tokens_ptr, indices_ptr,
@@ -296,6 +334,16 @@ def segmented_topk(
     indices = torch.empty(segments, capacity, dtype=torch.int64, device=scores.device)
     if not segments:
         return values, indices, torch.empty(0, dtype=torch.int32, device=scores.device)
+    if not by_index and segments * slots.max_seqlen**2 <= rank_work():
+        tiles = rank_all_tiles(slots.max_seqlen)
+        counts = torch.empty(segments, dtype=torch.int32, device=scores.device)
+        numbers = opaque([min(number, capacity) for number in k.numbers])
+        launch(
+            _rank_segment_kernel, segments * max(1, cdiv(max(slots.max_seqlen, capacity), tiles["ROWS"])),
+            scores, cu_seqlens, k.tensor, numbers, values, indices, counts, scores.shape[0], slots.max_seqlen, capacity,
+            **tiles,
+        )  # fmt: skip
+        return values, indices, counts
     chosen, keys, counts = select_segments(scores, [cu_seqlens], [scores.shape[0]], k, slots)
     if capacity > rank_limit() and not by_index:
         chosen, by_index = sorted_slots(chosen, keys, counts), True

@@ -1,4 +1,7 @@
-"""Top-k over the levels of a pyramid in three launches: score, select, gather. Levels are never concatenated."""
+"""Top-k over the levels of a pyramid in two or three launches: score, then rank and move, or select, then move.
+
+Levels are never concatenated.
+"""
 
 from collections.abc import Sequence
 
@@ -10,9 +13,9 @@ from torch import Tensor
 from .arithmetic import cdiv
 from .gathering import copy_rows
 from .launch import launch
-from .radix import ranks, select_threshold, take_best
+from .radix import ranks, ranks_of_all, select_threshold, take_best
 from .scoring import score_levels
-from .tiles import gather_tiles, rank_tiles, select_tiles
+from .tiles import gather_tiles, rank_all_tiles, rank_tiles, rank_work, select_tiles
 
 
 @triton.jit
@@ -95,6 +98,49 @@ def _gather_selected_kernel(
     )  # fmt: skip
 
 
+@triton.jit
+def _gather_best_kernel(
+    keys_ptr, tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, segments, budgets, total_size, total,
+    width, ROWS: tl.constexpr, RANK_BLOCK: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Of ROWS tokens of a segment those among its best move to the place that their rank gives."""
+    programs = tl.cdiv(segments[0], ROWS)
+    for s in tl.static_range(1, len(segments)):
+        programs += tl.cdiv(segments[s], ROWS)
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    program = tl.program_id(0) % programs
+    size = segments[0]
+    budget = budgets[0]
+    first = program - program  # of the segment: its first program, position and row
+    start = first
+    out_start = first
+    begin = tl.cdiv(segments[0], ROWS)
+    next_start = segments[0]
+    next_out = budgets[0]
+    for s in tl.static_range(1, len(segments)):
+        if program >= begin:
+            size = segments[s]
+            budget = budgets[s]
+            first = begin
+            start = next_start
+            out_start = next_out
+        begin += tl.cdiv(segments[s], ROWS)
+        next_start += segments[s]
+        next_out += budgets[s]
+    candidate = (program - first) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    _, rank = ranks_of_all(keys_ptr + sample * total_size + start, candidate, size, ROWS, RANK_BLOCK)
+    mask = (candidate < size) & (rank < budget)
+    if tl.max(mask.to(tl.int32)) > 0:
+        level, index = _locate(start + candidate, sizes)
+        row = sample * total + out_start + rank
+        tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
+        tl.store(indices_ptr + 2 * row + 1, index.to(tl.int64), mask=mask)
+        copy_rows(
+            tokens_ptr, level_ptrs, strides_b, strides_n, sizes, sample, level, index, row, mask, width,
+            ROWS, BLOCK, VECTOR,
+        )  # fmt: skip
+
+
 def select_topk_levels(
     levels: Sequence[Tensor], scores: Sequence[Tensor], saliency: str, budgets: Sequence[int], by_index: bool
 ) -> tuple[Tensor, Tensor]:
@@ -107,16 +153,24 @@ def select_topk_levels(
     if not batch * total:
         return tokens, indices
     keys = torch.empty(batch, sum(sizes), dtype=torch.int32, device=device)
-    chosen = torch.empty(batch, total, dtype=torch.int32, device=device)
-    chosen_keys = torch.empty_like(chosen)
     score_levels(scores or levels, saliency, 1, keys)
     segments = sizes if len(budgets) == len(sizes) else (sum(sizes),)
+    tiles = gather_tiles(levels)
+    strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
+    if not by_index and batch * sum(size * size for size in segments) <= rank_work():
+        tiles = {**tiles, **rank_all_tiles(max(segments))}
+        launch(
+            _gather_best_kernel, batch * sum(cdiv(size, tiles["ROWS"]) for size in segments),
+            keys, tokens, indices, tuple(levels), strides_b, strides_n, sizes, segments, tuple(budgets), sum(sizes),
+            total, width, **tiles,
+        )  # fmt: skip
+        return tokens, indices
+    chosen = torch.empty(batch, total, dtype=torch.int32, device=device)
+    chosen_keys = torch.empty_like(chosen)
     launch(
         _select_kernel, batch * len(segments),
         keys, chosen, chosen_keys, segments, tuple(budgets), sum(sizes), total, **select_tiles(max(segments)),
     )  # fmt: skip
-    tiles = gather_tiles(levels)
-    strides_b, strides_n, _ = zip(*(x.stride() for x in levels), strict=True)
     launch(
         _gather_selected_kernel, batch * cdiv(total, tiles["ROWS"]),
         chosen, chosen_keys, tokens, indices, tuple(levels), strides_b, strides_n, sizes, tuple(budgets), total, width,

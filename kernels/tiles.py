@@ -166,6 +166,18 @@ def rank_tiles(count: int) -> dict:
 
 
 @chooser
+def rank_all_tiles(size: int) -> dict:
+    """Tokens to a program, each compared with so many others at a time."""
+    return {"ROWS": 8, "RANK_BLOCK": min(128, max(32, next_power_of_2(size))), "num_warps": 4}
+
+
+@chooser
+def rank_work() -> int:
+    """Up to so many comparisons of pairs, all tokens are ranked at once in place of a selection of the best."""
+    return 1 << 24
+
+
+@chooser
 def chunk_tiles() -> dict:
     return {"CHUNK": 8192, **select_tiles(8192)}
 

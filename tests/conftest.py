@@ -58,6 +58,18 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _few_programs():
+    """A program takes the interpreter some ms whatever it holds: larger tiles, but where a test forces its own."""
+    if not INTERPRETED:
+        yield
+        return
+    from pyramid_ops.kernels.tiles import forcing
+
+    with forcing(rank_all_tiles={"ROWS": 128, "RANK_BLOCK": 512}, blur_tiles={"ROWS": 16}):
+        yield
+
+
 @pytest.fixture
 def device():
     return DEVICE

@@ -126,8 +126,12 @@ def of_streams():
                 "gather_tiles": {"ROWS": count, "BLOCK": block},
                 "select_tiles": {"BLOCK": block, "num_warps": 1},
                 "rank_tiles": {"RANK_BLOCK": max(2, block // count)},
+                "rank_work": 0,
             }
             yield f"select-{block}-{count}", tiles, [*select(), *gather()], False
+    for block, count in ((128, 32), (256, 64)):
+        tiles = {"rank_all_tiles": {"ROWS": count, "RANK_BLOCK": block, "num_warps": 1}, "rank_work": 1 << 30}
+        yield f"ranks-{block}-{count}", tiles, [*select(), *segments(False)], False
 
 
 def of_products():
@@ -209,7 +213,7 @@ def of_choices():
         for by_index in (False, True):
             for ways, limits in {"one": {}, "several": {"one_program": 0}, "sorted": {"rank_limit": 0}}.items():
                 case = f"segments-{chunk}-{'index' if by_index else 'value'}-{ways}"
-                yield case, {**tiles, **limits}, segments(by_index), False
+                yield case, {**tiles, **limits, "rank_work": 0}, segments(by_index), False
     for limit, block in ((1 << 20, 64), (0, 64), (0, 256)):
         for count in (4, 16):
             tiles = {

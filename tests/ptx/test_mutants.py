@@ -20,7 +20,7 @@ SLOW = pytest.mark.slow
 # The last number is of statements that are not needed: the barrier before anything is in shared memory or after all of
 # it was read, and the last wait for copies when none is under way.
 SYNCHRONISED = [
-    ("sm_80", "select_topk_levels", "70+17+5+1-33-given-saliency", "_select_kernel", 35, 1),
+    ("sm_80", "select_topk_levels", "70+17+5+1-33-given-index", "_select_kernel", 35, 1),
     ("sm_80", "best_match", "segments-limbs1", "_best_match_kernel", 10, 1),
     ("sm_80", "patch_entropy", "large-float32", "_patch_entropy_kernel", 7, 1),
     pytest.param("sm_80", "unit_rows", "1537-bfloat16-limbs2", "_unit_rows_kernel", 213, 3, marks=SLOW),

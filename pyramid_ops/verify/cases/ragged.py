@@ -205,7 +205,9 @@ DESCRIPTIONS = [
             "_count_kernel",
             "_take_chunk_kernel",
             "_order_kernel",
+            "_rank_segment_kernel",
         ),
+        limits={"rank_work": 0},
     ),
     Description(
         select_topk_levels_packed_op,

@@ -121,5 +121,6 @@ DESCRIPTIONS = [
         select_topk_levels_compiled,
         select,
         "test_select_topk_levels",
+        limits={"rank_work": 0},
     ),
 ]
