@@ -216,6 +216,10 @@ def _of_greedy() -> Iterator[Counted]:
     x = tokens("greedy", 1, 1100, 64)
     call = functools.partial(pyramid_ops.greedy_select, x, 240, rule="dpp")
     yield Counted("greedy_select, dpp, 240 of 1100 × 64, bfloat16", 1100 * 1100, "products", call)
+    for rows, k, step in ((500, 300, 100), (1100, 1084, 8)):
+        x = tokens("greedy", 1, rows, 64)
+        call = functools.partial(pyramid_ops.bipartite_prune, x, k, step=step)
+        yield Counted(f"bipartite_prune, {k} of {rows} × 64, {step} a round, bfloat16", rows * rows, "products", call)
 
 
 def _without(call: Callable[[], object]) -> Callable[[], object]:

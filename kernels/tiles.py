@@ -368,8 +368,8 @@ def factor_tiles(longest: int) -> dict:
 
 
 @chooser
-def dpp_limit() -> int:
-    """Beyond so many numbers of the factor there is work for more than one processor: a launch for each pick."""
+def alone_limit() -> int:
+    """Beyond so many numbers of a factor, or pairs of a round, there is work for more than one processor."""
     return 1 << 18
 
 
@@ -381,7 +381,7 @@ def step_tiles() -> dict:
 
 @chooser
 def cover_tiles() -> dict:
-    """Tokens of a program of one pick, and others at a time."""
+    """Tokens of a program of one pick or round, and others at a time."""
     return {"ROWS": 8, "BLOCK": 128, "num_warps": 4}
 
 
