@@ -83,16 +83,17 @@ def pyramiddrop(tokens: int, layers: int, *, ratio: float = 0.5, stages: int = 3
 
 
 def sparsevlm(tokens: int, layers: int, *, budget: int = 192, recycle: bool = True) -> Schedule:
-    """SparseVLM (arXiv 2410.04417): the authors' tables before layers 2, 6 and 15, with what is recycled.
+    """SparseVLM (arXiv 2410.04417): the authors' tables after layers 2, 6 and 15, with what is recycled.
 
-    Of n deleted tokens m = int(0.3 · n) + 1 become int(m / 10) + 1 more.
+    As in their code these layers still read all, score, and leave fewer to layers 3, 7 and 16; they name the tables as
+    if those three read the fewer. Of n deleted tokens m = int(0.3 · n) + 1 become int(m / 10) + 1 more.
 
     >>> from pyramid_ops import schedules
-    >>> schedules.sparsevlm(576, 32, recycle=False).tokens[1:16:2]
+    >>> schedules.sparsevlm(576, 32, recycle=False).tokens[2:17:2]
     [576, 300, 300, 200, 200, 200, 200, 110]
     """
     drops, left = [], tokens
-    for layer, kept in zip((2, 6, 15), retained.sparsevlm(budget), strict=True):
+    for layer, kept in zip((3, 7, 16), retained.sparsevlm(budget), strict=True):
         kept = min(kept, max(left - 1, 0))
         more = retained.sparsevlm_recycle(left - kept) if recycle and left > kept else 0
         left = min(kept + more, left)
@@ -255,7 +256,7 @@ _GROWING: dict[str, Callable[[int, int, int], Schedule]] = {
 def at_budget(method: str, tokens: int, layers: int, budget: int) -> Optional[Schedule]:
     """A method's schedule that reads the most image tokens, at most `budget` a layer on average; None if it has none.
 
-    The average is rounded down, as the authors of SparseVLM name their tables by it.
+    The average is rounded down.
     What is chosen is the share that FastV and PruneVid keep, PyramidDrop's λ, SparseVLM's table, AIM's first layer, and
     how many tokens are left before the language model. "none" and "falling" have nothing to choose.
 

@@ -121,9 +121,10 @@ def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:
 
 
 def sparsevlm(budget: int = 192) -> tuple[int, ...]:
-    """Image tokens after each stage of SparseVLM, before layers 2, 6 and 15: the authors' tables for 576 tokens.
+    """Image tokens that layers 2, 6 and 15 leave in SparseVLM: the authors' tables for 576 tokens.
 
-    Without those that :func:`sparsevlm_recycle` adds. The budget, 192, 128 or 64, is about their mean over layers.
+    Without those that :func:`sparsevlm_recycle` adds. The budget, 192, 128 or 64, is about their mean over layers, if
+    these three count as reading what they leave.
 
     >>> from pyramid_ops.methods import retained
     >>> retained.sparsevlm(128)
