@@ -4,6 +4,7 @@ from . import retained
 from .decoder import *
 from .diverse import *
 from .encoder import *
+from .frames import *
 from .instruction import *
 from .levels import *
 from .merging import *

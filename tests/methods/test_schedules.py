@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyramid_ops import __main__ as cli
-from pyramid_ops import cost, schedules
+from pyramid_ops import cost, plans, schedules
 
 LAYERS = 32
 
@@ -67,6 +67,29 @@ def test_fitprune_meets_its_limit_with_the_least_threshold():
 def test_most_tokens(limit):
     within = [n for n in range(101) if n // 2 * 2 <= limit]
     assert schedules.most_tokens(lambda n: n // 2 * 2, limit, 100) == max(within, default=-1)
+
+
+def test_joint_budgets():
+    assert schedules.joint(576, 64, 700) == (576, 64)
+    assert schedules.joint(576, 64, 64) == (0, 64)
+    assert schedules.joint(576, 64, 100, weights=(1, 1)) == (50, 50)
+    assert schedules.joint(576, 64, 192, weights=(1, 2)) == (128, 64)  # 128 words are more than there are
+    assert schedules.joint(576, 64, 100, weights=(9.5, 0.5), minimum=(0, 20)) == (80, 20)
+    assert schedules.joint(20, 64, 84, weights=(1, 0.01)) == (20, 64)
+    with pytest.raises(ValueError, match="joint: budget: expected at least the 64 tokens of text, got 63"):
+        schedules.joint(576, 64, 63)
+    with pytest.raises(ValueError, match="joint: weights: expected two numbers from 0 that are not both 0"):
+        schedules.joint(576, 64, 100, weights=(0, 0))
+
+
+def test_joint_selection():
+    """The recipe of the docstring: the best of both kinds by one score."""
+    scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(0))
+    there = torch.arange(30) >= torch.tensor([[0], [6]])
+    plan = plans.keep(scores, 9, candidates=there)
+    for b in range(2):
+        among = there[b].nonzero()[:, 0].tolist()
+        assert plan.indices[b].tolist() == sorted(sorted(among, key=lambda i: -scores[b, i])[:9])
 
 
 @pytest.mark.parametrize("name", schedules.METHODS)
