@@ -143,8 +143,8 @@ def report(found: dict[str, dict[int, Measured | None]], options: argparse.Names
         "*ratio* is eager over ours; *MB* are held beyond the inputs at most; *same* is the share of kept tokens that "
         "both keep: shares of tiles are rounded differently, as docstrings say, and VisPruner's rounds turn on the "
         "last bits of similarities. – would take too long for one of them. Launches are Triton's + PyTorch's, counted "
-        "for sm_90 as `tests/launches.py` does, beside the PyTorch kernels of eager code. Eager code is `bench/methods/`: "
-        "vectorised, as authors write it, waiting for the device where theirs does.\n"
+        "for sm_90 as `tests/launches.py` does, beside the PyTorch kernels of eager code. Eager code is in "
+        "`bench/methods/`: vectorised, as authors write it, waiting for the device where theirs does.\n"
     ]
     for tokens in options.tokens:
         rows = {name: row[tokens] for name, row in found.items() if tokens in row}
