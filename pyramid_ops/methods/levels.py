@@ -10,13 +10,22 @@ from torch import Tensor
 from .. import _checks as check
 from ..ops.merging import assign_mean
 from ..ops.pairs import paired_similarity
-from ..ops.pooling import pool_tokens
-from ..ops.regions import region_variance
+from ..ops.pooling import pool_scores, pool_tokens
+from ..ops.regions import broadcast_regions, region_variance
 from ..plans.kept import keep as keep_tokens
 from ..results import Keep
 from .pyramid import lod_select
 
-__all__ = ["foveal", "level_alignment", "query_levels", "skip_levels", "tension", "tokenflex"]
+__all__ = [
+    "foveal",
+    "level_alignment",
+    "query_levels",
+    "query_regions",
+    "redundant_levels",
+    "skip_levels",
+    "tension",
+    "tokenflex",
+]
 
 
 def level_alignment(levels: Sequence[Tensor], query: Tensor) -> Tensor:
@@ -159,6 +168,120 @@ def skip_levels(levels: Sequence[Tensor], query: Tensor, *, alignment: float = 0
     aligned = level_alignment(levels, query)
     spread = torch.cat([region_variance(x, (1, x.shape[1]), (1, 1)) for x in levels], 1)
     return (aligned >= alignment) & (spread >= variance)
+
+
+def redundant_levels(levels: Sequence[Tensor], grids: Sequence[tuple[int, int]], *, threshold: float = 0.95) -> Tensor:
+    """The levels of a pyramid that the next coarser one shows as well.
+
+    Rule: a level is redundant where the mean cosine of the tokens of the next coarser level and of the means of what
+    they cover in this one exceeds 0.95.
+
+    Parameters
+    ----------
+    levels : list of Tensor
+        ``[B, N_k, D]`` for each level, level 0 the finest; float16, bfloat16 or float32.
+    grids : sequence of (int, int)
+        Rows and columns of the tokens of each level.
+    threshold : float
+        From 0 to 1.
+
+    Returns
+    -------
+    Tensor
+        bool ``[B, L]``: True for redundant levels, False for the coarsest. ``~`` of it as float32 are weights of
+        :func:`pyramid_ops.allocate_budgets_batch` that switch these levels off.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`pyramid_ops.pool_tokens` and :func:`pyramid_ops.paired_similarity`, and for other grids than levels.
+
+    Notes
+    -----
+    Differs: nothing; the rule is described without code. Means are rounded to the dtype of the tokens.
+    Cost: 9 launches and 5 of PyTorch for four levels; no host synchronisation.
+
+    References
+    ----------
+    Described in 2025 for query-aware level selection.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods
+    >>> levels = [torch.tensor([[[1.0, 0.0], [0.9, 0.1]]]), torch.tensor([[[2.0, 0.1]]])]
+    >>> methods.redundant_levels(levels, [(1, 2), (1, 1)])
+    tensor([[ True, False]])
+    """
+    op = "redundant_levels"
+    rows = check.level_rows(op, "levels", levels, "B N D")
+    threshold = check.float32(op, "threshold", threshold)
+    if not isinstance(grids, (list, tuple)) or len(grids) != len(rows):
+        got = len(grids) if isinstance(grids, (list, tuple)) else check.describe(grids)
+        raise ValueError(f"{op}: grids: expected one for each of {len(rows)} levels, got {got}")
+    found = []
+    for k, (fine, coarse) in enumerate(itertools.pairwise(rows)):
+        similar = paired_similarity(pool_tokens(fine, grids[k], grids[k + 1]), coarse)
+        size = coarse.shape[1]
+        found.append(pool_scores(similar, (1, size), window=(1, size)) > threshold)
+    return torch.cat([*found, torch.zeros(rows[0].shape[0], 1, dtype=torch.bool, device=rows[0].device)], 1)
+
+
+def query_regions(
+    x: Tensor, grid: tuple[int, int], query: Tensor, *, regions: tuple[int, int] = (4, 4), threshold: float = 0.3
+) -> Tensor:
+    """The tokens of a grid in regions that have to do with a query.
+
+    Rule: a token stays where the cosine of the query and the mean of its region is at least 0.3.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, N, D]``; float16, bfloat16 or float32.
+    grid : (int, int)
+        Rows and columns of tokens, N in all.
+    query : Tensor
+        ``[B, D]``, like `x`.
+    regions : (int, int)
+        Rows and columns of regions.
+    threshold : float
+        From −1 to 1.
+
+    Returns
+    -------
+    Tensor
+        bool ``[B, N]``: `candidates` of :func:`pyramid_ops.plans.keep` and of methods.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`pyramid_ops.pool_tokens`, :func:`pyramid_ops.paired_similarity` and
+        :func:`pyramid_ops.broadcast_regions`.
+
+    Notes
+    -----
+    Differs: nothing; the rule is described without code. Means are rounded to the dtype of the tokens. Where regions do
+    not divide the grid, means are of bins that overlap, as those of ``adaptive_avg_pool2d``.
+    Cost: 3 launches and 1 of PyTorch; no host synchronisation.
+
+    References
+    ----------
+    Described in 2025 for query-aware level selection.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyramid_ops import methods
+    >>> x = torch.tensor([[[1.0, 0.0], [1.0, 0.2], [0.0, 1.0], [0.1, 1.0]]])
+    >>> methods.query_regions(x, (2, 2), torch.tensor([[0.0, 2.0]]), regions=(2, 1))
+    tensor([[False, False,  True,  True]])
+    """
+    op = "query_regions"
+    check.tensor(op, "x", x, "B N D", dtypes=check.FLOATS)
+    check.tensor(op, "query", query, "B D", dtypes=check.FLOATS)
+    threshold = check.float32(op, "threshold", threshold)
+    near = paired_similarity(pool_tokens(x, grid, regions), query[:, None])
+    return broadcast_regions(near >= threshold, grid, regions)
 
 
 def tokenflex(x: Tensor, grid: tuple[int, int], *, keep: int = 144) -> Tensor:

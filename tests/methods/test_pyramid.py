@@ -226,3 +226,32 @@ def test_tension_refuses():
         methods.tension([x], torch.rand(2, 1))
     with pytest.raises(TypeError, match="tension: pulls: expected a non-empty list of pairs"):
         methods.tension([], torch.rand(2, 1))
+
+
+def test_redundant_levels():
+    generator = torch.Generator().manual_seed(12)
+    coarse = torch.randn(2, 4, 24, generator=generator)
+    middle = coarse.view(2, 2, 2, 24).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+    middle[1] += torch.randn(16, 24, generator=generator)
+    fine = torch.randn(2, 64, 24, generator=generator)
+    grids = [(8, 8), (4, 4), (2, 2)]
+    found = methods.redundant_levels([fine, middle, coarse], grids)
+    assert found.tolist() == [[False, True, False], [False, False, False]]
+    means = fine.double().view(2, 4, 2, 4, 2, 24).mean((2, 4)).flatten(1, 2)
+    near = torch.nn.functional.cosine_similarity(means, middle.double(), dim=2).mean(1)
+    for limit in (near[0] - 0.01, near[0] + 0.01):
+        assert methods.redundant_levels([fine, middle], grids[:2], threshold=float(limit))[0, 0] == (near[0] > limit)
+    with pytest.raises(ValueError, match="redundant_levels: grids: expected one for each of 2 levels, got 3"):
+        methods.redundant_levels([fine, middle], grids)
+
+
+def test_query_regions():
+    generator = torch.Generator().manual_seed(13)
+    x, query = torch.randn(2, 48, 6, generator=generator), torch.randn(2, 6, generator=generator)
+    found = methods.query_regions(x, (8, 6), query, regions=(4, 3))
+    means = x.double().view(2, 4, 2, 3, 2, 6).mean((2, 4))
+    near = torch.nn.functional.cosine_similarity(means, query[:, None, None].double(), dim=3) >= 0.3
+    want = near.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    assert torch.equal(found, want)
+    assert want.any()
+    assert not want.all()
