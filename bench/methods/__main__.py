@@ -101,7 +101,7 @@ def compare(options: argparse.Namespace) -> dict[str, dict[int, Measured | None]
                 continue
             case.ours(), case.eager()
             times = measure(case, options.rounds)
-            slowest[case.name] = tokens, max(map(statistics.median, times))
+            slowest[case.name] = tokens, max(map(min, times))
             peaks = _peak_bytes(case.ours), _peak_bytes(case.eager)
             plain = on_cpu[case.name]
             row[tokens] = Measured(
