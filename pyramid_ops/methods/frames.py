@@ -58,7 +58,7 @@ def vidcom2(x: Tensor, *, keep: int, temperature: float = 0.01) -> Keep:
     softmax are PyTorch's, in float32: on another device a score may differ in its last bit, and with it the choice
     between near ones. Ties go to the lower index. A token of zeros is at the distance of a unit vector orthogonal to
     the mean.
-    Cost: 22 launches and 44 of PyTorch; no host synchronisation.
+    Cost: 22 launches and 30 of PyTorch; no host synchronisation.
 
     References
     ----------
@@ -84,21 +84,22 @@ def vidcom2(x: Tensor, *, keep: int, temperature: float = 0.01) -> Keep:
     narrow = torch.where(steady[:, None], flat, 0)
     high, low = unit_rows(narrow, limbs=2)[0].float().unbind(2)
     units = high + low * 2.0**-11
-    to_video = _gaussian(narrow, pool_tokens(units, grid, (1, 1)))
-    of_frames = narrow.view(batch * frames, size, width)
-    to_frame = _gaussian(of_frames, pool_tokens(units, grid, (frames, 1)).view(-1, 1, width))
-    unlike = -pool_scores(to_video, grid, window=(1, size))
+    whole, own = pool_tokens(units, grid, (1, 1)), pool_tokens(units, grid, (frames, 1)).view(-1, 1, width)
+    cosines = [paired_similarity(narrow, whole), paired_similarity(narrow.view(-1, size, width), own)]
+    lengths = torch.cat([token_norm(whole).expand(batch, frames), token_norm(own).view(batch, frames)])
+    near = torch.cat([part.view(batch, frames, size) for part in cosines])
+    to_video, to_frame = _gaussian(near, lengths[:, :, None]).split(batch)
+    unlike = -pool_scores(to_video.reshape(batch, -1), grid, window=(1, size))
     shares = torch.softmax(unlike / temperature, 1) + (1 - 1 / frames)
     budgets = allocate_budgets_batch(keep, shares, [size] * frames, minimum=1)
-    scores = to_video.view(-1, size) + to_frame
+    scores = (to_video + to_frame).view(-1, size)
     chosen = mask(keep_tokens(scores, budgets.view(-1), largest=False))
     return keep_tokens(scores.view(batch, -1), candidates=chosen.view(batch, -1), capacity=keep)
 
 
-def _gaussian(x: Tensor, center: Tensor) -> Tensor:
-    """Σ exp(−d² / 2a) over a = 1/8, 1/4, …, 2, d the distance of unit rows of `[B, N, D]` to a center `[B, 1, D]`."""
-    length = token_norm(center)
-    apart = (1 + length * length - 2 * length * paired_similarity(x, center)).clamp(min=0)
+def _gaussian(cosine: Tensor, length: Tensor) -> Tensor:
+    """Σ exp(−d² / 2a) over a = 1/8, 1/4, …, 2, d the distance of a unit vector to one of a length at a cosine."""
+    apart = (1 + length * length - 2 * length * cosine).clamp(min=0)
     power = total = torch.exp(apart * -0.25)
     for _ in range(4):
         power = power * power
