@@ -428,7 +428,8 @@ def vispruner(x: Tensor, attention: Tensor, *, keep: int, important: int, step: 
     Notes
     -----
     Differs: the authors' code takes an even number of others only; here an odd number has one more even place. Equal
-    similarities go to the lower place, equal attention to the lower index, where theirs are up to ``argsort``.
+    similarities go to the lower place, equal attention to the lower index, where theirs are up to ``argsort``. Which
+    patch is at an even place turns on the last bits of similarities: :func:`pyramid_ops.bipartite_prune` says how far.
     Cost: 18 launches and 5 of PyTorch up to 1024 other patches, else two for each turn; the cosines of a sample, 4 N²
     bytes; no host synchronisation.
 

@@ -87,7 +87,7 @@ def bipartite_prune(
     :func:`unit_rows`); of equals the first goes. So the same tokens on every device, for any tile or batch. A token
     whose norm is infinite or NaN is like none, and goes last; an all-zero one has similarity 0 to everything. Which set
     a token is in follows from the order of all similarities before, so two that rounding swaps change later rounds: of
-    192 tokens that float64 leaves of 576, some 60 are others in "high" on clustered rows and as many in eager float32
+    192 tokens that float64 leaves of 576, 68 are others in "high" on clustered rows, and 65 in eager float32
     (``python -m bench.accuracy greedy``). Source: VisPruner (arXiv 2412.01818), whose rounds multiply what is left
     anew.
 
