@@ -55,7 +55,17 @@ def test_vidcom2(frames, size, keep):
         assert plan.indices[b].tolist() == want
 
 
+def test_no_samples():
+    x = torch.rand(0, 3, 9, 4)
+    assert methods.vidcom2(x, keep=5).indices.shape == (0, 5)
+    tokens, plan = methods.fastvid(x, x[..., 0], [2, 1], salient=2, context=1)
+    assert (tokens.shape, plan.indices.shape) == ((0, 9, 4), (0, 9))
+    assert methods.holov(x[:, 0, :, 0], keep=4, crops=2).indices.shape == (0, 4)
+
+
 def test_vidcom2_refuses():
+    with pytest.raises(ValueError, match="vidcom2: x: expected at least one frame of one token"):
+        methods.vidcom2(torch.rand(1, 3, 0, 4), keep=3)
     with pytest.raises(ValueError, match="vidcom2: keep: expected 3, one of each frame, to 27, got 2"):
         methods.vidcom2(torch.rand(1, 3, 9, 4), keep=2)
 
@@ -139,6 +149,7 @@ def test_fastvid_leaves_unused_rows_last():
         ({"windows": [1, 1]}, "fastvid: windows: expected 3 frames in all, got"),
         ({"context": 9}, "fastvid: context: expected at most 7 anchors of a frame, all but salient, got 27"),
         ({"step": 0}, "fastvid: step: expected at least 1, got 0"),
+        ({"salient": 10}, "fastvid: salient: expected at most the 9 tokens of a frame, got 10"),
     ],
 )
 def test_fastvid_refuses(change, message):
