@@ -325,7 +325,7 @@ def prunevid(
     high, low = unit_rows(flat, limbs=2)[0].float().unbind(2)
     norms = token_norm(assign_mean(high + low * 2.0**-11, over_time, count * size).tokens)
     still = norms.view(batch, count, size) > limits[:, None]
-    means = assign_mean(flat, over_time, count * size).tokens.view(batch, count, size, -1)
+    means = assign_mean(flat, over_time, count * size).tokens.view(batch, count, size, x.shape[3])
     # Sets of windows, then those of frames: of each the frame it begins with, and its place in the plan.
     number = torch.arange(count, device=x.device)
     first = torch.searchsorted(window, number)
@@ -333,7 +333,7 @@ def prunevid(
     at = torch.cat([first + number, frame + window + 1])
     there = torch.cat([still, ~still[:, window]], 1)
     owners, rows = _clustered(torch.cat([means, x], 1).flatten(0, 1), there.flatten(0, 1), ratio, neighbours)
-    owners, rows = (part.view(batch, -1, size) for part in (owners, rows))
+    owners, rows = (part.view(batch, count + frames, size) for part in (owners, rows))
     tokens = torch.empty_like(owners)
     tokens[:, at] = torch.where(owners < 0, -1, owners + begins)
     rows = torch.where(rows < 0, -1, rows + at[:, None] * size)
