@@ -22,7 +22,7 @@ import pyramid_ops
 from bench.compile import RESULTS
 from pyramid_ops import kernels as _kernels
 from pyramid_ops import plans
-from pyramid_ops.kernels.tiles import forcing
+from pyramid_ops.kernels.choosers import forcing
 from pyramid_ops.plans.halves import bipartite_plan
 from pyramid_ops.verify.inputs import Source, int32, name
 from tests.ptx import TARGETS, Run, executing
@@ -220,6 +220,10 @@ def _of_greedy() -> Iterator[Counted]:
     x = tokens("greedy", 1, 1100, 64)
     call = functools.partial(pyramid_ops.greedy_select, x, 240, rule="dpp")
     yield Counted("greedy_select, dpp, 240 of 1100 × 64, bfloat16", 1100 * 1100, "products", call)
+    for rows, k, step in ((500, 300, 100), (1100, 1084, 8)):
+        x = tokens("greedy", 1, rows, 64)
+        call = functools.partial(pyramid_ops.bipartite_prune, x, k, step=step)
+        yield Counted(f"bipartite_prune, {k} of {rows} × 64, {step} a round, bfloat16", rows * rows, "products", call)
 
 
 def _without(call: Callable[[], object]) -> Callable[[], object]:

@@ -19,7 +19,8 @@ import pyramid_ops
 from bench import compile as aot
 from bench.__main__ import commit, device_name
 from bench.conftest import CUDA, _graphed, _milliseconds
-from pyramid_ops.kernels.tiles import forcing, put, row_tiles
+from pyramid_ops.kernels.choosers import forcing, put
+from pyramid_ops.kernels.tiles import row_tiles
 from pyramid_ops.verify.inputs import name
 
 # What an SM has: 32-bit registers, warps, programs, bytes of shared memory.

@@ -12,25 +12,27 @@ from .arithmetic import cdiv, ordered_key, widen
 from .dots import LOW_BITS
 from .farthest import FAR, maxmin
 from .gram import gram
-from .keeping import ascending_bounds, placed
+from .keeping import placed
 from .launch import launch
-from .picks import Picks, Tokens, by_steps, finish, offered, picked, segment_bounds, store_pick, usable_tokens
+from .picks import (
+    Picks,
+    Tokens,
+    by_steps,
+    finish,
+    offered,
+    packed_bounds,
+    picked,
+    segment_bounds,
+    store_pick,
+    usable_tokens,
+)
 from .ragged import budget_of, opaque
-from .tiles import cover_tiles, dpp_limit, factor_tiles, gram_limit, step_tiles
+from .tiles import alone_limit, cover_tiles, factor_tiles, gram_limit, step_tiles
 from .units import NONE, unit_rows
 
 # What is left of a token that counts as nothing, and of one that is not to be picked: both in units of 2⁻⁶⁰.
 FLOOR = tl.constexpr(1 << 36)
 GONE = tl.constexpr(-(1 << 63))
-
-
-@triton.jit(do_not_specialize=["segments", "size"])
-def _bounds_kernel(cu_ptr, bounds_ptr, segments, size):
-    segment = tl.program_id(0)
-    start, end = ascending_bounds(cu_ptr, segment, segments, size)
-    tl.store(bounds_ptr + segment, start)
-    if segment == segments - 1:
-        tl.store(bounds_ptr + segments, end)
 
 
 @triton.jit
@@ -211,7 +213,7 @@ def _dpp(of: Tokens, into: Picks) -> None:
     dots, own = gram(of.units, of.bounds, parts, longest)
     left = torch.empty(parts, 2, longest, dtype=torch.int64, device=own.device)
     factor = torch.empty(parts, capacity, longest, dtype=torch.int32, device=own.device)
-    if capacity * longest <= dpp_limit():
+    if capacity * longest <= alone_limit():
         launch(
             _dpp_kernel, parts,
             dots, own, *of.given, left, factor, *into, size, longest, capacity, **factor_tiles(longest),
@@ -261,12 +263,10 @@ def greedy_select(
     device, size, (longest, capacity) = x.device, x.shape[1], slots
     packed = cu_seqlens is not None
     parts = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    offsets, bounds = (torch.zeros((parts + 1) * packed, dtype=torch.int32, device=device) for _ in range(2))
+    offsets, bounds = packed_bounds(cu_seqlens, size, device)
     chosen = torch.empty(parts, capacity, dtype=torch.int64, device=device)
     keys = torch.empty(parts, capacity, dtype=torch.int32, device=device) if by_index else None
     counts = torch.empty(parts, dtype=torch.int32, device=device)
-    if packed and parts:
-        launch(_bounds_kernel, parts, cu_seqlens, bounds, parts, size)
     if not chosen.numel() or not longest:
         chosen.fill_(-1)
         return chosen.view(1, -1) if packed else chosen, counts.zero_(), offsets, bounds

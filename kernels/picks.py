@@ -1,4 +1,4 @@
-"""What all rules of greedy picks share: segments, what can be picked, and the best of what is offered."""
+"""What greedy picks and rounds of pruning share: segments, what can be picked, and the best of what is offered."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Optional
@@ -8,9 +8,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .keeping import ascending_bounds
 from .launch import launch
 from .tiles import flat_tiles
 from .units import NONE
+
+
+@triton.jit(do_not_specialize=["segments", "size"])
+def _bounds_kernel(cu_ptr, bounds_ptr, segments, size):
+    segment = tl.program_id(0)
+    start, end = ascending_bounds(cu_ptr, segment, segments, size)
+    tl.store(bounds_ptr + segment, start)
+    if segment == segments - 1:
+        tl.store(bounds_ptr + segments, end)
+
+
+def packed_bounds(cu_seqlens: Optional[Tensor], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(zeros, ascending offsets within so many tokens), int32 `[S + 1]`; both empty where nothing is packed."""
+    shape = (0,) if cu_seqlens is None else cu_seqlens.shape
+    offsets, bounds = (torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(2))
+    if cu_seqlens is not None and len(cu_seqlens) > 1:
+        launch(_bounds_kernel, len(cu_seqlens) - 1, cu_seqlens, bounds, len(cu_seqlens) - 1, size)
+    return offsets, bounds
 
 
 @triton.jit

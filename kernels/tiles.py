@@ -1,20 +1,19 @@
-"""Which tiles each kernel gets: pure functions of shape, dtype and architecture, and one seam to force others.
+"""Which tiles each kernel gets: pure functions of shape, dtype and architecture.
 
 A chooser gives what its kernel is launched with: constexpr arguments and the compiler's options. No bit of any result
 depends on them.
 """
 
-import contextlib
-import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Optional, TypeVar
+from collections.abc import Sequence
+from typing import Optional
 
 import triton
 from torch import Tensor
 
 from .arithmetic import cdiv, next_power_of_2
+from .choosers import chooser, put
 from .dots import Dots
 from .launch import target_arch
 from .rows import Row
@@ -29,63 +28,6 @@ _UNFENCED = _VERSION < (3, 7, 1)
 SCHEDULERS = 4 * 132  # of an H100 or H200: so many warps issue at a time
 # The most query rows of a key head whose logits are kept: a float each for every key, mostly fewer bytes than the key.
 FEW = 16
-
-#: Every chooser by name.
-CHOOSERS: dict[str, Callable] = {}
-_forced: dict[str, Callable] = {}
-Choose = TypeVar("Choose", bound=Callable)
-
-
-def chooser(choose: Choose) -> Choose:
-    """Mark a function that chooses tiles, which `forcing` replaces by name."""
-
-    @functools.wraps(choose)
-    def chosen(*args: Any) -> Any:
-        force = _forced.get(choose.__name__)
-        return choose(*args) if force is None else force(choose, *args)
-
-    CHOOSERS[choose.__name__] = choose
-    return chosen  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def forcing(**choices: Any) -> Iterator[None]:
-    """Inside, choosers give other tiles: for tests, which demand the same bits, and for the search over tiles.
-
-    A choice is a number, a dict of what to replace in the chooser's own tiles (fields of its `ROW` or `DOT` too), or a
-    function of the chooser and its arguments.
-    """
-    unknown = sorted({*choices} - {*CHOOSERS})
-    if unknown:
-        raise ValueError(f"forcing: expected choosers ({', '.join(CHOOSERS)}), got {', '.join(unknown)}")
-
-    def force(choice: Any) -> Callable:
-        if callable(choice):
-            return choice
-        return lambda choose, *args: put(choose(*args), choice) if isinstance(choice, dict) else choice
-
-    before = dict(_forced)
-    _forced.update({name: force(choice) for name, choice in choices.items()})
-    try:
-        yield
-    finally:
-        _forced.clear()
-        _forced.update(before)
-
-
-def put(tiles: Any, values: dict) -> Any:
-    """`tiles`, or each of a pair of them, with `values` in place of their own; None stays None."""
-    if tiles is None:
-        return None
-    if isinstance(tiles, tuple):
-        return tuple(put(part, values) for part in tiles)
-    made = dict(tiles)
-    for group in ("ROW", "DOT"):
-        if group in made:
-            fields = made[group]._fields
-            made[group] = made[group]._replace(**{name: value for name, value in values.items() if name in fields})
-            values = {name: value for name, value in values.items() if name not in fields}
-    return {**made, **values}
 
 
 @chooser
@@ -384,8 +326,8 @@ def factor_tiles(longest: int) -> dict:
 
 
 @chooser
-def dpp_limit() -> int:
-    """Beyond so many numbers of the factor there is work for more than one processor: a launch for each pick."""
+def alone_limit() -> int:
+    """Beyond so many numbers of a factor, or pairs of a round, there is work for more than one processor."""
     return 1 << 18
 
 
@@ -397,7 +339,7 @@ def step_tiles() -> dict:
 
 @chooser
 def cover_tiles() -> dict:
-    """Tokens of a program of one pick, and others at a time."""
+    """Tokens of a program of one pick or round, and others at a time."""
     return {"ROWS": 8, "BLOCK": 128, "num_warps": 4}
 
 

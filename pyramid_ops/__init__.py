@@ -24,6 +24,7 @@ from .ops.pyramid import *
 from .ops.ragged import *
 from .ops.regions import *
 from .ops.relevance import *
+from .ops.rounds import *
 from .ops.scoring import *
 from .ops.selection import *
 from .ops.suppression import *

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Optional
 
 from . import _checks as check
 from .methods import retained
+from .ops.budgets import allocate_budgets
 
 __all__ = [
     "METHODS",
@@ -19,6 +20,7 @@ __all__ = [
     "falling",
     "fastv",
     "fitprune_fit",
+    "joint",
     "most_tokens",
     "prunevid",
     "pyramiddrop",
@@ -83,16 +85,17 @@ def pyramiddrop(tokens: int, layers: int, *, ratio: float = 0.5, stages: int = 3
 
 
 def sparsevlm(tokens: int, layers: int, *, budget: int = 192, recycle: bool = True) -> Schedule:
-    """SparseVLM (arXiv 2410.04417): the authors' tables before layers 2, 6 and 15, with what is recycled.
+    """SparseVLM (arXiv 2410.04417): the authors' tables after layers 2, 6 and 15, with what is recycled.
 
-    Of n deleted tokens m = int(0.3 · n) + 1 become int(m / 10) + 1 more.
+    As in their code these layers still read all, score, and leave fewer to layers 3, 7 and 16; they name the tables as
+    if those three read the fewer. Of n deleted tokens m = int(0.3 · n) + 1 become int(m / 10) + 1 more.
 
     >>> from pyramid_ops import schedules
-    >>> schedules.sparsevlm(576, 32, recycle=False).tokens[1:16:2]
+    >>> schedules.sparsevlm(576, 32, recycle=False).tokens[2:17:2]
     [576, 300, 300, 200, 200, 200, 200, 110]
     """
     drops, left = [], tokens
-    for layer, kept in zip((2, 6, 15), retained.sparsevlm(budget), strict=True):
+    for layer, kept in zip((3, 7, 16), retained.sparsevlm(budget), strict=True):
         kept = min(kept, max(left - 1, 0))
         more = retained.sparsevlm_recycle(left - kept) if recycle and left > kept else 0
         left = min(kept + more, left)
@@ -129,6 +132,68 @@ def vscan(tokens: int, layers: int, *, keep: int, layer: int = 16, ratio: float 
     [128, 64]
     """
     return fastv(min(check.integer("vscan", "keep", keep, 0), tokens), layers, layer=layer, ratio=ratio)
+
+
+def joint(
+    tokens: int,
+    text: int,
+    budget: int,
+    *,
+    weights: Optional[tuple[float, float]] = None,
+    minimum: tuple[int, int] = (0, 0),
+) -> tuple[int, int]:
+    """How image and text share one budget: (image tokens, text tokens).
+
+    Parameters
+    ----------
+    tokens, text : int
+        How many there are of each.
+    budget : int
+        How many of both a layer may read.
+    weights : (float, float), optional
+        What each shall have of it, such as attention received in sum. Default: the text stays, and the image gets what
+        is left, as in methods that prune images only.
+    minimum : (int, int)
+        How many of each stay at least.
+
+    Returns
+    -------
+    (int, int)
+        The budget in sum, or all where there are fewer: shares by the largest remainder, what one kind cannot take goes
+        to the other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`pyramid_ops.allocate_budgets`; without weights for a budget below the text.
+
+    Notes
+    -----
+    Without shares, the best of both kinds by one score are a plan for the whole prompt, on the device:
+    ``plans.keep(scores, budget, candidates=there)``; with shares, text and image are a plan each,
+    :func:`pyramid_ops.plans.concat` puts one behind the other, and ``forced`` keeps what has to stay.
+
+    Examples
+    --------
+    >>> from pyramid_ops import schedules
+    >>> schedules.joint(576, 64, 192), schedules.joint(576, 64, 192, weights=(0.8, 0.2))
+    ((128, 64), (154, 38))
+    """
+    op = "joint"
+    sizes = [check.integer(op, "tokens", tokens, 0), check.integer(op, "text", text, 0)]
+    budget = min(check.integer(op, "budget", budget, 0), sum(sizes))
+    if weights is None:
+        if budget < text:
+            raise ValueError(f"{op}: budget: expected at least the {text} tokens of text, got {budget}")
+        return budget - text, text
+    pair = [
+        check.number(op, f"weights[{k}]", weight) for k, weight in enumerate(check.sequence(op, "weights", weights))
+    ]
+    if len(pair) != 2 or min(pair) < 0 or not sum(pair):
+        raise ValueError(f"{op}: weights: expected two numbers from 0 that are not both 0, got {pair}")
+    shares = [weight / sum(pair) for weight in pair]
+    image, words = allocate_budgets(budget, shares, sizes, minimum=list(minimum), rule="largest_remainder")
+    return image, words
 
 
 def falling(tokens: int, layers: int, *, shares: Sequence[float] = (1.0, 0.8, 0.6, 0.4)) -> Schedule:
@@ -255,7 +320,7 @@ _GROWING: dict[str, Callable[[int, int, int], Schedule]] = {
 def at_budget(method: str, tokens: int, layers: int, budget: int) -> Optional[Schedule]:
     """A method's schedule that reads the most image tokens, at most `budget` a layer on average; None if it has none.
 
-    The average is rounded down, as the authors of SparseVLM name their tables by it.
+    The average is rounded down.
     What is chosen is the share that FastV and PruneVid keep, PyramidDrop's λ, SparseVLM's table, AIM's first layer, and
     how many tokens are left before the language model. "none" and "falling" have nothing to choose.
 

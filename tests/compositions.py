@@ -80,7 +80,7 @@ STEPS = [step for step in dict.fromkeys(one.compose for one in DESCRIPTIONS.valu
 
 def tiles(made):
     """Drawn tiles in place of the shipped ones: no bit may depend on them, and few programs suffice."""
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     warps, load = made.choice(4, 8, 32), made.choice(16, 8, 4, 2)
     dots = {"BLOCK_N": made.choice(16, 64), "BLOCK_K": made.choice(16, 64), "num_warps": 4, "num_stages": 1}

@@ -64,7 +64,7 @@ def _few_programs():
     if not INTERPRETED:
         yield
         return
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     with forcing(rank_all_tiles={"ROWS": 128, "RANK_BLOCK": 512}, blur_tiles={"ROWS": 16}):
         yield

@@ -112,6 +112,12 @@ def _greedy():
     bounds = torch.tensor([0, 500, 1152], dtype=torch.int32)
     packed = partial(pyramid_ops.greedy_select, x.flatten(0, 1), 64, cu_seqlens=bounds, max_seqlen=652)
     yield op, "maxmin, packed", packed, (6, 2)
+    prune, op = partial(pyramid_ops.bipartite_prune, x), "bipartite_prune"
+    yield op, "64 of 576", partial(prune, 64), (4, 0)
+    wide = torch.zeros(1, 1100, 64)
+    yield op, "two launches a round", partial(pyramid_ops.bipartite_prune, wide, 1060), (14, 0)
+    packed = partial(pyramid_ops.bipartite_prune, x.flatten(0, 1), 64, cu_seqlens=bounds, max_seqlen=652)
+    yield op, "packed", packed, (5, 2)
 
 
 def _plans():

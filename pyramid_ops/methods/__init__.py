@@ -1,9 +1,13 @@
-"""The published methods by name: tensors in, plans out, no model needed."""
+"""The published methods by name: tensors in, plans out, no model needed.
+
+Learned parts, and rules that are a few lines of this library, are in ``examples/recipes.py``.
+"""
 
 from . import retained
 from .decoder import *
 from .diverse import *
 from .encoder import *
+from .frames import *
 from .instruction import *
 from .levels import *
 from .merging import *

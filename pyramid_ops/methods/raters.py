@@ -136,7 +136,7 @@ def sparsevlm(
     References
     ----------
     Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
-    arXiv 2410.04417: before layers 2, 6 and 15.
+    arXiv 2410.04417: with the queries and keys of layers 2, 6 and 15, before the next one.
 
     Examples
     --------

@@ -9,11 +9,13 @@ __all__ = [
     "dycoke",
     "evs",
     "fastv",
+    "fastvid",
     "hired_described",
     "prunevid_llm",
     "pyramiddrop",
     "sparsevlm",
     "sparsevlm_recycle",
+    "vidcom2",
     "visionzip",
     "vscan_decode",
 ]
@@ -53,6 +55,20 @@ def evs(tokens_per_frame: int, frames: int, rate: float) -> int:
     (1024, 256)
     """
     return max(tokens_per_frame, int(tokens_per_frame * frames * (1 - rate)))
+
+
+def fastvid(windows: Sequence[int], salient: int, context: int, step: int = 4) -> int:
+    """Tokens that FastVID leaves of a video of segments of so many frames.
+
+    Of A frames with anchors each has ⌊context · L / A⌋. Of int(P · ratio) tokens of a frame the authors take
+    int(0.4 · those) as context.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.fastvid([1, 4, 11], salient=12, context=7)
+    302
+    """
+    anchors = [(length, -(-length // step)) for length in windows]
+    return sum(length * salient + frames * (context * length // frames) for length, frames in anchors)
 
 
 def fastv(tokens: int, ratio: float = 0.5) -> int:
@@ -121,9 +137,10 @@ def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:
 
 
 def sparsevlm(budget: int = 192) -> tuple[int, ...]:
-    """Image tokens after each stage of SparseVLM, before layers 2, 6 and 15: the authors' tables for 576 tokens.
+    """Image tokens that layers 2, 6 and 15 leave in SparseVLM: the authors' tables for 576 tokens.
 
-    Without those that :func:`sparsevlm_recycle` adds. The budget, 192, 128 or 64, is about their mean over layers.
+    Without those that :func:`sparsevlm_recycle` adds. The budget, 192, 128 or 64, is about their mean over layers, if
+    these three count as reading what they leave.
 
     >>> from pyramid_ops.methods import retained
     >>> retained.sparsevlm(128)
@@ -152,6 +169,16 @@ def vscan_decode(tokens: int, generated: int, rate: float = 0.5) -> int:
     75
     """
     return int(tokens * (1 - min(rate * generated / 20, 0.9)))
+
+
+def vidcom2(tokens_per_frame: int, frames: int, ratio: float = 0.25) -> int:
+    """Tokens that VidCom2 leaves of a video: the share `ratio`, at least one of each frame.
+
+    >>> from pyramid_ops.methods import retained
+    >>> retained.vidcom2(196, 32)
+    1568
+    """
+    return max(frames, round(tokens_per_frame * frames * ratio))
 
 
 def visionzip(dominant: int, contextual: int) -> int:

@@ -18,8 +18,8 @@ from triton.compiler.compiler import CompiledKernel
 
 from bench import compile as aot
 from bench import host, tiles
+from pyramid_ops.kernels.choosers import put
 from pyramid_ops.kernels.launch import _kinds
-from pyramid_ops.kernels.tiles import put
 from pyramid_ops.verify.cases import DESCRIPTIONS
 from pyramid_ops.verify.inputs import name
 from tests.dots import GRID_TILES, grid_dots_kernel, grid_dots_plus_one_kernel

@@ -16,7 +16,7 @@ import triton
 
 from bench.compile import RESULTS, committed
 from pyramid_ops._op import OPS
-from pyramid_ops.kernels.tiles import forcing
+from pyramid_ops.kernels.choosers import forcing
 from pyramid_ops.verify.cases import DESCRIPTIONS
 from tests import hostile
 from tests.bits import assert_same_bits, poisoned, to

@@ -258,9 +258,13 @@ def of_choices():
             "factor_tiles": {"ROWS": count, "BLOCK": block, "num_warps": 2},
             "step_tiles": {"ROWS": count, "BLOCK": block},
             "cover_tiles": {"ROWS": count, "BLOCK": block},
-            "dpp_limit": limit,
+            "alone_limit": limit,
         }
         yield f"greedy-{block}-{count}", tiles, greedy, count == 8
+    for block, count, limit in ((16, 4, 0), (32, 8, 1 << 18)):
+        pairs = {"ROWS": count, "BLOCK": block}
+        tiles = {"scan_tiles": pairs, "cover_tiles": pairs, "flat_tiles": {"BLOCK": block}, "alone_limit": limit}
+        yield f"rounds-{block}-{count}", tiles, some("bipartite_prune", "half", "packed-small"), False
 
 
 def of_plans():
@@ -298,7 +302,7 @@ CHOICES = list(marked())
 
 @pytest.mark.parametrize(("tiles", "calls"), CHOICES)
 def test_tiles_do_not_change_bits(device, tiles, calls):
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     for op, args in calls:
         expected = OPS[op].reference(*args)
@@ -308,14 +312,14 @@ def test_tiles_do_not_change_bits(device, tiles, calls):
 
 
 def test_every_chooser_is_forced():
-    from pyramid_ops.kernels.tiles import CHOOSERS
+    from pyramid_ops.kernels.choosers import CHOOSERS
 
     here = {"many_segments"}  # below
     assert {name for param in CHOICES for name in param.values[0]} | here == set(CHOOSERS)
 
 
 def test_many_segments_have_one_program_each(device):
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     def never(*_):
         raise AssertionError("several programs to a segment")
@@ -331,7 +335,7 @@ def test_many_segments_have_one_program_each(device):
 @pytest.mark.parametrize("by_index", [False, True])
 def test_full_size_topk(device, by_index):
     """A segment of 2^20 scores beside short ones; 5000 of them, so that they are sorted."""
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     tiles = {"chunk_tiles": {"CHUNK": 1 << 16, "BLOCK": 1 << 14, "num_warps": 4}} if device.type == "cpu" else {}
     bounds = inputs.int32(0, 100, 100 + (1 << 20), 20100 + (1 << 20))
@@ -345,7 +349,7 @@ def test_full_size_topk(device, by_index):
 @pytest.mark.slow
 def test_full_size_selection(device):
     """The documented size: 273 of 5440 tokens."""
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     tiles = {"gather_tiles": {"ROWS": 32}, "row_tiles": functools.partial(_rows, 64, 16)}
     made = [
@@ -359,7 +363,7 @@ def test_full_size_selection(device):
 
 @pytest.mark.slow
 def test_full_size_pyramid(device):
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     tiles = {"blur_tiles": {"ROWS": 128, "BLOCK": 256, "num_warps": 4}} if device.type == "cpu" else {}
     x = pyramid.special_image((1, 1, 512, 512), torch.float32)

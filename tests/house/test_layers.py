@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "methods": {"torch", "numpy", "plans", "ops", *BASE},
     "huggingface": {"torch", "transformers", "plans", "methods", "ops", *BASE},
     "serving": {"torch", "plans", "methods", "ops", *BASE},
-    "schedules": {"methods", *BASE},
+    "schedules": {"methods", "ops", *BASE},
     "cost": {"schedules", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},
     "verify": {"torch", "numpy", "", "reference", "ops", "plans", *BASE},

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyramid_ops import methods
-from tests.methods.layouts import LAYOUTS, best, check, places, probabilities, samples, with_text
+from tests.methods.layouts import LAYOUTS, best, check, kept, places, probabilities, samples, together, with_text
 
 K = {"dense": [7, 4], "padded": [7, 4], "packed": [7, 4, 9]}
 
@@ -94,3 +94,28 @@ def test_counts_on_the_host():
     assert [retained.sparsevlm(budget)[0] for budget in (192, 128, 64)] == [300, 303, 66]
     with pytest.raises(ValueError, match="sparsevlm: budget: expected one of 192, 128, 64, got 100"):
         retained.sparsevlm(100)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dtoma_decode(layout):
+    given = samples(layout, seed=9)
+    generator = torch.Generator().manual_seed(10)
+    for sample in given:
+        size = sample["image"].shape[0]
+        sample["unused"] = torch.randint(0, 4, (size,), generator=generator)
+        sample["scores"] = torch.rand(size, generator=generator) * 0.3
+        sample["referenced"] = torch.rand(size, generator=generator) < 0.3
+    tensors, where = together(layout, given)
+    names = ("scores", "image", "unused")
+    plan, unused = methods.dtoma_decode(*(tensors[name] for name in names), referenced=tensors["referenced"], **where)
+    found, start = kept(plan, layout, given), 0
+    for k, sample in enumerate(given):
+        size = sample["image"].shape[0]
+        scores = torch.where(sample["referenced"], 2 * sample["scores"], sample["scores"])
+        want = [0 if scores[i] >= 0.1 else int(sample["unused"][i]) + 1 for i in range(size)]
+        own = unused[start : start + size] if layout == "packed" else unused[k, -size:]
+        assert own.tolist() == want
+        assert found[k] == [i for i in range(size) if not sample["image"][i] or want[i] < 3]
+        start += size
+    with pytest.raises(TypeError, match="dtoma_decode: unused: expected dtype int32, int64"):
+        methods.dtoma_decode(tensors["scores"], tensors["image"], tensors["scores"])

@@ -181,3 +181,77 @@ def test_tokenflex(keep):
 def test_tokenflex_refuses_what_is_no_square():
     with pytest.raises(ValueError, match="tokenflex: keep: expected a square number, got 60"):
         methods.tokenflex(torch.rand(1, 9, 4), (3, 3), keep=60)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (9, 21)])
+@pytest.mark.parametrize("radii", [(0.15, 0.3, 0.6), (0.2,), ()])
+def test_foveal(grid, radii):
+    (rows, columns), gaze = grid, torch.tensor([[0.5, 0.5], [0.13, 0.91], [-1.0, 2.0]])
+    found = methods.foveal(gaze, grid, radii=radii)
+    assert len(found) == len(radii) + 1
+    for b in range(3):
+        want = [set() for _ in found]
+        for i in range(rows):
+            for j in range(columns):
+                down, across = (i + 0.5) / rows - gaze[b, 0].item(), (j + 0.5) / columns - gaze[b, 1].item()
+                level = sum((down * down + across * across) ** 0.5 >= radius for radius in radii)
+                want[level].add((i >> level) * -(-columns // 2**level) + (j >> level))
+        assert [set(plan.indices[b, : plan.counts[b]].tolist()) for plan in found] == want
+
+
+def test_foveal_refuses():
+    with pytest.raises(ValueError, match=r"foveal: gaze: expected \[B, 2\], got float32 \[1, 3\]"):
+        methods.foveal(torch.rand(1, 3), (4, 4))
+    with pytest.raises(ValueError, match="foveal: radii: expected ascending numbers above 0, got"):
+        methods.foveal(torch.rand(1, 2), (4, 4), radii=(0.5, 0.3))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_tension(count):
+    generator = torch.Generator().manual_seed(11)
+    balance = torch.rand(2, count, generator=generator)
+    pulls = [tuple(torch.rand(2, 2, 30, generator=generator).to(torch.bfloat16)) for _ in range(count)]
+    pulls = [(a[:, :].contiguous(), b.float()) for a, b in pulls]
+    t = balance.double()[:, :, None]
+    a, b = (torch.stack([pair[k].double() for pair in pulls], 1) for k in (0, 1))
+    want = ((1 - t) * a + t * b).mean(1)
+    torch.testing.assert_close(methods.tension(pulls, balance).double(), want, rtol=1e-6, atol=1e-6)
+
+
+def test_tension_refuses():
+    x = torch.rand(2, 9)
+    with pytest.raises(ValueError, match=r"tension: balance: expected \[2, 1\]"):
+        methods.tension([(x, x)], torch.rand(2, 2))
+    with pytest.raises(TypeError, match=r"tension: pulls\[0\]: expected a pair of tensors"):
+        methods.tension([x], torch.rand(2, 1))
+    with pytest.raises(TypeError, match="tension: pulls: expected a non-empty list of pairs"):
+        methods.tension([], torch.rand(2, 1))
+
+
+def test_redundant_levels():
+    generator = torch.Generator().manual_seed(12)
+    coarse = torch.randn(2, 4, 24, generator=generator)
+    middle = coarse.view(2, 2, 2, 24).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+    middle[1] += torch.randn(16, 24, generator=generator)
+    fine = torch.randn(2, 64, 24, generator=generator)
+    grids = [(8, 8), (4, 4), (2, 2)]
+    found = methods.redundant_levels([fine, middle, coarse], grids)
+    assert found.tolist() == [[False, True, False], [False, False, False]]
+    means = fine.double().view(2, 4, 2, 4, 2, 24).mean((2, 4)).flatten(1, 2)
+    near = torch.nn.functional.cosine_similarity(means, middle.double(), dim=2).mean(1)
+    for limit in (near[0] - 0.01, near[0] + 0.01):
+        assert methods.redundant_levels([fine, middle], grids[:2], threshold=float(limit))[0, 0] == (near[0] > limit)
+    with pytest.raises(ValueError, match="redundant_levels: grids: expected one for each of 2 levels, got 3"):
+        methods.redundant_levels([fine, middle], grids)
+
+
+def test_query_regions():
+    generator = torch.Generator().manual_seed(13)
+    x, query = torch.randn(2, 48, 6, generator=generator), torch.randn(2, 6, generator=generator)
+    found = methods.query_regions(x, (8, 6), query, regions=(4, 3))
+    means = x.double().view(2, 4, 2, 3, 2, 6).mean((2, 4))
+    near = torch.nn.functional.cosine_similarity(means, query[:, None, None].double(), dim=3) >= 0.3
+    want = near.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    assert torch.equal(found, want)
+    assert want.any()
+    assert not want.all()

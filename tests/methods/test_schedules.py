@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyramid_ops import __main__ as cli
-from pyramid_ops import cost, schedules
+from pyramid_ops import cost, plans, schedules
 
 LAYERS = 32
 
@@ -37,7 +37,9 @@ def test_published_counts():
     assert schedules.pyramiddrop(576, LAYERS).tokens == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
     for budget in (192, 128, 64):
         found = schedules.sparsevlm(576, LAYERS, budget=budget).tokens
-        assert abs(sum(found) / LAYERS - budget) < 8, budget
+        # The authors name tables as if layers that score read what they leave.
+        assert abs(sum([*found[1:], found[-1]]) / LAYERS - budget) < 8, budget
+    assert schedules.sparsevlm(576, LAYERS).scored == [(3, "text"), (7, "text"), (16, "text")]
     assert schedules.prunevid(720, LAYERS).tokens == [720] * 10 + [288] * 22
     assert schedules.falling(100, 8).tokens == [100, 100, 80, 80, 60, 60, 40, 40]
     assert schedules.vscan(576, LAYERS, keep=128).tokens == [128] * 16 + [64] * 16
@@ -67,6 +69,29 @@ def test_most_tokens(limit):
     assert schedules.most_tokens(lambda n: n // 2 * 2, limit, 100) == max(within, default=-1)
 
 
+def test_joint_budgets():
+    assert schedules.joint(576, 64, 700) == (576, 64)
+    assert schedules.joint(576, 64, 64) == (0, 64)
+    assert schedules.joint(576, 64, 100, weights=(1, 1)) == (50, 50)
+    assert schedules.joint(576, 64, 192, weights=(1, 2)) == (128, 64)  # 128 words are more than there are
+    assert schedules.joint(576, 64, 100, weights=(9.5, 0.5), minimum=(0, 20)) == (80, 20)
+    assert schedules.joint(20, 64, 84, weights=(1, 0.01)) == (20, 64)
+    with pytest.raises(ValueError, match="joint: budget: expected at least the 64 tokens of text, got 63"):
+        schedules.joint(576, 64, 63)
+    with pytest.raises(ValueError, match="joint: weights: expected two numbers from 0 that are not both 0"):
+        schedules.joint(576, 64, 100, weights=(0, 0))
+
+
+def test_joint_selection():
+    """The recipe of the docstring: the best of both kinds by one score."""
+    scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(0))
+    there = torch.arange(30) >= torch.tensor([[0], [6]])
+    plan = plans.keep(scores, 9, candidates=there)
+    for b in range(2):
+        among = there[b].nonzero()[:, 0].tolist()
+        assert plan.indices[b].tolist() == sorted(sorted(among, key=lambda i: -scores[b, i])[:9])
+
+
 @pytest.mark.parametrize("name", schedules.METHODS)
 @pytest.mark.parametrize("budget", [0, 36, 100, 192, 400, 576])
 def test_at_budget(name, budget):
@@ -81,7 +106,7 @@ def test_at_budget(name, budget):
     if name == "before":
         assert found.tokens == [budget] * LAYERS
     if name == "sparsevlm" and budget in (192, 400):
-        assert found == schedules.sparsevlm(576, LAYERS, budget=192)
+        assert found == schedules.sparsevlm(576, LAYERS, budget=128 if budget == 192 else 192)
     if name == "fastv" and found and budget < 576:
         assert sum(found.tokens) / LAYERS > budget - 2
 

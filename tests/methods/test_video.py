@@ -161,6 +161,11 @@ def test_prunevid(windows, ratio):
         assert plan.sizes[b].sum() == 6 * size
 
 
+def test_prunevid_of_no_samples():
+    plan, sizes = methods.prunevid(torch.rand(0, 3, 9, 4), [2, 1])
+    assert (plan.rows.shape, sizes.shape) == ((0, 27), (0, 5))
+
+
 def test_prunevid_refuses():
     with pytest.raises(ValueError, match="prunevid: windows: expected 3 frames in all, got"):
         methods.prunevid(torch.rand(1, 3, 9, 4), [2, 2])

@@ -117,7 +117,7 @@ def test_kernel_equals_reference(device, counts):
 @pytest.mark.kernel
 @pytest.mark.parametrize(("rows", "block"), [(1, 1), (16, 4), (4, 256)])
 def test_tiles_do_not_change_bits(device, rows, block):
-    from pyramid_ops.kernels.tiles import forcing
+    from pyramid_ops.kernels.choosers import forcing
 
     tensors = [torch.arange(B * 2 * N * 9, dtype=torch.int16).view(B, 2, N, 9)]
     args = (tensors, INDICES, torch.tensor([4, 1, 5], dtype=torch.int32), None)

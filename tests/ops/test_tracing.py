@@ -173,8 +173,8 @@ def nearest_packed(x, bounds):
 
 
 @call(tokens)
-def dpc_knn(x):
-    return list(pyramid_ops.dpc_knn(x, 3, 2)[:3])
+def dpc_knn_and_bipartite_prune(x):
+    return [*pyramid_ops.dpc_knn(x, 3, 2)[:3], *pyramid_ops.bipartite_prune(x, 3)[:2]]
 
 
 @call(packed, offsets, lambda batch, n: (torch.arange(batch) % 5).int())

@@ -17,7 +17,7 @@ from bench.compile import RESULTS
 from bench.executed import kernels_by_module
 from pyramid_ops import kernels as _kernels
 from pyramid_ops._op import OPS
-from pyramid_ops.kernels.tiles import forcing
+from pyramid_ops.kernels.choosers import forcing
 from pyramid_ops.verify.cases import DESCRIPTIONS
 from pyramid_ops.verify.describe import Case
 from tests.bits import to

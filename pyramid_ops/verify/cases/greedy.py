@@ -170,6 +170,6 @@ DESCRIPTIONS = [
         dtypes=FEATURES,
         scattered=("_apart_kernel", "_bounds_kernel", "_keep_tokens_kernel", "_maxmin_kernel", "_picks_kernel"),
         dots=("_farthest_kernel", "_gram_kernel", "_spread_kernel"),
-        limits={"gram_limit": 0, "dpp_limit": 0},
+        limits={"gram_limit": 0, "alone_limit": 0},
     ),
 ]
