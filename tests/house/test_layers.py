@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "cost": {"schedules", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},
     "verify": {"torch", "numpy", "", "reference", "ops", "plans", *BASE},
-    "demo": {"torch", "numpy", "", "matplotlib", "PIL", "rich", "skimage", *BASE},
+    "demo": {"torch", "numpy", "", "methods", "plans", "matplotlib", "PIL", "rich", "skimage", *BASE},
     "": {"plans", "ops", *BASE},
     "__main__": {"cost", "demo", "schedules", "verify", "torch", "numpy", "", *BASE},
 }
