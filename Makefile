@@ -61,6 +61,7 @@ check: $(READY)
 
 # Pages, API reference and gallery in docs/_build/html; a warning is an error.
 docs: $(VENV)/.docs
+	rm -rf docs/generated docs/_build
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 $(VENV)/.docs: $(READY)

@@ -87,7 +87,8 @@ def part(document: str, start: str, ends: tuple[str, ...] = ("\n\n",)) -> str:
 def markdown(text: str) -> str:
     """The few roles and literals of reStructuredText that docstrings have."""
     text = re.sub(r":func:`~?([\w.]+)`", lambda name: f"{{func}}`{target(name[1])}`", text)
-    return text.replace("``", "`").replace("*", r"\*").replace("|", r"\|")
+    outside = re.split(r"(`[^`]*`)", text.replace("``", "`"))
+    return "".join(part if part.startswith("`") else re.sub(r"([*|])", r"\\\1", part) for part in outside)
 
 
 def target(name: str) -> str:
@@ -120,7 +121,7 @@ def methods_page() -> str:
     return "\n".join(lines)
 
 
-def listed(names: Iterator[str] | list[str]) -> list[str]:
+def listed(names: list[str]) -> list[str]:
     head = ["```{eval-rst}", ".. autosummary::", "   :toctree: api", "   :nosignatures:", ""]
     return [*head, *(f"   {name}" for name in names), "```", ""]
 
@@ -133,10 +134,9 @@ def api_page() -> str:
         line: `help(pyramid_ops.select_topk_levels)`.
         """
     lines = [textwrap.dedent(text), "## Ops", ""]
-    for module, rows in by_file(pyramid_ops).items():
-        lines += [f"### {summary(module)}", "", *listed([f"pyramid_ops.{name}" for name, _ in rows])]
+    lines += listed([f"pyramid_ops.{name}" for name, _ in functions(pyramid_ops)])
     results = [name for name in pyramid_ops.__all__ if inspect.isclass(getattr(pyramid_ops, name))]
-    lines += ["### What ops return", "", *listed([f"pyramid_ops.{name}" for name in results])]
+    lines += ["## What ops return", "", *listed([f"pyramid_ops.{name}" for name in results])]
     for title, module in (
         ("Plans", plans),
         ("Methods", methods),
@@ -156,13 +156,8 @@ def api_page() -> str:
 
 def supported_table() -> str:
     """Methods by models of transformers."""
-    models = hf.supported()
-    names = sorted({name for own in models.values() for name in own})
-    lines = [f"| method | {' | '.join(f'`{model}`' for model in models)} |", "|---" * (len(models) + 1) + "|"]
-    for name in names:
-        cells = ["yes" if name in own else "" for own in models.values()]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = (f"| `{model}` | {', '.join(f'`{name}`' for name in names)} |" for model, names in hf.supported().items())
+    return "\n".join(["| `config.model_type` | methods |", "|---|---|", *rows, ""])
 
 
 def timed_table(short: bool = False) -> str:

@@ -21,7 +21,7 @@ from .select import pasted
 from .standins import StandIns, stand_ins
 from .usage import UsageError, check_at_least_one, check_out, check_patch_size, printable
 
-MOST = 32  # patches a side: a photo that has more is made smaller, as for a vision tower
+MOST = 24  # patches a side, as LLaVA-1.5 has: a photo that has more is made smaller
 LEAST = 8  # tokens that every method can choose
 COLUMNS = 5
 

@@ -52,9 +52,9 @@ def test_default_photo_selects_273_of_1360(default):
         assert len(drawn.convert("RGB").getcolors(1 << 24)) > 1000
 
 
-def test_readme_tells_what_the_demo_prints(default):
+def test_the_page_tells_what_the_demo_prints(default):
     _, printed = default
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/start.md").read_text()
     rows = {
         "kept by detail": r"\| kept by \*detail\*.*?\| ([\d.]+) dB \| (\d+) % \|",
         "uniform choice": r"\| uniform choice \| ([\d.]+) dB \| (\d+) % \|",
@@ -62,7 +62,7 @@ def test_readme_tells_what_the_demo_prints(default):
         "plain downscaling": r"\| the photo plainly downscaled.*?\| \**([\d.]+) dB\** \| (\d+) % \|",
     }
     for name, pattern in rows.items():
-        told = re.search(pattern, readme).groups()
+        told = re.search(pattern, page).groups()
         assert re.search(rf"{name}\W+([\d.]+)\W+(\d+)%", printed).groups() == told
 
 

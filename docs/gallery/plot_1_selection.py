@@ -32,7 +32,9 @@ def doubled(x):
     return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
 
 
-details = [fine - doubled(coarse) for fine, coarse in itertools.pairwise(levels)] + levels[-1:]
+details = [
+    fine - doubled(coarse) for fine, coarse in itertools.pairwise(levels)
+] + levels[-1:]
 scores = [pyramid_ops.token_norm(pyramid_ops.patchify(x, PATCH)) for x in details]
 
 # %%
@@ -41,7 +43,9 @@ scores = [pyramid_ops.token_norm(pyramid_ops.patchify(x, PATCH)) for x in detail
 
 budgets = [*pyramid_ops.allocate_budgets(257, [0.45, 0.33, 0.22], [1024, 256, 64]), 16]
 kept, indices = pyramid_ops.select_topk_levels(tokens, saliency=scores, budgets=budgets)
-positions = pyramid_ops.gather_levels(pyramid_ops.patch_positions(levels, PATCH), indices)
+positions = pyramid_ops.gather_levels(
+    pyramid_ops.patch_positions(levels, PATCH), indices
+)
 kept.shape, positions[0, :3].tolist()
 
 # %%
@@ -52,7 +56,11 @@ def painted(ground, level, picture):
     """The kept patches of a level on a ground."""
     ground = ground.clone()
     for _, row, column in positions[0][positions[0, :, 0] == level].tolist():
-        here = (..., slice(row * PATCH, (row + 1) * PATCH), slice(column * PATCH, (column + 1) * PATCH))
+        here = (
+            ...,
+            slice(row * PATCH, (row + 1) * PATCH),
+            slice(column * PATCH, (column + 1) * PATCH),
+        )
         ground[here] = picture[here]
     return ground
 

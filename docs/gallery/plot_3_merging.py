@@ -28,13 +28,19 @@ axes[0].set_title("1024 patches", fontsize=10)
 sizes, group = torch.ones(1, 1024), torch.arange(1024)[None]
 for axis, left in zip(axes[1:], (512, 256, 102), strict=True):
     while metric.shape[1] > left:
-        plan = plans.tome(metric, min(metric.shape[1] - left, metric.shape[1] // 2), order="original")
+        plan = plans.tome(
+            metric, min(metric.shape[1] - left, metric.shape[1] // 2), order="original"
+        )
         metric, colours, sizes = plans.apply(
             plan, [metric, colours, sizes], weights=sizes, mode=["mean", "mean", "sum"]
         )
         group = plan.rows.gather(1, group)
-    axis.imshow(colours[0, group[0]].view(32, 32, 3).clamp(0, 1), interpolation="nearest")
-    axis.set_title(f"{left} tokens, the largest of {int(sizes.max())} patches", fontsize=10)
+    axis.imshow(
+        colours[0, group[0]].view(32, 32, 3).clamp(0, 1), interpolation="nearest"
+    )
+    axis.set_title(
+        f"{left} tokens, the largest of {int(sizes.max())} patches", fontsize=10
+    )
 for axis in axes:
     axis.set_axis_off()
 
