@@ -59,5 +59,12 @@ html_show_sphinx = False
 html_theme_options = {"top_of_page_buttons": []}
 
 
+def link_names(app, document, source):
+    """Names in the tables of ops and methods lead to their pages."""
+    if document in ("ops", "methods"):
+        source[0] = pages.with_links(source[0])
+
+
 def setup(app):
     app.connect("config-inited", lambda app, config: pages.write(DOCS / "generated"), priority=1)
+    app.connect("source-read", link_names)

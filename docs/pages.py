@@ -154,6 +154,19 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
+def with_links(text: str) -> str:
+    """Rows of a table whose names of functions are links."""
+
+    def linked(name: re.Match) -> str:
+        for module in (pyramid_ops, methods):
+            if inspect.isfunction(getattr(module, name[1], None)) and name[1] in module.__all__:
+                return f"{{py:func}}`~{module.__name__}.{name[1]}`"
+        return name[0]
+
+    lines = text.splitlines(keepends=True)
+    return "".join(re.sub(r"`(\w+)`", linked, line) if line.startswith("|") else line for line in lines)
+
+
 def supported_table() -> str:
     """Methods by models of transformers."""
     rows = (f"| `{model}` | {', '.join(f'`{name}`' for name in names)} |" for model, names in hf.supported().items())

@@ -132,6 +132,7 @@ def test_no_private_name_crosses_files(module):
 
 
 SOURCES = [path for room in ("bench", "tests") for path in sorted((ROOT / room).rglob("*.py"))] + list(MODULES.values())
+SOURCES += [path for room in ("docs", "docs/gallery", "examples") for path in sorted((ROOT / room).glob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
