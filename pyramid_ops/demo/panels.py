@@ -111,6 +111,10 @@ def scope(s: StandIns, keep: int) -> Kept:
     return patches(methods.scope(s.x, s.deep, keep=keep))
 
 
+def greedyprune(s: StandIns, keep: int) -> Kept:
+    return patches(methods.greedyprune(s.x, s.deep, keep=keep))
+
+
 def vscan(s: StandIns, keep: int) -> Kept:
     rows, columns = s.grid
     plan = methods.vscan(s.x, s.shallow, s.deep, keep=keep, grid=s.grid, window=(rows // 4, columns // 4))
@@ -164,6 +168,7 @@ PANELS: dict[str, Rule] = {
     "DivPrune": divprune,
     "CDPruner": cdpruner,
     "SCOPE": scope,
+    "GreedyPrune": greedyprune,
     "PTP": ptp,
     "ToMe": tome,
     "DToMA": dtoma_merge,
