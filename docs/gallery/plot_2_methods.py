@@ -22,7 +22,7 @@ PATCH, KEEP = 16, 64
 photo = load(None, PATCH, 3, MOST).pixels
 given = stand_ins(photo, PATCH, (0.2, 0.43))
 
-columns = 4
+columns = min((3, 4, 5), key=lambda columns: -(len(PANELS) + 1) % columns)
 rows = -(-(len(PANELS) + 1) // columns)
 figure, axes = plt.subplots(
     rows, columns, figsize=(10, 2.75 * rows), layout="constrained"
@@ -39,6 +39,6 @@ for axis, (name, rule) in zip(others, PANELS.items(), strict=False):
     draw_panel(axis, photo, PATCH, given.grid, Panel(name, rule(given, KEEP), 0.0))
 
 # %%
-# Attention of the last word follows what is alike (first row); the encoder's attention follows detail; diversity
-# (DivPrune, CDPruner, SCOPE) spreads the picks over what there is; ToMe, DToMA and levels of detail keep an average of
+# Attention of the last word follows what is alike; the encoder's attention follows detail; diversity
+# (DivPrune, CDPruner, SCOPE, GreedyPrune) spreads the picks over what there is; ToMe, DToMA and levels of detail keep an average of
 # everything.

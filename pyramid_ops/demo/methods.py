@@ -23,7 +23,6 @@ from .usage import UsageError, check_at_least_one, check_out, check_patch_size, 
 
 MOST = 24  # patches a side, as LLaVA-1.5 has: a photo that has more is made smaller
 LEAST = 8  # tokens that every method can choose
-COLUMNS = 5
 
 
 class Panel(NamedTuple):
@@ -62,8 +61,9 @@ def run(image: str | None, tokens: int, patch_size: int, at: list[float], out: s
 
 
 def draw(out: str, photo: Photo, patch: int, given: StandIns, panels: list[Panel]) -> None:
-    rows = math.ceil((len(panels) + 1) / COLUMNS)
-    with canvas(out, photo, rows=rows, columns=COLUMNS, side=2.6, margin=1.2) as figure:
+    pictures = len(panels) + 1
+    columns = min((5, 6, 7), key=lambda columns: -pictures % columns)  # the fewest empty places
+    with canvas(out, photo, rows=math.ceil(pictures / columns), columns=columns, side=2.6, margin=1.2) as figure:
         first, *others = figure.axes
         show(first, photo.pixels, f"{photo.title}\n{given.x.shape[1]} patches; marked: the words")
         outline(first, words(given), patch, "black")

@@ -24,7 +24,7 @@ def test_methods_side_by_side(photo, tmp_path, capsys, monkeypatch):
     for name in panels.PANELS:
         assert name in printed
     with Image.open(out) as drawn:
-        assert drawn.height > 800
+        assert drawn.width > 1000
 
 
 @pytest.mark.parametrize("pixels", [torch.zeros(1, 3, 32, 64), torch.rand(1, 3, 32, 32)], ids=["flat", "noise"])
