@@ -39,6 +39,6 @@ for axis, (name, rule) in zip(others, PANELS.items(), strict=False):
     draw_panel(axis, photo, PATCH, given.grid, Panel(name, rule(given, KEEP), 0.0))
 
 # %%
-# Attention of the last word follows what is alike; the encoder's attention follows detail; diversity
-# (DivPrune, CDPruner, SCOPE, GreedyPrune) spreads the picks over what there is; ToMe, DToMA and levels of detail keep an average of
-# everything.
+# Attention of the last word follows what is alike; the encoder's attention follows
+# detail; diversity (DivPrune, CDPruner, SCOPE, GreedyPrune) spreads the picks over what
+# there is; ToMe, DToMA and levels of detail keep an average of everything.
