@@ -24,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-included = [f"generated/{name}.md" for name in ("bench", "cpu", "supported")]
+included = [f"generated/{name}.md" for name in ("bench", "cpu", "measured", "supported")]
 exclude_patterns = ["_build", "gallery", *included]
 templates_path = ["_templates"]
 

@@ -42,6 +42,7 @@ def write(folder: pathlib.Path) -> None:
         "api": api_page(),
         "cpu": timed_table(),
         "supported": supported_table(),
+        "measured": measured(),
         "bench": re.sub(r"\[[^]]*\]\((results/[^)]*)\)", r"`bench/\1`", (ROOT / "bench/README.md").read_text()),
         "contributing": (ROOT / "CONTRIBUTING.md")
         .read_text()
@@ -187,6 +188,13 @@ def timed_table(short: bool = False) -> str:
             row = (words.removeprefix("* "), f"{own:.3g}", f"{eager:.3g}", f"{compiled:.3g}", f"{eager / own:.2f}×")
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def measured() -> str:
+    """All tables of `bench/results/` that stand on no other page and are no tables of code."""
+    elsewhere = ("attention", "greedy", "merging", "nearest", "coverage", "mutants", "compile", "executed", "tiles")
+    paths = sorted((ROOT / "bench/results").glob("*.md"))
+    return "\n\n".join(path.read_text() for path in paths if path.stem not in elsewhere)
 
 
 def with_times(readme: str) -> str:

@@ -25,7 +25,7 @@ given = stand_ins(photo, PATCH, (0.2, 0.43))
 columns = min((3, 4, 5), key=lambda columns: -(len(PANELS) + 1) % columns)
 rows = -(-(len(PANELS) + 1) // columns)
 figure, axes = plt.subplots(
-    rows, columns, figsize=(10, 2.75 * rows), layout="constrained"
+    rows, columns, figsize=(10, 11.5 / columns * rows), layout="constrained"
 )
 for axis in axes.flat:
     axis.set_axis_off()
