@@ -9,7 +9,7 @@ PYTEST := $(PYTHON) $(PARALLEL)
 TRITONS := 3.6.0 3.7.1
 COMPILED := tests/code/test_aot.py tests/code/test_executed.py tests/code/test_executed_counts.py
 
-.PHONY: demo quick op test test-all test-tritons check golden bench gpu clean
+.PHONY: demo quick op test test-all test-tritons check docs golden bench gpu clean
 
 demo: $(READY)
 	$(PYTHON) -m pyramid_ops select
@@ -59,6 +59,15 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Pages, API reference and gallery in docs/_build/html; a warning is an error.
+docs: $(VENV)/.docs
+	rm -rf docs/generated docs/_build
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+$(VENV)/.docs: $(READY)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt --no-build-isolation -e ".[docs]"
+	touch $@
+
 # Only where the specification changes: see tests/update_golden.py.
 golden: $(READY)
 	$(PYTHON) -m tests.update_golden
@@ -71,4 +80,4 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m tests.gpu
 
 clean:
-	rm -rf .venv .venv-triton-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-triton-* docs/_build docs/generated build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

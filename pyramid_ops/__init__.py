@@ -35,7 +35,7 @@ from .plans.halves import *
 from .plans.merged import *
 from .results import *
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Each file's `__all__` says what of it is public.
 __all__ = sorted(name for name, value in globals().items() if getattr(value, "__module__", "").startswith(__name__))

@@ -53,6 +53,21 @@ def parser() -> Parser:
     merge.add_argument(
         "--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares of patches to keep (default: .5 .25 .1)"
     )
+    methods = drawing(
+        "methods",
+        "what each published method keeps of a picture, side by side",
+        "pyramid-ops methods photo.jpg --tokens 64 --at 0.2 0.45",
+        "methods.png",
+    )
+    methods.add_argument("--tokens", type=int, default=64, help="patches to keep (default: %(default)s)")
+    methods.add_argument(
+        "--at",
+        type=float,
+        nargs=2,
+        default=[0.5, 0.5],
+        metavar=("DOWN", "ACROSS"),
+        help="where the patches are that stand for an instruction's words, from 0 to 1 (default: the middle)",
+    )
     command(
         "verify",
         "check that this machine computes the same bits as every other",
@@ -79,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(parser().parse_args(argv))
     command = options.pop("command")
     if command == "verify":
-        return verify.main()
+        try:
+            bar = {"progress": importlib.import_module(".demo.console", __package__).progress}
+        except ModuleNotFoundError:  # a bar is all that the extra adds
+            bar = {}
+        return verify.main(**bar)
     if command == "cost":
         return _cost(**options)
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be set and missing here

@@ -29,13 +29,19 @@ class Photo(NamedTuple):
         return self.name if len(self.name) <= 36 else f"…{self.name[-35:]}"
 
 
-def load(path: str | None, patch: int, levels: int) -> Photo:
-    """The photo, cropped so that the coarsest level is whole patches."""
+def load(path: str | None, patch: int, levels: int, most: int | None = None) -> Photo:
+    """The photo, cropped so that the coarsest level is whole patches; made smaller to at most so many a side."""
     array, name = (data.astronaut(), "astronaut (scikit-image)") if path is None else (read(path), printable(path))
+    if most is not None and max(array.shape[:2]) > most * patch:
+        scale = most * patch / max(array.shape[:2])
+        size = [max(1, round(side * scale)) for side in array.shape[1::-1]]
+        array = np.asarray(Image.fromarray(array).resize((size[0], size[1]), Image.Resampling.LANCZOS))
     height, width = array.shape[:2]
     if min(height, width) < patch:
         raise UsageError(f"IMAGE: expected at least one patch of {patch}×{patch} pixels, got {height}×{width}")
     unit = patch << min(levels - 1, 64)
+    if min(height, width) < unit and most is not None:
+        raise UsageError(f"IMAGE: expected at least {unit}×{unit} pixels, got {height}×{width}")
     if min(height, width) < unit:
         most = (min(height, width) // patch).bit_length()
         raise UsageError(f"--levels: expected at most {most} for {height}×{width} pixels, got {levels}")

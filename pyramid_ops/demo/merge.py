@@ -4,6 +4,7 @@ import time
 from typing import NamedTuple
 
 import torch
+from matplotlib.axes import Axes
 from rich.table import Table
 from torch import Tensor
 
@@ -77,13 +78,18 @@ def draw(out: str, photo: Photo, patch: int, results: list[Merged]) -> None:
             grid = result.group.view(rows, columns)
             title = f"{result.left} tokens left\nlargest group: {result.largest} patches"
             show(axis, result.colours[grid].permute(2, 0, 1)[None], title)
-            y, x = (grid[:, 1:] != grid[:, :-1]).nonzero(as_tuple=True)
-            axis.vlines(x + 0.5, y - 0.5, y + 0.5, colors="black", linewidth=0.5)
-            y, x = (grid[1:] != grid[:-1]).nonzero(as_tuple=True)
-            axis.hlines(y + 0.5, x - 0.5, x + 0.5, colors="black", linewidth=0.5)
+            borders(axis, grid)
         figure.suptitle(
             "Patches that ToMe's matching merged, each group in its mean colour. Matched: the pixels of the patches "
             "less the mean patch, not a trained encoder.",
             fontsize=10,
             wrap=True,
         )
+
+
+def borders(axis: Axes, grid: Tensor) -> None:
+    """Lines between patches of different groups, int64 `[rows, columns]`."""
+    y, x = (grid[:, 1:] != grid[:, :-1]).nonzero(as_tuple=True)
+    axis.vlines(x + 0.5, y - 0.5, y + 0.5, colors="black", linewidth=0.5)
+    y, x = (grid[1:] != grid[:-1]).nonzero(as_tuple=True)
+    axis.hlines(y + 0.5, x - 0.5, x + 0.5, colors="black", linewidth=0.5)

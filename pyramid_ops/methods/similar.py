@@ -43,9 +43,9 @@ def dart(
 ) -> Keep:
     """DART: image tokens stay that duplicate none of a few pivots.
 
-    Rule: pivots are the 4 image tokens and the 4 text tokens with the greatest Σ |k| over all heads. For one after the
-    other, the `each` image tokens with the least cosine of hidden states to it stay, of those that do not stay yet; and
-    the pivots of the image.
+    Rule: pivots are the 4 image tokens and the 4 text tokens with the greatest Σ ``|k|`` over all heads. For one after
+    the other, the `each` image tokens with the least cosine of hidden states to it stay, of those that do not stay yet;
+    and the pivots of the image.
 
     Parameters
     ----------

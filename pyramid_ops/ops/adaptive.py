@@ -47,7 +47,7 @@ def adaptive_weights(
         variance is the unbiased variance over all features of all tokens of a sample.
     lengths : Tensor, optional
         int32, int64 or bool ``[B]``: tokens of each instruction, the rest is padding. Default: T.
-    weights : sequence of rows
+    weights : sequence of sequence of float
         One row for each difficulty, easiest first, one non-negative float for each level. As weights of budgets, 0
         switches a level off.
     thresholds : sequence of float

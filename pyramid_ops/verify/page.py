@@ -1,15 +1,16 @@
 """The page that says whether this machine computes the bits that every other computes."""
 
+import contextlib
 import pathlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from .._op import OPS, interpreted, use_backend
-from .digests import run
+from .digests import Result, run
 
 
 def _backends() -> Iterator[tuple[str, str, str]]:
@@ -41,7 +42,15 @@ def _version(module: str) -> str:
         return "not installed"
 
 
-def main() -> int:
+#: What shows how far it is: of so many steps, a context whose value is called after each.
+Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[], None]]]
+
+
+def _silent(steps: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    return contextlib.nullcontext(lambda: None)
+
+
+def main(progress: Progress = _silent) -> int:
     """Print a page; 0 where all digests are equal, else 1."""
     from .. import __version__
 
@@ -56,8 +65,11 @@ def main() -> int:
     for label, backend, device in _backends():
         started = time.perf_counter()
         # The interpreter's NumPy would warn where a kernel computes inf − inf.
-        with use_backend(backend), np.errstate(all="ignore"):  # type: ignore[arg-type]
-            results = list(run(sorted(OPS), device))
+        results: list[Result] = []
+        with use_backend(backend), np.errstate(all="ignore"), progress(len(OPS)) as advance:  # type: ignore[arg-type]
+            for op in sorted(OPS):
+                results += run([op], device)
+                advance()
         wrong = [result for result in results if result.problem]
         failed |= bool(wrong)
         for op in sorted(OPS):

@@ -25,40 +25,12 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("skimage")
 
 from pyramid_ops.demo import console, figures, images, merge, select, usage  # noqa: E402
+from tests.demo.pictures import picture  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 Image.init()
 # All formats that Pillow writes and reads itself: of EPS a program of its own makes pixels.
 FORMATS = sorted(set(Image.SAVE) & set(Image.OPEN) - {"EPS"})
-
-
-def picture(height: int, width: int) -> Image.Image:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
-
-
-@pytest.fixture
-def photo(tmp_path):
-    picture(100, 150).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
-
-@pytest.fixture
-def refused(capsys):
-    """Runs a command that must fail; its error without the newline."""
-
-    def run(*arguments) -> str:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        error = capsys.readouterr().err
-        assert code == 2, error
-        assert error.count("\n") == 1, error
-        return error.rstrip("\n")
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +52,9 @@ def test_default_photo_selects_273_of_1360(default):
         assert len(drawn.convert("RGB").getcolors(1 << 24)) > 1000
 
 
-def test_readme_tells_what_the_demo_prints(default):
+def test_the_page_tells_what_the_demo_prints(default):
     _, printed = default
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/start.md").read_text()
     rows = {
         "kept by detail": r"\| kept by \*detail\*.*?\| ([\d.]+) dB \| (\d+) % \|",
         "uniform choice": r"\| uniform choice \| ([\d.]+) dB \| (\d+) % \|",
@@ -90,7 +62,7 @@ def test_readme_tells_what_the_demo_prints(default):
         "plain downscaling": r"\| the photo plainly downscaled.*?\| \**([\d.]+) dB\** \| (\d+) % \|",
     }
     for name, pattern in rows.items():
-        told = re.search(pattern, readme).groups()
+        told = re.search(pattern, page).groups()
         assert re.search(rf"{name}\W+([\d.]+)\W+(\d+)%", printed).groups() == told
 
 
@@ -440,7 +412,7 @@ def test_progress_shows_on_a_terminal_only(capsys, monkeypatch):
         assert bool(capsys.readouterr().err) == bool(terminal)
 
 
-@pytest.mark.parametrize("command", ["select", "merge", "verify"])
+@pytest.mark.parametrize("command", ["select", "merge", "methods", "verify", "cost"])
 def test_help_has_one_example_that_parses(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "cost": {"schedules", *BASE},
     "compat": {"torch", "numpy", "plans", "ops", *BASE},
     "verify": {"torch", "numpy", "", "reference", "ops", "plans", *BASE},
-    "demo": {"torch", "numpy", "", "matplotlib", "PIL", "rich", "skimage", *BASE},
+    "demo": {"torch", "numpy", "", "methods", "plans", "matplotlib", "PIL", "rich", "skimage", *BASE},
     "": {"plans", "ops", *BASE},
     "__main__": {"cost", "demo", "schedules", "verify", "torch", "numpy", "", *BASE},
 }
@@ -132,6 +132,7 @@ def test_no_private_name_crosses_files(module):
 
 
 SOURCES = [path for room in ("bench", "tests") for path in sorted((ROOT / room).rglob("*.py"))] + list(MODULES.values())
+SOURCES += [path for room in ("docs", "docs/gallery", "examples") for path in sorted((ROOT / room).glob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

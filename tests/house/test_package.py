@@ -17,9 +17,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_public_surface():
-    """What the README's table names, each documented; beside it the tuples that ops return."""
+    """What the table of docs/ops.md names, each documented; beside it the tuples that ops return."""
     functions = [name for name in pyramid_ops.__all__ if inspect.isfunction(getattr(pyramid_ops, name))]
-    table = [line.split("|")[1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    table = [line.split("|")[1] for line in (ROOT / "docs/ops.md").read_text().splitlines() if line.startswith("| `")]
     assert set(functions) == {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
     for name in functions:
         document = inspect.getdoc(getattr(pyramid_ops, name))
@@ -88,6 +88,24 @@ def test_use_backend_rejects_unknown_names():
             pass
 
 
+def test_the_version_is_one_everywhere():
+    version = re.escape(pyramid_ops.__version__)
+    for name, pattern in {
+        "pyproject.toml": rf'^version = "{version}"$',
+        "CITATION.cff": rf"^version: {version}$",
+        "CHANGELOG.md": rf"^## \[{version}\] - \d{{4}}-\d\d-\d\d$",
+    }.items():
+        assert re.search(pattern, (ROOT / name).read_text(), re.MULTILINE), name
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    targets = re.search(r"target: \[(.*)\]", workflow).group(1).split(", ")
+    assert "test" in targets
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
 @pytest.mark.parametrize("via_sdist", [False, True])
 def test_wheel_holds_each_module_once(tmp_path, via_sdist):
     setuptools = pytest.importorskip("setuptools")
@@ -114,12 +132,13 @@ def test_wheel_holds_each_module_once(tmp_path, via_sdist):
     for room in ("kernels", "reference"):
         expected |= {f"pyramid_ops/{room}/{path.name}" for path in (ROOT / room).glob("*.py")}
     assert sorted(names) == sorted(expected)
-    assert "pyramid_ops/verify/golden.json" in zipfile.ZipFile(wheel).namelist()
+    assert {"pyramid_ops/verify/golden.json", "pyramid_ops/py.typed"} <= {*zipfile.ZipFile(wheel).namelist()}
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
+    extras = "import sys; sys.modules |= dict.fromkeys(('matplotlib', 'PIL', 'rich', 'skimage', 'transformers'))\n"
     code = "import pyramid_ops, pyramid_ops.verify as v; print(pyramid_ops.__file__); raise SystemExit(v.main())"
     result = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", extras + code],
         env={**os.environ, "PYTHONPATH": str(installed)},
         cwd=tmp_path,
         capture_output=True,

@@ -1,6 +1,7 @@
 """Counts by layer, and the cost model against what PyTorch counts on a model of the same shape."""
 
 import pathlib
+import re
 
 import pytest
 import torch
@@ -26,10 +27,14 @@ def test_schedules_never_rise(name, tokens, layers):
     assert {layer for layer, _ in found.scored} >= set(drops)
 
 
-def test_readme_tells_what_the_command_prints(capsys):
+def test_the_page_tells_what_the_command_prints(capsys):
     assert cli.main(["cost", "llava-1.5-7b", "--method", "pyramiddrop"]) == 0
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    assert f"$ pyramid-ops cost llava-1.5-7b --method pyramiddrop\n{capsys.readouterr().out}```" in readme
+    printed = capsys.readouterr().out
+    root = pathlib.Path(__file__).parents[2]
+    page = (root / "docs/methods.md").read_text()
+    assert f"$ pyramid-ops cost llava-1.5-7b --method pyramiddrop\n{printed}```" in page
+    shares = re.findall(r"(\d+ %) of", printed)
+    assert "{} of the prompt's operations and {} of the cache".format(*shares) in (root / "README.md").read_text()
 
 
 def test_published_counts():
