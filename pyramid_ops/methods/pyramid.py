@@ -69,7 +69,7 @@ def pyramid_select(
     -----
     Differs: what a level cannot hold goes to the other levels, where the plain rule fails; tokens of one region are
     equal in "region", the lower index goes first. :func:`pyramiddrop` is the published method of that name.
-    Cost: 3 launches, for "region" 3 more for each level; no host synchronisation.
+    Cost: 2 launches, for "region" 3 more for each level; no host synchronisation.
 
     References
     ----------
@@ -209,7 +209,7 @@ def ptp_described(
     -----
     Differs: a variant that is described, not the paper's, which is :func:`ptp`. Ties go to the lower level, then to the
     lower index.
-    Cost: 35 launches for four levels; no host synchronisation.
+    Cost: 34 launches for four levels; no host synchronisation.
 
     References
     ----------
