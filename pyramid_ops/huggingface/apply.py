@@ -24,13 +24,14 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         Of a family in :func:`supported`, with or without its head. Nothing of it is changed but for hooks.
     method : str or callable
         A name in :func:`supported`, or a rule of one's own: it gets a :class:`Scene` and returns a plan of
-        :func:`pyramid_ops.plans.keep`, that keeps all text and `scene.keep` image tokens of each sample.
+        :mod:`pyramid_ops.plans`, that keeps all text and `scene.keep` image tokens of each sample.
     **options
         - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
         - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
           model), `keep` = (0.5, 0.25, 0.125), each of the tokens in the prompt;
         - ``"sparsevlm"``: `layers` = (3, 7, 16), scored by the layers before them, `keep` of each (default: the
-          authors' shares for a `budget` of 192, 128 or 64), without recycling;
+          authors' shares for a `budget` of 192, 128 or 64); with `recycle` = True the best of what goes lives on as
+          the means of a few clusters, each in the place of its center, beside those that `keep` counts;
         - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
         - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
         - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;

@@ -42,7 +42,8 @@ class Handle(Hooks):
     stats : dict
         Of the last prompt: its `rows` and the `visual` tokens of each sample, and for each of the `stages` the `layer`
         before which tokens went, the `tokens` that are left of each sample, and `index`, int64 ``[B, L]``: the rows of
-        the prompt that are left, −1 for padding.
+        the prompt that are left, −1 for padding. Where rows were merged also `owner`, int64 ``[B, …]``: for each row
+        before it, the row of the prompt that it has become part of, −1 for none.
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
@@ -202,9 +203,7 @@ class Handle(Hooks):
             self.stats = {
                 "rows": prompt.rows,
                 "visual": prompt.images,
-                "stages": [
-                    {"layer": stage.first, "tokens": stage.counts, "index": stage.index} for stage in prompt.stages
-                ],
+                "stages": [stage.stats() for stage in prompt.stages],
             }
             prompt.filled()
 

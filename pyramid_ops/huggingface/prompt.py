@@ -7,10 +7,10 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from .. import plans
-from ..results import Keep
+from ..results import Keep, Merge
 from .capture import Heads, Rotary
 from .lengths import Held
-from .rules import Method, Scene, Step
+from .rules import Method, Plan, Scene, Step
 
 __all__ = ["Prompt", "Stage", "columns", "only_padding"]
 
@@ -18,13 +18,20 @@ __all__ = ["Prompt", "Stage", "columns", "only_padding"]
 class Stage:
     """From layer `first` on, the rows that are left: `index` ``[B, L]``, −1 in the padding; `real` None: no padding.
 
-    `counts` are those of each sample, `mask` is that of the forward that runs, `rotary` of the prompt's own.
+    `counts` are those of each sample, `mask` is that of the forward that runs, `rotary` of the prompt's own. `owner`
+    ``[B, …]``, where rows were merged: the row of the prompt that each row before this stage has become part of, or −1.
     """
+
+    owner: Optional[Tensor] = None
 
     def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Rotary):
         self.first, self.counts, self.index, self.real = first, counts, index, real
         self.rotary: Optional[Rotary] = rotary
         self.mask: Any = None
+
+    def stats(self) -> dict[str, Any]:
+        found = {"layer": self.first, "tokens": self.counts, "index": self.index}
+        return found if self.owner is None else found | {"owner": self.owner}
 
     def attention_mask(self, config: Any, hidden: Tensor, cache: Any, entry: Optional[Tensor], rows: int) -> Any:
         """As transformers makes it for the rows of this stage; `entry` ``[B, rows + …]`` is that of all of them."""
@@ -61,7 +68,7 @@ class Prompt:
         place = torch.arange(self.rows, device=image.device).expand(image.shape)
         self.left: dict[str, Tensor] = {"index": place, "image": image, "real": every}
         self.padded = real is not None
-        self.plans: dict[int, Keep] = {}
+        self.plans: dict[int, Plan] = {}
 
     @property
     def missing(self) -> int:
@@ -83,7 +90,9 @@ class Prompt:
 
     def score(self, method: Method, step: Step, heads: Heads, hidden: Tensor) -> None:
         """Make the plan of a step."""
-        self.kept = [min(step.keep(count), left) for count, left in zip(self.images, self.kept, strict=True)]
+        keep = [min(step.keep(count), left) for count, left in zip(self.images, self.kept, strict=True)]
+        deleted = [left - count for left, count in zip(self.kept, keep, strict=True)]
+        self.kept = [count + method.recycled(gone) for count, gone in zip(keep, deleted, strict=True)]
         image, real = self.left["image"], self.left["real"]
         options: dict[str, Any] = {"scale": heads.scale}
         if heads.softcap is not None:
@@ -97,15 +106,18 @@ class Prompt:
             text=real & ~image,
             key_mask=real if self.padded else None,
             marks=self.left.get("marks"),
-            keep=self.kept,
+            keep=keep,
+            deleted=deleted,
             capacity=max(self.counts()),
             options=options,
         )
         plan = method.rule(scene)
-        if not isinstance(plan, Keep):
-            raise TypeError(f"{method.name}: expected a rule that returns a Keep, got {type(plan).__name__}")
-        if not method.exact and (found := plan.counts.tolist()) != self.counts():
-            raise ValueError(f"{method.name}: expected a plan of {self.counts()} tokens, text and image, got {found}")
+        if not method.exact:
+            if not isinstance(plan, (Keep, Merge)):
+                raise TypeError(f"{method.name}: expected a rule that returns a plan, got {type(plan).__name__}")
+            if (found := plan.counts.tolist()) != self.counts():
+                expected = f"a plan of {self.counts()} tokens, text and image"
+                raise ValueError(f"{method.name}: expected {expected}, got {found}")
         self.plans[step.drop] = plan
 
     def counts(self) -> list[int]:
@@ -115,12 +127,17 @@ class Prompt:
     def drop(self, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
         """Carry out a step's plan: the hidden states that are left."""
         fill = [0, 0, 0, *(-1 if name == "index" else 0 for name in self.left)]
+        mode = ["mean"] + ["owner"] * (len(fill) - 1)
+        plan = self.plans.pop(layer)
+        plan = plan if isinstance(plan, (Keep, Merge)) else plan(hidden)
+        owner = _owner(plan, self.left["index"]) if isinstance(plan, Merge) else None
         tensors = [hidden, *rotary, *self.left.values()]
-        hidden, cos, sin, *left = plans.apply(self.plans.pop(layer), tensors, align="right", fill=fill)
+        hidden, cos, sin, *left = plans.apply(plan, tensors, align="right", fill=fill, mode=mode)
         self.left = dict(zip(self.left, left, strict=True))
         self.padded = min(self.counts()) < hidden.shape[1]
         real = self.left["real"] if self.padded else None
         self.stages.append(Stage(layer, self.counts(), self.left["index"], real, (cos, sin)))
+        self.stages[-1].owner = owner
         return hidden
 
     def filled(self) -> None:
@@ -129,6 +146,12 @@ class Prompt:
         self.left, self.plans = {}, {}
         for stage in self.stages:
             stage.rotary = stage.mask = None
+
+
+def _owner(plan: Merge, index: Tensor) -> Tensor:
+    """The row of the prompt that each of the rows of `index` becomes part of."""
+    owned = plan.indices.gather(1, plan.rows.clamp(min=0))
+    return torch.where((plan.rows >= 0) & (index >= 0), index.gather(1, owned.clamp(min=0)), -1)
 
 
 def columns(mask: Any) -> Optional[Tensor]:

@@ -3,16 +3,18 @@
 import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union, cast
 
 import torch
 from torch import Tensor
 
 from .. import _checks as check
-from .. import methods
-from ..results import Keep
+from .. import methods, plans
+from ..ops.attention import attention_importance
+from ..plans.joined import merge_by_rows
+from ..results import Keep, Merge
 
-__all__ = ["RULES", "Count", "Method", "Scene", "Step", "counted", "custom"]
+__all__ = ["RULES", "Count", "Method", "Plan", "Scene", "Step", "counted", "custom"]
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
 Count = Union[int, float, Fraction]
@@ -35,8 +37,8 @@ class Scene(NamedTuple):
         bool ``[B, L]``: the rows that are not padding; None where all are.
     marks : Tensor or None
         bool ``[B, L]``: rows that the method has marked as the prompt came in.
-    keep : list of int
-        How many image tokens of each sample shall stay.
+    keep, deleted : list of int
+        How many image tokens of each sample shall stay, and how many shall not.
     capacity : int
         Rows of the plan: the most tokens that a sample keeps, text and all.
     options : dict
@@ -52,6 +54,7 @@ class Scene(NamedTuple):
     key_mask: Optional[Tensor]
     marks: Optional[Tensor]
     keep: list[int]
+    deleted: list[int]
     capacity: int
     options: dict[str, Any]
 
@@ -62,7 +65,9 @@ class Scene(NamedTuple):
         return {"keep": keep, "key_mask": self.key_mask, "capacity": self.capacity, **self.options}
 
 
-Rule = Callable[[Scene], Keep]
+#: What goes, or a function that says so once it gets what goes into the layer before which tokens go.
+Plan = Union[Keep, Merge, Callable[[Tensor], Merge]]
+Rule = Callable[[Scene], Plan]
 
 
 class Step(NamedTuple):
@@ -82,6 +87,8 @@ class Method(NamedTuple):
     marks: Optional[Callable[[Tensor, Tensor, Tensor], Tensor]] = None
     #: Whether plans hold just what `keep` says, so that nobody has to look.
     exact: bool = True
+    #: How many rows are made of so many tokens that a step deletes.
+    recycled: Callable[[int], int] = lambda deleted: 0
 
 
 def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
@@ -128,16 +135,62 @@ def _pyramiddrop(
 
 
 def _sparsevlm(
-    depth: int, layers: Sequence[int] = (3, 7, 16), keep: Optional[Sequence[Count]] = None, budget: int = 192
+    depth: int,
+    layers: Sequence[int] = (3, 7, 16),
+    keep: Optional[Sequence[Count]] = None,
+    budget: int = 192,
+    recycle: bool = True,
 ) -> Method:
-    def rule(scene: Scene) -> Keep:
+    def rule(scene: Scene) -> Plan:
         if scene.marks is None:
             raise ValueError("sparsevlm: scene.marks: expected the raters of the prompt, got None")
+        if recycle and any(scene.deleted):
+            return _recycling(scene, scene.marks)
         return methods.sparsevlm(scene.query, scene.key, scene.image, scene.marks, **scene.arguments)
 
     if keep is None:
         keep = [Fraction(count, 576) for count in methods.retained.sparsevlm(budget)]
-    return Method("sparsevlm", rule, _stages("sparsevlm", depth, layers, keep, 1), methods.sparsevlm_raters)
+    method = Method("sparsevlm", rule, _stages("sparsevlm", depth, layers, keep, 1), methods.sparsevlm_raters)
+    return method._replace(recycled=_recycled) if recycle else method
+
+
+def _recycled(deleted: int) -> int:
+    return methods.retained.sparsevlm_recycle(deleted) if deleted else 0
+
+
+def _recycling(scene: Scene, raters: Tensor) -> Callable[[Tensor], Merge]:
+    """SparseVLM with means of clusters of what it deletes, each in the place of its center."""
+    arguments = scene.arguments
+    options = {"causal": True, "key_mask": scene.key_mask, "query_mask": raters, **scene.options}
+    scores = attention_importance(scene.query, scene.key, **options)
+    best = plans.keep(
+        scores, arguments["keep"], candidates=scene.image, forced=scene.text, capacity=arguments["capacity"]
+    )
+
+    def plan(hidden: Tensor) -> Merge:
+        deleted = scene.image & ~plans.mask(best)
+        both = plans.concat(best, _clusters(hidden, scores, deleted, scene.deleted))
+        order: dict[str, Any] = {"largest": False, "order": "value", "capacity": arguments["capacity"]}
+        place = plans.keep(both.indices.to(torch.float32), candidates=both.indices >= 0, **order)
+        return cast(Merge, plans.then(both, place))
+
+    return plan
+
+
+def _clusters(hidden: Tensor, scores: Tensor, deleted: Tensor, numbers: list[int]) -> Merge:
+    """Of samples of which different numbers of tokens are deleted: those of one number together."""
+    if len({*numbers}) == 1:
+        return methods.sparsevlm_recycle(hidden, scores, deleted, number=numbers[0])
+    most, batch = max(map(_recycled, numbers)), len(numbers)
+    indices = torch.full((batch, most), -1, dtype=torch.int64, device=hidden.device)
+    counts = torch.zeros(batch, dtype=torch.int32, device=hidden.device)
+    rows = torch.full(deleted.shape, -1, dtype=torch.int64, device=hidden.device)
+    for number in sorted({*numbers} - {0}):
+        these = [b for b, count in enumerate(numbers) if count == number]
+        made = methods.sparsevlm_recycle(hidden[these], scores[these], deleted[these], number=number)
+        indices[these, : made.indices.shape[1]] = made.indices
+        counts[these], rows[these] = made.counts, made.rows
+    return merge_by_rows(Keep(indices, counts, hidden.shape[1]), rows)
 
 
 def _fitprune(depth: int, layers: Sequence[int], keep: Sequence[Count]) -> Method:
