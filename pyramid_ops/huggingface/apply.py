@@ -38,15 +38,21 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"divprune"``: before the language model, `keep` = 0.1 of each image;
         - ``"cdpruner"``: before the language model, `keep` = 0.1 of each image; `relevance` is a callable that gets the
           features ``[n, D]`` of each image and returns their scores ``[n]``, such as cosines with a text encoder's;
+        - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
         - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
           `layer` of the tower (default: the one whose features are read);
-        - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
+        - ``"hired"``: before the language model, `keep` = 0.2 of an image and its tiles, `alpha` = 0.5 of that for the
+          whole image; tiles share by the attention of layer `shallow` = 0, patches are chosen by that of `deep`
+          (default: as above);
         - ``"prumerge_select"``: before the language model, the patches that are outliers of the same attention by
           `factor` = 1.5 of the interquartile range;
         - ``"visionzip"``: before the language model, `dominant` = 54 patches of each image by the same attention, and
           the others merged into `contextual` = 10, each in the place of its target;
         - ``"vispruner"``: before the language model, `keep` = 64 of each image, `important` (default: half) of them by
           the same attention, the others for being different;
+        - ``"vscan"``: before the language model, `keep` = 0.25 of each image, half of them the best of each `window` =
+          (6, 6) by the attention of layer `shallow` = 6, half the best of all others by that of `deep`, into which what
+          goes is merged; then `keep_inside` = 0.5 of those before `layer` = 16 of the language model (None: all);
         - ``"pyramid"``: before the language model, `keep` of the tokens of an image pyramid, each of whose levels goes
           through the tower, in the first placeholders of an image; `levels` = 3, `weights`, `saliency` and
           `level_embedding` as in :func:`pyramid_tokens`;
@@ -54,7 +60,10 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
           a number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
-        `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
+        `keep` is a share of the image tokens of each sample if it is a float, else a number of them. Tokens of
+        InternVL are several patches and have the mean of their attention. LLaVA-NeXT's tiles are images of their own;
+        what it adds for new lines stays, and methods that count on all patches of a tile are not for it, since it cuts
+        padding off.
 
     Returns
     -------
@@ -141,8 +150,8 @@ def supported() -> dict[str, list[str]]:
     Examples
     --------
     >>> import pyramid_ops.huggingface as hf
-    >>> hf.supported()["llava_next"]
-    ['aim', 'cdpruner', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
+    >>> sorted({*hf.supported()["llava_next"]} - {*hf.supported()["qwen2_5_vl"]})
+    ['fastervlm', 'hired', 'prumerge_select']
     """
     return {kind: ["tome"] for kind in TOWERS} | {
         name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .capture import queries_and_keys
-from .encoder_rules import Selection, attend, marked, project
 from .families import Family
 from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
 from .prompt import Prompt, Stage, columns, only_padding
 from .rules import Method
+from .selection import Selection, attend, marked, packed, project
 
 __all__ = ["Handle"]
 
@@ -50,7 +50,7 @@ class Handle(Hooks):
         super().__init__(model, method.name)
         self._family = family
         self._before = method if isinstance(method, Selection) else None
-        self._method = method if isinstance(method, Method) else None
+        self._method = method.inside if isinstance(method, Selection) else method
         base = model.base_model
         self._text = base.language_model
         self._arguments = inspect.signature(type(base).forward)
@@ -66,17 +66,23 @@ class Handle(Hooks):
             self._text.register_forward_pre_hook(self._enter, with_kwargs=True),
             self._text.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
         ]
-        first = 0 if self._method is None else min(step.score for step in self._method.steps)
+        steps = [] if self._before is not None or self._method is None else self._method.steps
+        first = min((step.score for step in steps), default=0)
         for k, layer in enumerate(self._text.layers[first:], first):
             hooks.append(layer.register_forward_pre_hook(functools.partial(self._layer, k), with_kwargs=True))
-        if self._before is not None and self._before.tower is not None:
-            hooks.append(self._before.tower.register_forward_pre_hook(attend, with_kwargs=True))
+        tower = None if self._before is None else self._before.tower
+        if tower is not None:
+            for look, k in enumerate(tower.looks):
+                hook = functools.partial(attend, tower, look)
+                hooks.append(tower.layers[k].register_forward_pre_hook(hook, with_kwargs=True))
         if self._before is not None and self._before.merge is not None:
             hook = functools.partial(project, self._before.merge)
             hooks.append(base.multi_modal_projector.register_forward_pre_hook(hook))
         self._undo += [hook.remove for hook in hooks]
         if self._before is not None:
             self.override(base, self._before.function, self._features)
+        if tower is not None and hasattr(base, "pack_image_features"):
+            self.override(base, "pack_image_features", packed)
         if hasattr(model, "_prefill"):
             self.override(model, "_prefill", self._refuse_chunks)
         if hasattr(self._text, "_deepstack_process"):

@@ -60,6 +60,7 @@ class Prompt:
     def __init__(self, image: Tensor, real: Optional[Tensor], images: list[int], texts: list[int]):
         self.rows = image.shape[1]
         self.images, self.texts = images, texts
+        self.entered = images  # into the first layer: what shares are of
         self.kept = images  # so far
         self.entry: Optional[Tensor] = None  # columns of the mask of a later forward
         self.filling = True  # the prompt's own forward runs
@@ -79,7 +80,7 @@ class Prompt:
     def enter(self, stay: Tensor) -> None:
         """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
         image, real = self.left["image"], self.left["real"]
-        self.kept = (image & stay).sum(1).tolist()
+        self.entered = self.kept = (image & stay).sum(1).tolist()
         scores = torch.zeros(image.shape, device=image.device)
         capacity = max(self.counts())
         self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
@@ -90,7 +91,7 @@ class Prompt:
 
     def score(self, method: Method, step: Step, heads: Heads, hidden: Tensor) -> None:
         """Make the plan of a step."""
-        keep = [min(step.keep(count), left) for count, left in zip(self.images, self.kept, strict=True)]
+        keep = [min(step.keep(count), left) for count, left in zip(self.entered, self.kept, strict=True)]
         deleted = [left - count for left, count in zip(self.kept, keep, strict=True)]
         self.kept = [count + method.recycled(gone) for count, gone in zip(keep, deleted, strict=True)]
         image, real = self.left["image"], self.left["real"]

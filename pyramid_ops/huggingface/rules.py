@@ -14,7 +14,7 @@ from ..ops.attention import attention_importance
 from ..plans.joined import merge_by_rows
 from ..results import Keep, Merge
 
-__all__ = ["RULES", "Count", "Method", "Plan", "Scene", "Step", "counted", "custom"]
+__all__ = ["RULES", "Count", "Method", "Plan", "Scene", "Step", "counted", "custom", "late"]
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
 Count = Union[int, float, Fraction]
@@ -122,6 +122,15 @@ def _fastv(depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
         return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
 
     return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1))
+
+
+def late(name: str, depth: int, layer: int, keep: Count) -> Method:
+    """One step by the last instruction token, before a layer and by its own queries and keys."""
+
+    def rule(scene: Scene) -> Keep:
+        return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
+
+    return Method(name, rule, _stages(name, depth, [layer], [keep], 0))
 
 
 def _pyramiddrop(
