@@ -35,6 +35,9 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
         - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
         - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
+        - ``"vscan_decode"``: nothing of the prompt, but after `every` = 5 generated tokens of their image tokens those
+          that generated tokens attend to least in a `layer` (default: in the middle), as `rate` = 0.5 says; for dynamic
+          caches, without beams, one token after the other;
         - ``"divprune"``: before the language model, `keep` = 0.1 of each image;
         - ``"cdpruner"``: before the language model, `keep` = 0.1 of each image; `relevance` is a callable that gets the
           features ``[n, D]`` of each image and returns their scores ``[n]``, such as cosines with a text encoder's;

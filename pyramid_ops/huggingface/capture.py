@@ -22,6 +22,11 @@ class Heads(NamedTuple):
     scale: Optional[float]
     softcap: Optional[float]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """As :func:`pyramid_ops.attention_importance` takes them."""
+        return {"scale": self.scale} if self.softcap is None else {"scale": self.scale, "softcap": self.softcap}
+
 
 class _Captured(Exception):
     pass

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .capture import queries_and_keys
+from .decoding import Generated, check_cache
 from .families import Family
 from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
@@ -43,7 +44,8 @@ class Handle(Hooks):
         Of the last prompt: its `rows` and the `visual` tokens of each sample, and for each of the `stages` the `layer`
         before which tokens went, the `tokens` that are left of each sample, and `index`, int64 ``[B, L]``: the rows of
         the prompt that are left, −1 for padding. Where rows were merged also `owner`, int64 ``[B, …]``: for each row
-        before it, the row of the prompt that it has become part of, −1 for none.
+        before it, the row of the prompt that it has become part of, −1 for none. While tokens are generated, what goes
+        before one of them is a stage of its own, with `generated`, how many there were.
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
@@ -51,6 +53,7 @@ class Handle(Hooks):
         self._family = family
         self._before = method if isinstance(method, Selection) else None
         self._method = method.inside if isinstance(method, Selection) else method
+        self._later = None if self._method is None else self._method.later
         base = model.base_model
         self._text = base.language_model
         self._arguments = inspect.signature(type(base).forward)
@@ -147,7 +150,7 @@ class Handle(Hooks):
         if cache is None or not (later or int(cache.get_seq_length())):
             self._begin(module, kwargs, cache)
         else:
-            self._resume(kwargs, getattr(cache, KEY, None))
+            self._resume(kwargs, cache, getattr(cache, KEY, None))
         return args, kwargs
 
     def _begin(self, module: Any, kwargs: dict[str, Any], cache: Any) -> None:
@@ -188,30 +191,37 @@ class Handle(Hooks):
             prompt.left["marks"] = self._method.marks(embeds, image, there & ~image & after)
         call.prompt = prompt
         if cache is not None:
+            if self._later is not None:
+                check_cache(self.method, cache)
+                prompt.generated = Generated(self._later)
             setattr(cache, KEY, prompt)
             self._caches.add(cache)
             if self._before is not None:
                 count_prompt(cache)
 
-    def _resume(self, kwargs: dict[str, Any], prompt: Optional[Prompt]) -> None:
+    def _resume(self, kwargs: dict[str, Any], cache: Any, prompt: Optional[Prompt]) -> None:
         """A later forward: of generated tokens, candidates, or text of another turn."""
         call = None if torch.compiler.is_compiling() else _CALL.get()
         if call is not None and call.images:
             raise self._error("images", "all of them in the first forward of a cache, not in a later one")
         if prompt is not None:
             prompt.entry = columns(kwargs.get("attention_mask"))
+            if prompt.generated is not None:
+                if (rows := kwargs["inputs_embeds"].shape[1]) != 1:
+                    raise self._error("input_ids", f"one token after the other behind the prompt, got {rows} at once")
+                if torch.compiler.is_compiling():
+                    raise self._error("model", "decoding outside torch.compile, since rows of the cache go")
+                prompt.generated.prune(prompt, cache)
             for stage in prompt.stages:
                 stage.mask = None
 
     def _leave(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         prompt = self._prompt(kwargs)
         if prompt is not None and prompt.filling:
-            self.stats = {
-                "rows": prompt.rows,
-                "visual": prompt.images,
-                "stages": [stage.stats() for stage in prompt.stages],
-            }
             prompt.filled()
+            self.stats = {"rows": prompt.rows, "visual": prompt.images, "stages": prompt.report}
+            if self._later is None:
+                prompt.left = {}
 
     def _prompt(self, kwargs: dict[str, Any]) -> Optional[Prompt]:
         cache = kwargs.get(self._cache)
@@ -232,6 +242,9 @@ class Handle(Hooks):
             hidden = prompt.drop(0, hidden, kwargs["position_embeddings"])
         if prompt.filling and self._method is not None:
             hidden = self._step(self._method, k, module, hidden, kwargs)
+        if not prompt.filling and prompt.generated is not None and k == prompt.generated.later.layer:
+            heads = queries_and_keys(module.self_attn, module.input_layernorm(hidden), kwargs["position_embeddings"])
+            prompt.generated.heads.append(heads)
         self._place(prompt, prompt.at(k), hidden, kwargs)
         if args:
             return (hidden, *args[1:]), kwargs

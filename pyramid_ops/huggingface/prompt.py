@@ -1,6 +1,6 @@
 """A prompt's rows: which are left from which layer on, and the masks that go with them."""
 
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .. import plans
 from ..results import Keep, Merge
 from .capture import Heads, Rotary
 from .lengths import Held
-from .rules import Method, Plan, Scene, Step
+from .rules import Method, Plan, Rule, Scene, Step
 
 __all__ = ["Prompt", "Stage", "columns", "only_padding"]
 
@@ -24,9 +24,9 @@ class Stage:
 
     owner: Optional[Tensor] = None
 
-    def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Rotary):
+    def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Optional[Rotary]):
         self.first, self.counts, self.index, self.real = first, counts, index, real
-        self.rotary: Optional[Rotary] = rotary
+        self.rotary = rotary
         self.mask: Any = None
 
     def stats(self) -> dict[str, Any]:
@@ -70,6 +70,8 @@ class Prompt:
         self.left: dict[str, Tensor] = {"index": place, "image": image, "real": every}
         self.padded = real is not None
         self.plans: dict[int, Plan] = {}
+        self.generated: Any = None  # what goes later by, see decoding
+        self.report: list[dict[str, Any]] = []  # stages as `stats` has them
 
     @property
     def missing(self) -> int:
@@ -95,9 +97,6 @@ class Prompt:
         deleted = [left - count for left, count in zip(self.kept, keep, strict=True)]
         self.kept = [count + method.recycled(gone) for count, gone in zip(keep, deleted, strict=True)]
         image, real = self.left["image"], self.left["real"]
-        options: dict[str, Any] = {"scale": heads.scale}
-        if heads.softcap is not None:
-            options["softcap"] = heads.softcap
         scene = Scene(
             layer=step.score,
             query=heads.query,
@@ -110,9 +109,9 @@ class Prompt:
             keep=keep,
             deleted=deleted,
             capacity=max(self.counts()),
-            options=options,
+            options=heads.options,
         )
-        plan = method.rule(scene)
+        plan = cast(Rule, method.rule)(scene)
         if not method.exact:
             if not isinstance(plan, (Keep, Merge)):
                 raise TypeError(f"{method.name}: expected a rule that returns a plan, got {type(plan).__name__}")
@@ -144,7 +143,8 @@ class Prompt:
     def filled(self) -> None:
         """The prompt's own forward is over: only what later ones need stays."""
         self.filling = False
-        self.left, self.plans = {}, {}
+        self.plans = {}
+        self.report += [stage.stats() for stage in self.stages]
         for stage in self.stages:
             stage.rotary = stage.mask = None
 

@@ -14,7 +14,7 @@ from ..ops.attention import attention_importance
 from ..plans.joined import merge_by_rows
 from ..results import Keep, Merge
 
-__all__ = ["RULES", "Count", "Method", "Plan", "Scene", "Step", "counted", "custom", "late"]
+__all__ = ["RULES", "Count", "Later", "Method", "Plan", "Scene", "Step", "counted", "custom", "late"]
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
 Count = Union[int, float, Fraction]
@@ -78,17 +78,30 @@ class Step(NamedTuple):
     keep: Callable[[int], int]
 
 
+class Later(NamedTuple):
+    """Image tokens go every so many generated tokens, ``keep(n₀, generated)`` stay, by the queries of those in a layer.
+
+    `rule` is that of :func:`pyramid_ops.methods.vscan_decode`.
+    """
+
+    layer: int
+    every: int
+    keep: Callable[[int, int], int]
+    rule: Callable[..., Keep]
+
+
 class Method(NamedTuple):
     """Steps by ascending layer, and marks that are made of (hidden, image, text) as the prompt comes in."""
 
     name: str
-    rule: Rule
+    rule: Optional[Rule]
     steps: list[Step]
     marks: Optional[Callable[[Tensor, Tensor, Tensor], Tensor]] = None
     #: Whether plans hold just what `keep` says, so that nobody has to look.
     exact: bool = True
     #: How many rows are made of so many tokens that a step deletes.
     recycled: Callable[[int], int] = lambda deleted: 0
+    later: Optional[Later] = None
 
 
 def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
@@ -239,6 +252,18 @@ def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
     return Method("aim", rule, steps)
 
 
+def _vscan_decode(depth: int, rate: float = 0.5, every: int = 5, layer: Optional[int] = None) -> Method:
+    op = "vscan_decode"
+    if not check.number(op, "rate", rate) >= 0:
+        raise ValueError(f"{op}: rate: expected at least 0, got {rate}")
+    layer = depth // 2 if layer is None else check.integer(op, "layer", layer, 0)
+    if layer >= depth:
+        raise ValueError(f"{op}: layer: expected less than {depth}, the layers of the model, got {layer}")
+    keep = functools.partial(methods.retained.vscan_decode, rate=rate)
+    later = Later(layer, check.integer(op, "every", every, 1), keep, methods.vscan_decode)
+    return Method(op, None, [], later=later)
+
+
 def custom(rule: Rule, depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
     """A user's own rule, before one layer, by the queries and keys of that layer."""
     name = getattr(rule, "__name__", type(rule).__name__)
@@ -253,4 +278,5 @@ RULES: dict[str, Callable[..., Method]] = {
     "prunevid_llm": _prunevid_llm,
     "pyramiddrop": _pyramiddrop,
     "sparsevlm": _sparsevlm,
+    "vscan_decode": _vscan_decode,
 }
