@@ -4,9 +4,11 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from .. import plans
+from ..cost import score_flops
 from .capture import Heads
 from .lengths import count_prompt
 from .prompt import Prompt, Stage
@@ -21,6 +23,11 @@ class Generated:
     def __init__(self, later: Later):
         self.later = later
         self.heads: list[Heads] = []
+        self.width = 0
+
+    def see(self, heads: Heads, hidden: Tensor) -> None:
+        self.heads.append(heads)
+        self.width = hidden.shape[2]
 
     def prune(self, prompt: Prompt, cache: Any) -> None:
         """Once every so many tokens, before the next one: what goes of each layer's keys and values."""
@@ -52,10 +59,12 @@ class Generated:
         for layer, key, value in zip(cache.layers, held[::2], held[1::2], strict=True):
             layer.keys, layer.values = key, value
         prompt.left = {name: x[:, :-count] for name, x in (("index", index), ("image", image), ("real", real))}
-        rows = prompt.left["index"].shape[1]
-        prompt.padded = min(prompt.counts()) < rows
+        prompt.padded = min(prompt.counts()) < prompt.left["index"].shape[1]
         stage = Stage(0, prompt.counts(), prompt.left["index"], prompt.left["real"] if prompt.padded else None, None)
         prompt.stages = [stage]
+        (_, heads, _, size), keys = self.heads[0].query.shape, self.heads[0].key.shape[1]
+        projected = score_flops(later.every, 0, self.width, heads * size, 2 * keys * size)
+        stage.scoring = len(kept) * (projected + score_flops(rows + count, count, 0, heads * size, 0))
         prompt.report.append(stage.stats() | {"generated": count})
         count_prompt(cache)
 

@@ -22,6 +22,8 @@ def _greedy(features: Features, count: Callable[[int], int], rule: str, relevanc
     sizes = features.sizes
     bounds = torch.tensor([0, *sizes]).cumsum(0).to(features.each[0].device)
     counts = [count(size) for size in sizes]
+    for size, picks in zip(sizes, counts, strict=True):
+        features.seen.flops += 2 * size * picks * features.each[0].shape[1]
     options: dict[str, Any] = {"rule": rule, "relevance": relevance, "order": "index", "max_seqlen": max(sizes)}
     return plans.mask(greedy_select(torch.cat(features.each), counts, cu_seqlens=bounds, **options))
 
@@ -79,6 +81,7 @@ def _evs(model: Any, rate: float = 0.75) -> Selection:
         for x, count in zip(features.each, frames, strict=True):
             size = len(x) // count
             keep = methods.retained.evs(size, count, rate)
+            features.seen.flops += 2 * (count - 1) * size * x.shape[1]
             stay.append(plans.mask(methods.evs(x.view(1, count, size, -1), keep=keep))[0])
         return torch.cat(stay)
 

@@ -26,7 +26,7 @@ class _Call:
     """A forward of the whole model, from its inputs to its last layer."""
 
     def __init__(self, ids: Optional[Tensor], images: bool):
-        self.ids, self.images = ids, images
+        self.ids, self.images, self.flops = ids, images, 0
         self.prompt: Optional[Prompt] = None
 
 
@@ -41,11 +41,13 @@ class Handle(Hooks):
     model : torch.nn.Module
     method : str
     stats : dict
-        Of the last prompt: its `rows` and the `visual` tokens of each sample, and for each of the `stages` the `layer`
-        before which tokens went, the `tokens` that are left of each sample, and `index`, int64 ``[B, L]``: the rows of
-        the prompt that are left, −1 for padding. Where rows were merged also `owner`, int64 ``[B, …]``: for each row
-        before it, the row of the prompt that it has become part of, −1 for none. While tokens are generated, what goes
-        before one of them is a stage of its own, with `generated`, how many there were.
+        Of the last prompt: its `rows`, the `visual` tokens of each sample, `tokens`, for each layer how many of each
+        sample it reads, and by formula the operations of the language model for those, `prefill`, and of scores beside
+        them, `scoring`: projections, similarities and logits of the rows that may score. For each of the `stages` the
+        `layer` before which tokens went, the `tokens` that are left of each sample, its part of `scoring`, and `index`,
+        int64 ``[B, L]``: the rows of the prompt that are left, −1 for padding. Where rows were merged also `owner`,
+        int64 ``[B, …]``: for each row before it, the row of the prompt that it has become part of, −1 for none. While
+        tokens are generated, what goes before one of them is a stage of its own, with `generated`, how many there were.
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
@@ -118,7 +120,11 @@ class Handle(Hooks):
     def _features(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
         with torch.no_grad():
-            return marked(cast(Selection, self._before), original, given, *args, **kwargs)
+            output, flops = marked(cast(Selection, self._before), original, given, *args, **kwargs)
+        call = _CALL.get()
+        if call is not None:
+            call.flops += flops
+        return output
 
     # The whole model.
 
@@ -185,7 +191,7 @@ class Handle(Hooks):
         padded = min(text + count for text, count in zip(texts, images, strict=True)) < image.shape[1]
         prompt = Prompt(image, real if padded else None, images, texts)
         if self._before is not None:
-            prompt.enter(~embeds[..., 0].isnan())
+            prompt.enter(~embeds[..., 0].isnan(), call.flops)
         elif self._method is not None and self._method.marks is not None:
             after = image.cumsum(1) > 0
             prompt.left["marks"] = self._method.marks(embeds, image, there & ~image & after)
@@ -219,7 +225,7 @@ class Handle(Hooks):
         prompt = self._prompt(kwargs)
         if prompt is not None and prompt.filling:
             prompt.filled()
-            self.stats = {"rows": prompt.rows, "visual": prompt.images, "stages": prompt.report}
+            self.stats = prompt.stats(module.config)
             if self._later is None:
                 prompt.left = {}
 
@@ -244,7 +250,7 @@ class Handle(Hooks):
             hidden = self._step(self._method, k, module, hidden, kwargs)
         if not prompt.filling and prompt.generated is not None and k == prompt.generated.later.layer:
             heads = queries_and_keys(module.self_attn, module.input_layernorm(hidden), kwargs["position_embeddings"])
-            prompt.generated.heads.append(heads)
+            prompt.generated.see(heads, hidden)
         self._place(prompt, prompt.at(k), hidden, kwargs)
         if args:
             return (hidden, *args[1:]), kwargs

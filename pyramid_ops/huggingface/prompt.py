@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from .. import plans
+from ..cost import Language, prefill_flops
 from ..results import Keep, Merge
-from .capture import Heads, Rotary
+from .capture import Heads, Rotary, flops
 from .lengths import Held
 from .rules import Method, Plan, Rule, Scene, Step
 
@@ -23,6 +24,7 @@ class Stage:
     """
 
     owner: Optional[Tensor] = None
+    scoring = 0  # operations
 
     def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Optional[Rotary]):
         self.first, self.counts, self.index, self.real = first, counts, index, real
@@ -30,7 +32,7 @@ class Stage:
         self.mask: Any = None
 
     def stats(self) -> dict[str, Any]:
-        found = {"layer": self.first, "tokens": self.counts, "index": self.index}
+        found = {"layer": self.first, "tokens": self.counts, "index": self.index, "scoring": self.scoring}
         return found if self.owner is None else found | {"owner": self.owner}
 
     def attention_mask(self, config: Any, hidden: Tensor, cache: Any, entry: Optional[Tensor], rows: int) -> Any:
@@ -70,6 +72,7 @@ class Prompt:
         self.left: dict[str, Tensor] = {"index": place, "image": image, "real": every}
         self.padded = real is not None
         self.plans: dict[int, Plan] = {}
+        self.scoring: dict[int, int] = {}  # operations, by the layer of the plan
         self.generated: Any = None  # what goes later by, see decoding
         self.report: list[dict[str, Any]] = []  # stages as `stats` has them
 
@@ -79,12 +82,12 @@ class Prompt:
         first = self.stages[0] if self.stages and not self.stages[0].first else None
         return 0 if first is None else self.rows - first.index.shape[1]
 
-    def enter(self, stay: Tensor) -> None:
+    def enter(self, stay: Tensor, scoring: int) -> None:
         """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
         image, real = self.left["image"], self.left["real"]
         self.entered = self.kept = (image & stay).sum(1).tolist()
         scores = torch.zeros(image.shape, device=image.device)
-        capacity = max(self.counts())
+        capacity, self.scoring[0] = max(self.counts()), scoring
         self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
 
     def at(self, layer: int) -> Optional[Stage]:
@@ -93,6 +96,9 @@ class Prompt:
 
     def score(self, method: Method, step: Step, heads: Heads, hidden: Tensor) -> None:
         """Make the plan of a step."""
+        texts, lefts = self.texts, [self.left["index"].shape[1]] * len(self.texts)
+        rows = {"last": [1] * len(texts), "text": texts, "all": lefts}.get(str(method.rows), [0] * len(texts))
+        self.scoring[step.drop] = flops(heads, hidden.shape[2], rows)
         keep = [min(step.keep(count), left) for count, left in zip(self.entered, self.kept, strict=True)]
         deleted = [left - count for left, count in zip(self.kept, keep, strict=True)]
         self.kept = [count + method.recycled(gone) for count, gone in zip(keep, deleted, strict=True)]
@@ -137,8 +143,26 @@ class Prompt:
         self.padded = min(self.counts()) < hidden.shape[1]
         real = self.left["real"] if self.padded else None
         self.stages.append(Stage(layer, self.counts(), self.left["index"], real, (cos, sin)))
-        self.stages[-1].owner = owner
+        self.stages[-1].owner, self.stages[-1].scoring = owner, self.scoring.pop(layer)
         return hidden
+
+    def stats(self, config: Any) -> dict[str, Any]:
+        """Of the whole prompt; `config` is the text model's."""
+        heads, width = config.num_attention_heads, config.hidden_size
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        language = Language(config.num_hidden_layers, width, heads, kv_heads, inner, config.vocab_size)
+        every = [text + image for text, image in zip(self.texts, self.images, strict=True)]
+        stages = [self.at(k) for k in range(language.layers)]
+        tokens = [every if stage is None else stage.counts for stage in stages]
+        return {
+            "rows": self.rows,
+            "visual": self.images,
+            "tokens": tokens,
+            "prefill": sum(prefill_flops(language, 0, counts) for counts in zip(*tokens, strict=True)),
+            "scoring": sum(stage["scoring"] for stage in self.report),
+            "stages": self.report,
+        }
 
     def filled(self) -> None:
         """The prompt's own forward is over: only what later ones need stays."""

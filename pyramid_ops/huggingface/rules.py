@@ -102,6 +102,8 @@ class Method(NamedTuple):
     #: How many rows are made of so many tokens that a step deletes.
     recycled: Callable[[int], int] = lambda deleted: 0
     later: Optional[Later] = None
+    #: Which rows score: "last", "text" or "all" of those that are left; None: nobody knows.
+    rows: Optional[str] = None
 
 
 def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
@@ -134,7 +136,7 @@ def _fastv(depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
     def rule(scene: Scene) -> Keep:
         return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
 
-    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1))
+    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1), rows="last")
 
 
 def late(name: str, depth: int, layer: int, keep: Count) -> Method:
@@ -143,7 +145,7 @@ def late(name: str, depth: int, layer: int, keep: Count) -> Method:
     def rule(scene: Scene) -> Keep:
         return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
 
-    return Method(name, rule, _stages(name, depth, [layer], [keep], 0))
+    return Method(name, rule, _stages(name, depth, [layer], [keep], 0), rows="last")
 
 
 def _pyramiddrop(
@@ -153,7 +155,7 @@ def _pyramiddrop(
         return methods.pyramiddrop(scene.query, scene.key, scene.image, **scene.arguments)
 
     layers = [depth // 4, depth // 2, depth * 3 // 4] if layers is None else layers
-    return Method("pyramiddrop", rule, _stages("pyramiddrop", depth, layers, keep, 0))
+    return Method("pyramiddrop", rule, _stages("pyramiddrop", depth, layers, keep, 0), rows="last")
 
 
 def _sparsevlm(
@@ -172,7 +174,8 @@ def _sparsevlm(
 
     if keep is None:
         keep = [Fraction(count, 576) for count in methods.retained.sparsevlm(budget)]
-    method = Method("sparsevlm", rule, _stages("sparsevlm", depth, layers, keep, 1), methods.sparsevlm_raters)
+    steps = _stages("sparsevlm", depth, layers, keep, 1)
+    method = Method("sparsevlm", rule, steps, methods.sparsevlm_raters, rows="text")
     return method._replace(recycled=_recycled) if recycle else method
 
 
@@ -219,7 +222,7 @@ def _fitprune(depth: int, layers: Sequence[int], keep: Sequence[Count]) -> Metho
     def rule(scene: Scene) -> Keep:
         return methods.fitprune(scene.query, scene.key, scene.image, scene.text, **scene.arguments)
 
-    return Method("fitprune", rule, _stages("fitprune", depth, layers, keep, 1))
+    return Method("fitprune", rule, _stages("fitprune", depth, layers, keep, 1), rows="all")
 
 
 def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
@@ -229,7 +232,7 @@ def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
         query, key, image, text = scene.query, scene.key, scene.image, scene.text
         return methods.prunevid_llm(query, key, image, text, sets, longest=rows, **scene.arguments)
 
-    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1))
+    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1), rows="text")
 
 
 def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
@@ -249,7 +252,7 @@ def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
     steps = [
         step._replace(keep=functools.partial(count, layer=step.drop, first=first, layers=layers)) for step in steps
     ]
-    return Method("aim", rule, steps)
+    return Method("aim", rule, steps, rows="all")
 
 
 def _vscan_decode(depth: int, rate: float = 0.5, every: int = 5, layer: Optional[int] = None) -> Method:

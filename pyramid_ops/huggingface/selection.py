@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import methods
-from .capture import queries_and_keys
+from .capture import flops, queries_and_keys
 from .hooks import Hooks
 from .rules import Method
 
@@ -35,6 +35,7 @@ class Seen:
     Of the last of them also `metric` ``[B, n, d]``, keys averaged over heads. `stay` is the mask ``[B, n]`` of a method
     that has merged tokens before they were projected. `places`, where features of several tiles are packed: which of
     all patches each feature is, −1 for a new line, on the host; `present` ``[B, n]``: the patches that are there.
+    `flops` are operations of scores.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,7 @@ class Seen:
         self.stay: Optional[Tensor] = None
         self.places: Optional[Tensor] = None
         self.present: Optional[Tensor] = None
+        self.flops = 0
 
     def spread(self, stay: Tensor) -> Tensor:
         """A mask of patches as one of all features one after the other, with every new line."""
@@ -93,6 +95,7 @@ def attend(tower: Tower, look: int, layer: Any, args: Any, kwargs: dict[str, Any
     heads = queries_and_keys(getattr(layer, tower.attention), getattr(layer, tower.norm)(hidden), None)
     attention = methods.class_attention(heads.query, heads.key, scale=heads.scale)
     metric = heads.key[:, :, 1:].mean(1)
+    seen.flops += flops(heads, hidden.shape[2], [1] * len(hidden))
     if tower.fold is not None:
         attention, metric = tower.fold(attention[..., None]).mean(2), tower.fold(metric)
     seen.attention[look] = attention
@@ -120,8 +123,10 @@ def packed(original: Callable[..., Any], image_features: Sequence[Tensor], *args
     return original(image_features, *args, **kwargs)
 
 
-def marked(selection: Selection, original: Callable[..., Any], given: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """The tower's output with NaN for what is dropped: the marks go where the features go."""
+def marked(
+    selection: Selection, original: Callable[..., Any], given: dict[str, Any], *args: Any, **kwargs: Any
+) -> tuple[Any, int]:
+    """The tower's output with NaN for what is dropped, so that the marks go where the features go; operations."""
     seen = Seen()
     token = _SEEN.set(seen)
     try:
@@ -135,4 +140,4 @@ def marked(selection: Selection, original: Callable[..., Any], given: dict[str, 
         stay = each.split(features.sizes)
         each = [torch.where(keep[:, None], x, torch.nan) for keep, x in zip(stay, features.each, strict=True)]
     output.pooler_output = torch.stack(each) if isinstance(pooled, Tensor) else type(pooled)(each)
-    return output
+    return output, seen.flops

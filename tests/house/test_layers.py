@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "ops": {"torch", "numpy", "reference", *BASE},
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
     "methods": {"torch", "numpy", "plans", "ops", *BASE},
-    "huggingface": {"torch", "transformers", "plans", "methods", "ops", *BASE},
+    "huggingface": {"torch", "transformers", "cost", "plans", "methods", "ops", *BASE},
     "serving": {"torch", "plans", "methods", "ops", *BASE},
     "schedules": {"methods", *BASE},
     "cost": {"schedules", *BASE},
