@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "plans": {"torch", "numpy", "reference", "ops", *BASE},
     "methods": {"torch", "numpy", "plans", "ops", *BASE},
     "huggingface": {"torch", "transformers", "cost", "plans", "methods", "ops", *BASE},
+    "distributed": {"torch", "_op"},
     "serving": {"torch", "plans", "methods", "ops", *BASE},
     "schedules": {"methods", *BASE},
     "cost": {"schedules", *BASE},
