@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "divprune": {},
     "cdpruner": {"relevance": norms},
     "fastervlm": {},
-    "prumerge_select": {},
+    "prumerge": {},
     "visionzip": {},
     "vispruner": {},
     "vscan": {"keep": 128, "shallow": 1, "layer": 2},

@@ -47,6 +47,9 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"hired"``: before the language model, `keep` = 0.2 of an image and its tiles, `alpha` = 0.5 of that for the
           whole image; tiles share by the attention of layer `shallow` = 0, patches are chosen by that of `deep`
           (default: as above);
+        - ``"prumerge"``: before the language model, the patches of ``"prumerge_select"``, of PruMerge+ where `plus`, or
+          the best `keep`; each takes in the `neighbours` = 32 that are like it, and one more token, in the place of the
+          first that goes, all that do;
         - ``"prumerge_select"``: before the language model, the patches that are outliers of the same attention by
           `factor` = 1.5 of the interquartile range;
         - ``"visionzip"``: before the language model, `dominant` = 54 patches of each image by the same attention, and

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import methods, plans
+from ..results import Keep
 from .rules import Count, counted, late
 from .selection import Features, Seen, Selection, Tower
 
@@ -61,6 +62,44 @@ def _prumerge_select(model: Any, factor: float = 1.5, layer: Optional[int] = Non
     return Selection("prumerge_select", choose, tower=_tower("prumerge_select", model, layer=layer))
 
 
+def _stay(features: Features) -> Tensor:
+    return cast(Tensor, features.seen.stay).flatten()
+
+
+def _prumerge(
+    model: Any,
+    keep: Optional[int] = None,
+    factor: float = 1.5,
+    plus: bool = False,
+    neighbours: int = 32,
+    layer: Optional[int] = None,
+) -> Selection:
+    tower = _tower("prumerge", model, layer=layer)
+
+    def chosen(attention: Tensor) -> Keep:
+        if plus:
+            return methods.prumerge_plus_select(attention, keep=keep, factor=factor)
+        if keep is None:
+            return methods.prumerge_select(attention, factor=factor)
+        return plans.keep(attention, min(keep, attention.shape[1]))
+
+    def merge(x: Tensor, seen: Seen) -> Tensor:
+        attention, size = seen.attention[0], x.shape[1]
+        key = cast(Tensor, seen.key).transpose(1, 2).flatten(2)
+        key = key if tower.fold is None else tower.fold(key)
+        plan = chosen(attention)
+        tokens, rest = methods.prumerge(x, key, attention, plan, neighbours=min(neighbours, size - 1))
+        stay = plans.mask(plan)
+        first = (~stay).to(torch.int8).argmax(1, keepdim=True)  # of those that go: the place of what they become
+        seen.stay = stay.scatter(1, first, True)
+        tokens = torch.cat([tokens, rest], 1)
+        place = torch.cat([plan.indices, torch.where(stay.all(1, keepdim=True), -1, first)], 1)
+        place = torch.where(place < 0, size, place)[..., None].expand_as(tokens)
+        return torch.cat([x, x[:, :1]], 1).scatter(1, place, tokens)[:, :size]
+
+    return Selection("prumerge", _stay, tower=tower, merge=merge)
+
+
 def _hired(
     model: Any, keep: Count = 0.2, alpha: float = 0.5, shallow: int = 0, deep: Optional[int] = None
 ) -> Selection:
@@ -98,10 +137,6 @@ def _vispruner(model: Any, keep: int = 64, important: Optional[int] = None, laye
         return plans.mask(methods.vispruner(x, attention, keep=keep, important=important)).flatten()
 
     return Selection("vispruner", choose, tower=_tower("vispruner", model, layer=layer))
-
-
-def _stay(features: Features) -> Tensor:
-    return cast(Tensor, features.seen.stay).flatten()
 
 
 def _visionzip(model: Any, dominant: int = 54, contextual: int = 10, layer: Optional[int] = None) -> Selection:
@@ -143,6 +178,7 @@ def _vscan(
 CLASS_RULES: dict[str, Callable[..., Selection]] = {
     "fastervlm": _fastervlm,
     "hired": _hired,
+    "prumerge": _prumerge,
     "prumerge_select": _prumerge_select,
     "visionzip": _visionzip,
     "vispruner": _vispruner,

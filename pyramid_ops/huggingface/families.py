@@ -23,7 +23,7 @@ _VIDEOS = Family(
 )
 _CLASS = ("fastervlm", "prumerge_select")
 #: What counts on all patches of an image: not where LLaVA-NeXT has cut padding off.
-_WHOLE = ("visionzip", "vispruner", "vscan")
+_WHOLE = ("prumerge", "visionzip", "vispruner", "vscan")
 FAMILIES = {
     "internvl": _IMAGES._replace(selections=(*_IMAGES.selections, *_CLASS, *_WHOLE)),
     "llava": _IMAGES._replace(selections=(*_IMAGES.selections, *_CLASS, *_WHOLE, "pyramid", "tome")),

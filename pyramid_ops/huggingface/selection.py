@@ -32,15 +32,16 @@ class Tower(NamedTuple):
 class Seen:
     """What a tower has shown: class attention ``[B, n]`` of each layer that was looked at, by token.
 
-    Of the last of them also `metric` ``[B, n, d]``, keys averaged over heads. `stay` is the mask ``[B, n]`` of a method
-    that has merged tokens before they were projected. `places`, where features of several tiles are packed: which of
-    all patches each feature is, −1 for a new line, on the host; `present` ``[B, n]``: the patches that are there.
-    `flops` are operations of scores.
+    Of the last of them also `metric` ``[B, n, d]``, keys averaged over heads, and `key` ``[B, H, …, d]`` of its
+    patches. `stay` is the mask ``[B, n]`` of a method that has merged tokens before they were projected. `places`,
+    where features of several tiles are packed: which of all patches each feature is, −1 for a new line, on the host;
+    `present` ``[B, n]``: the patches that are there. `flops` are operations of scores.
     """
 
     def __init__(self) -> None:
         self.attention: dict[int, Tensor] = {}
         self.metric: Optional[Tensor] = None
+        self.key: Optional[Tensor] = None
         self.stay: Optional[Tensor] = None
         self.places: Optional[Tensor] = None
         self.present: Optional[Tensor] = None
@@ -100,7 +101,7 @@ def attend(tower: Tower, look: int, layer: Any, args: Any, kwargs: dict[str, Any
         attention, metric = tower.fold(attention[..., None]).mean(2), tower.fold(metric)
     seen.attention[look] = attention
     if look == len(tower.looks) - 1:
-        seen.metric = metric
+        seen.metric, seen.key = metric, heads.key[:, :, 1:]
 
 
 def project(merge: Callable[[Tensor, Seen], Tensor], projector: Any, args: Any) -> Any:

@@ -137,6 +137,68 @@ def test_what_is_merged_before_the_projector(method, family, samples):
     close(got.logits, masked_oracle(model, given | {"mm_encoder_outputs": {"image": encoded}}, got.tokens, [stage]))
 
 
+def taken_in(x, key, attention, kept, neighbours):
+    """The authors' loop, in float64: features ``[n, D]`` with those that stay, and what all others become."""
+    x, unit = x.double(), torch.nn.functional.normalize(key.double(), dim=1)
+    similarity, merged, a = unit @ unit.T, x.clone(), attention.double()
+    similarity.fill_diagonal_(-2)
+    for i in kept:
+        near = similarity[i].topk(neighbours).indices
+        merged[i] = x[i] + a[near] @ x[near]
+    gone = [j for j in range(len(x)) if j not in kept]
+    for first in gone[:1]:
+        merged[first] = a[gone] @ x[gone]
+    return merged.float(), sorted([*kept, *gone[:1]])
+
+
+@each_batch
+@each_tower
+@pytest.mark.parametrize("options", [{"keep": 5}, {"factor": 0.5}, {"keep": 2, "plus": True}])
+def test_prumerge_takes_in_what_is_alike(options, family, samples):
+    make, inputs_of = FAMILIES[family]
+    model, inputs = make("eager"), inputs_of(samples)
+    base, keys = model.base_model, []
+    tower = base.vision_tower.encoder
+    layer = (tower.layers if family == "llava" else tower.layer)[base.config.vision_feature_layer]
+    attention, _ = looked_at(model, inputs["pixel_values"], base.config.vision_feature_layer)
+    hook = getattr(layer, "self_attn" if family == "llava" else "attention").k_proj.register_forward_hook(
+        lambda *x: keys.append(x[2][:, 1:])
+    )
+    projected = base.multi_modal_projector.register_forward_pre_hook(lambda _, args: keys.append(args[0]))
+    encoded = base.get_image_features(inputs["pixel_values"], return_dict=True)
+    hook.remove()
+    projected.remove()
+    key, x = keys
+    if family == "internvl":
+        attention, key = blocks(attention[..., None]).mean((2, 3)), blocks(key).flatten(2)
+    if options.get("plus"):
+        plan = methods.prumerge_plus_select(attention, keep=2)
+    else:
+        plan = methods.prumerge_select(attention, factor=0.5) if "factor" in options else plans.keep(attention, 5)
+    features, places = [], []
+    for b in range(samples):
+        kept = plan.indices[b, : plan.counts[b]].tolist()
+        merged, left = taken_in(x[b], key[b], attention[b], kept, 4)
+        features.append(base.multi_modal_projector(merged[None])[0])
+        places.append(left)
+    encoded.pooler_output = torch.stack(features) if family == "internvl" else features
+    with hf.apply(model, "prumerge", neighbours=4, **options) as handle:
+        got = generate(model, inputs)
+        (stage,) = handle.stats["stages"]
+        for b in range(samples):
+            close(generate(model, alone(inputs, b)).logits, got.logits[b : b + 1])
+    for b in range(samples):
+        assert torch.isin(places_of(inputs, b), stage["index"][b]).nonzero().flatten().tolist() == places[b]
+    given = {name: x for name, x in inputs.items() if name != "pixel_values"}
+    close(got.logits, masked_oracle(model, given | {"mm_encoder_outputs": {"image": encoded}}, got.tokens, [stage]))
+
+
+def test_prumerge_of_all_has_no_rest():
+    with hf.apply(llava(), "prumerge", keep=99) as handle:
+        generate(llava(), llava_inputs())
+    assert handle.stats["stages"][0]["tokens"] == [28]
+
+
 def test_vscan_goes_on_in_the_language_model():
     """Half of what is left, by the last token's attention in a layer; the other half of the proof is above."""
     model, inputs = llava("eager"), llava_inputs()
@@ -189,7 +251,7 @@ def test_tiles_of_llava_next(method):
     close(got.logits, masked_oracle(model, inputs, got.tokens, [stage]))
 
 
-@pytest.mark.parametrize("method", ["fastervlm", "prumerge_select", "visionzip", "vispruner", "vscan"])
+@pytest.mark.parametrize("method", ["fastervlm", "prumerge", "prumerge_select", "visionzip", "vispruner", "vscan"])
 def test_a_tower_without_a_class_token_is_refused(method):
     with pytest.raises(
         ValueError, match=f"{method}: model: expected a tower with a class token, 'clip_vision_model' or 'internvl_vis"
