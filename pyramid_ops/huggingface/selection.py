@@ -117,7 +117,8 @@ def packed(original: Callable[..., Any], image_features: Sequence[Tensor], *args
         tiles, size = sum(len(x) for x in image_features), image_features[0].shape[1]
         numbers = torch.arange(tiles * size).view(tiles, size, 1).split([len(x) for x in image_features])
         given = inspect.signature(original).bind(numbers, *args, **kwargs).arguments
-        places = torch.cat(original(**given | {"image_newline": torch.tensor([-1])})[0])[:, 0]
+        line = None if given.get("image_newline") is None else torch.tensor([-1])
+        places = torch.cat(original(**given | {"image_newline": line})[0])[:, 0]
         present = torch.zeros(tiles * size, dtype=torch.bool)
         present[places[places >= 0]] = True
         seen.places, seen.present = places, present.view(tiles, size).to(image_features[0].device)

@@ -200,7 +200,7 @@ def test_prumerge_of_all_has_no_rest():
 
 
 def test_vscan_goes_on_in_the_language_model():
-    """Half of what is left, by the last token's attention in a layer; the other half of the proof is above."""
+    """Half of what is left, by the last token's attention in a layer."""
     model, inputs = llava("eager"), llava_inputs()
     with hf.apply(model, "vscan", **VSCAN | {"keep": 9}) as handle:
         attention = model(**inputs, output_attentions=True).attentions[2][0]
@@ -208,13 +208,22 @@ def test_vscan_goes_on_in_the_language_model():
     index = first["index"][0]
     visual = torch.isin(index, places_of(inputs)).nonzero().flatten()
     best = index[visual[attention[:, -1, visual].mean(0).topk(4).indices]]
+    batch = llava_inputs(3)
     with hf.apply(model, "vscan", **VSCAN | {"keep": 9, "layer": 2}) as handle:
         model(**inputs)
         before, inside = handle.stats["stages"]
+        got = generate(model, batch)
+        stages = handle.stats["stages"]
+        encoded = model.base_model.get_image_features(batch["pixel_values"], return_dict=True)
+        for b in range(3):
+            close(generate(model, alone(batch, b)).logits, got.logits[b : b + 1])
     assert torch.equal(before["index"], first["index"])
     assert inside["tokens"] == [12 + 4]
     kept = inside["index"][0]
     assert torch.equal(kept[torch.isin(kept, places_of(inputs))], best.sort().values)
+    encoded.pooler_output = [x.nan_to_num(0.0) for x in encoded.pooler_output]
+    given = {name: x for name, x in batch.items() if name != "pixel_values"}
+    close(got.logits, masked_oracle(model, given | {"mm_encoder_outputs": {"image": encoded}}, got.tokens, stages))
 
 
 def tall():

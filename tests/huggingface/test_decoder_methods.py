@@ -413,7 +413,14 @@ class Waits(TorchDispatchMode):
 
 @each_batch
 @pytest.mark.parametrize(
-    ("method", "options"), [*METHODS.items(), ("divprune", {"keep": 0.3}), ("fastervlm", {"keep": 0.3})]
+    ("method", "options"),
+    [
+        *METHODS.items(),
+        ("sparsevlm", METHODS["sparsevlm"] | {"recycle": True}),
+        ("vscan_decode", {"every": 1}),
+        ("divprune", {"keep": 0.3}),
+        ("fastervlm", {"keep": 0.3}),
+    ],
 )
 def test_a_prompt_waits_for_the_device_once_and_a_token_never(method, options, samples, monkeypatch):
     """Beside the model itself; of prompts only here, since ops on a CPU are their specification, which may wait."""
@@ -438,4 +445,4 @@ def test_a_prompt_waits_for_the_device_once_and_a_token_never(method, options, s
     assert not lists
     with hf.apply(model, method, **options):
         assert waits() == plain
-    assert len(lists) == (1 if method in METHODS else 2)
+    assert len(lists) == (1 if method in RULES else 2)
