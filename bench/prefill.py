@@ -17,9 +17,10 @@ import transformers
 
 import pyramid_ops.huggingface as hf
 from bench.__main__ import commit, device_name
+from pyramid_ops import cost
 from pyramid_ops._op import Op
 
-LAYERS, SIDE, PATCH, TEXT, IMAGE = 4, 336, 14, 64, 999
+LAYERS, SIDE, PATCH, TEXT, IMAGE, VOCABULARY = 4, 336, 14, 64, 999, 1000
 TOKENS = (SIDE // PATCH) ** 2
 
 
@@ -83,7 +84,7 @@ def made(width: int) -> tuple[Any, dict[str, torch.Tensor]]:
         vision_config=transformers.CLIPVisionConfig(
             **sizes, intermediate_size=4 * width, image_size=SIDE, patch_size=PATCH
         ),
-        text_config=transformers.LlamaConfig(**sizes, intermediate_size=width * 11 // 4, vocab_size=1000),
+        text_config=transformers.LlamaConfig(**sizes, intermediate_size=width * 11 // 4, vocab_size=VOCABULARY),
         image_token_id=IMAGE,
     )
     model = transformers.LlavaForConditionalGeneration(config).eval()
@@ -117,7 +118,7 @@ def measure(width: int, rounds: int) -> tuple[dict[str, list[Run]], dict[str, di
     return runs, stats
 
 
-def row(name: str, runs: list[Run], base: float, stats: dict[str, Any]) -> str:
+def row(name: str, runs: list[Run], base: float, stats: dict[str, Any], operations: int) -> str:
     whole = sorted(run.whole for run in runs)
     spread = f"{1000 * whole[len(whole) // 5]:.0f} to {1000 * whole[-1 - len(whole) // 5]:.0f}"
     middle, ops = statistics.median(whole), statistics.median(run.ops for run in runs)
@@ -125,13 +126,17 @@ def row(name: str, runs: list[Run], base: float, stats: dict[str, Any]) -> str:
         ", ".join(str(counts[0] - TEXT) for counts in stats["tokens"]) if stats else ", ".join([str(TOKENS)] * LAYERS)
     )
     cells = [name, tokens, f"{1000 * middle:.0f}", spread, f"{middle / base:.2f}"]
+    formula = (stats["prefill"] + stats["scoring"]) / operations if stats else 1.0
     cells += [f"{1000 * ops:.1f}", f"{100 * ops / middle:.1f} %"] if stats else ["", ""]
+    cells.append(f"{formula:.2f}")
     return f"| {' | '.join(cells)} |"
 
 
 def report(width: int, rounds: int) -> str:
     runs, stats = measure(width, rounds)
     base = statistics.median(run.whole for run in runs["none"])
+    language = cost.Language(LAYERS, width, width // 64, width // 64, width * 11 // 4, VOCABULARY)
+    operations = cost.prefill_flops(language, TEXT, [TOKENS] * LAYERS)
     lines = [
         f"# Prefill, {device_name()}",
         "",
@@ -140,10 +145,11 @@ def report(width: int, rounds: int) -> str:
         f"one image and {TEXT} of text; the time is that of tower and decoder together. Methods in turn, medians of",
         f"{rounds} rounds, p20 to p80. *ops* is time in the library's own, which run as the reference on a CPU; the",
         "rest of what a method costs is one more projection to queries, keys and values for each layer that scores.",
+        "*formula* is what the decoder's operations and those of scores are of its operations without any method.",
         "",
-        "| method | image tokens by layer | ms | p20 to p80 | of none | ms in ops | share |",
-        "|---|---|---|---|---|---|---|",
-        *(row(name, found, base, stats.get(name, {})) for name, found in runs.items()),
+        "| method | image tokens by layer | ms | p20 to p80 | of none | ms in ops | share | formula |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row(name, found, base, stats.get(name, {}), operations) for name, found in runs.items()),
     ]
     return "\n".join(lines) + "\n"
 
