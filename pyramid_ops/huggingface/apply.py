@@ -29,9 +29,9 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
         - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
           model), `keep` = (0.5, 0.25, 0.125), each of the tokens in the prompt;
-        - ``"sparsevlm"``: `layers` = (3, 7, 16), scored by the layers before them, `keep` of each (default: the
-          authors' shares for a `budget` of 192, 128 or 64); with `recycle` = True the best of what goes lives on as
-          the means of a few clusters, each in the place of its center, beside those that `keep` counts;
+        - ``"sparsevlm"``: `layers` = (3, 7, 16), scored by the layers before them, which read all, as in the authors'
+          code, `keep` of each (default: their shares for a `budget` of 192, 128 or 64); with `recycle` = True the best
+          of what goes lives on as means of a few clusters, each in the place of its center, beside what `keep` counts;
         - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
         - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
         - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
