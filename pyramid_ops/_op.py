@@ -67,6 +67,7 @@ class Flat:
 
         def signed() -> None: ...
 
+        self.names = [parameter.name for parameter in parameters]
         signed.__signature__ = inspect.Signature(parameters, return_annotation=hints["return"])  # type: ignore[attr-defined]
         self.schema = torch.library.infer_schema(signed, mutates_args=())
 
@@ -95,7 +96,7 @@ class Op:
     """
 
     def __init__(self, reference: Callable, fake: Callable):
-        self.reference, self.name = reference, reference.__name__
+        self.reference, self.fake, self.name = reference, fake, reference.__name__
         self.module = reference.__module__.rpartition(".")[2]
         self.flat = Flat(reference)
         self.custom = torch.library.custom_op(

@@ -20,6 +20,7 @@ __all__ = [
     "kv_bytes",
     "prefill_flops",
     "report",
+    "score_flops",
     "scoring_flops",
     "vision_flops",
 ]
@@ -117,6 +118,18 @@ def prefill_flops(language: Language, text: int, image: Sequence[int]) -> int:
     return total
 
 
+def score_flops(tokens: int, rows: int, width: int, query: int, key: int) -> int:
+    """Operations of scores in one layer: so many tokens projected to queries and keys, and the logits of some rows.
+
+    `query` and `key` are their features over all heads; values that are projected with keys count there.
+
+    >>> from pyramid_ops import cost
+    >>> cost.score_flops(640, 1, 4096, 4096, 4096) // 10**9
+    42
+    """
+    return 2 * tokens * width * (query + key) + 2 * rows * tokens * query
+
+
 def scoring_flops(language: Language, text: int, schedule: Schedule) -> int:
     """Operations of scores: queries and keys of the layer once more, and the logits of the rows that score.
 
@@ -128,7 +141,7 @@ def scoring_flops(language: Language, text: int, schedule: Schedule) -> int:
     for layer, rows in schedule.scored:
         n = text + (schedule.tokens[layer - 1] if layer else schedule.tokens[0])
         scoring = {"last": 1, "text": text, "all": n}[rows]
-        total += 2 * n * d * (d + kv) + 2 * scoring * n * d
+        total += score_flops(n, scoring, d, d, kv)
     return total
 
 

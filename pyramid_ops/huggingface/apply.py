@@ -24,28 +24,41 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         Of a family in :func:`supported`, with or without its head. Nothing of it is changed but for hooks.
     method : str or callable
         A name in :func:`supported`, or a rule of one's own: it gets a :class:`Scene` and returns a plan of
-        :func:`pyramid_ops.plans.keep`, that keeps all text and `scene.keep` image tokens of each sample.
+        :mod:`pyramid_ops.plans`, that keeps all text and `scene.keep` image tokens of each sample.
     **options
         - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
         - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
           model), `keep` = (0.5, 0.25, 0.125), each of the tokens in the prompt;
         - ``"sparsevlm"``: `layers` = (3, 7, 16), scored by the layers before them, which read all, as in the authors'
-          code, `keep` of each (default: their shares for a `budget` of 192, 128 or 64), without recycling;
+          code, `keep` of each (default: their shares for a `budget` of 192, 128 or 64); with `recycle` = True the best
+          of what goes lives on as means of a few clusters, each in the place of its center, beside what `keep` counts;
         - ``"fitprune"``: `layers` and `keep` from a table that was fitted to the model, scored by the layers before;
         - ``"prunevid_llm"``: `layer` = 10, `keep` = 0.4, all visual tokens of a sample as one static set;
         - ``"aim"``: from layer `first` = 14 on, ever fewer over so many `layers` = 8; for samples without padding;
+        - ``"vscan_decode"``: nothing of the prompt, but after `every` = 5 generated tokens of their image tokens those
+          that generated tokens attend to least in a `layer` (default: in the middle), as `rate` = 0.5 says; for dynamic
+          caches, without beams, one token after the other;
         - ``"divprune"``: before the language model, `keep` = 0.1 of each image;
         - ``"cdpruner"``: before the language model, `keep` = 0.1 of each image; `relevance` is a callable that gets the
           features ``[n, D]`` of each image and returns their scores ``[n]``, such as cosines with a text encoder's;
+        - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
         - ``"fastervlm"``: before the language model, `keep` = 0.25 of each image by the class token's attention in a
           `layer` of the tower (default: the one whose features are read);
-        - ``"evs"``: before the language model, videos less the share `rate` = 0.75 that is like the frame before;
+        - ``"hired"``: before the language model, `keep` = 0.2 of an image and its tiles, `alpha` = 0.5 of that for the
+          whole image; tiles share by the attention of layer `shallow` = 0, patches are chosen by that of `deep`
+          (default: as above);
+        - ``"prumerge"``: before the language model, the patches of ``"prumerge_select"``, of PruMerge+ where `plus`, or
+          the best `keep`; each takes in the `neighbours` = 32 that are like it, and one more token, in the place of the
+          first that goes, all that do;
         - ``"prumerge_select"``: before the language model, the patches that are outliers of the same attention by
           `factor` = 1.5 of the interquartile range;
         - ``"visionzip"``: before the language model, `dominant` = 54 patches of each image by the same attention, and
           the others merged into `contextual` = 10, each in the place of its target;
         - ``"vispruner"``: before the language model, `keep` = 64 of each image, `important` (default: half) of them by
           the same attention, the others for being different;
+        - ``"vscan"``: before the language model, `keep` = 0.25 of each image, half of them the best of each `window` =
+          (6, 6) by the attention of layer `shallow` = 6, half the best of all others by that of `deep`, into which what
+          goes is merged; then `keep_inside` = 0.5 of those before `layer` = 16 of the language model (None: all);
         - ``"pyramid"``: before the language model, `keep` of the tokens of an image pyramid, each of whose levels goes
           through the tower, in the first placeholders of an image; `levels` = 3, `weights`, `saliency` and
           `level_embedding` as in :func:`pyramid_tokens`;
@@ -53,7 +66,10 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
           a number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
-        `keep` is a share of the image tokens of each sample if it is a float, else a number of them.
+        `keep` is a share of the image tokens of each sample if it is a float, else a number of them. Tokens of
+        InternVL are several patches and have the mean of their attention. LLaVA-NeXT's tiles are images of their own;
+        what it adds for new lines stays, and methods that count on all patches of a tile are not for it, since it cuts
+        padding off.
 
     Returns
     -------
@@ -140,8 +156,8 @@ def supported() -> dict[str, list[str]]:
     Examples
     --------
     >>> import pyramid_ops.huggingface as hf
-    >>> hf.supported()["llava_next"]
-    ['aim', 'cdpruner', 'divprune', 'fastv', 'fitprune', 'prunevid_llm', 'pyramiddrop', 'sparsevlm']
+    >>> sorted({*hf.supported()["llava_next"]} - {*hf.supported()["qwen2_5_vl"]})
+    ['fastervlm', 'hired', 'prumerge_select']
     """
     return {kind: ["tome"] for kind in TOWERS} | {
         name: sorted([*RULES, *family.selections]) for name, family in FAMILIES.items()

@@ -1,12 +1,15 @@
 """Queries and keys of an attention module, as its own attention function would get them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-__all__ = ["Heads", "Rotary", "queries_and_keys"]
+from ..cost import score_flops
+
+__all__ = ["Heads", "Rotary", "flops", "queries_and_keys"]
 
 #: Cosines and sines of rotary embedding, ``[B or 1, N, D]``.
 Rotary = tuple[Tensor, Tensor]
@@ -21,6 +24,17 @@ class Heads(NamedTuple):
     key: Tensor
     scale: Optional[float]
     softcap: Optional[float]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As :func:`pyramid_ops.attention_importance` takes them."""
+        return {"scale": self.scale} if self.softcap is None else {"scale": self.scale, "softcap": self.softcap}
+
+
+def flops(heads: Heads, width: int, rows: Sequence[int]) -> int:
+    """Operations of scores by so many rows of each sample, with the projection to queries, keys and values."""
+    (_, query, tokens, size), key = heads.query.shape, heads.key.shape[1]
+    return sum(score_flops(tokens, count, width, query * size, 2 * key * size) for count in rows)
 
 
 class _Captured(Exception):

@@ -21,12 +21,13 @@ _IMAGES = Family(("image_token_id",), ("pixel_values",))
 _VIDEOS = Family(
     ("image_token_id", "video_token_id"), ("pixel_values", "pixel_values_videos"), ("cdpruner", "divprune", "evs")
 )
+_CLASS = ("fastervlm", "prumerge_select")
+#: What counts on all patches of an image: not where LLaVA-NeXT has cut padding off.
+_WHOLE = ("prumerge", "visionzip", "vispruner", "vscan")
 FAMILIES = {
-    "internvl": _IMAGES,
-    "llava": _IMAGES._replace(
-        selections=("cdpruner", "divprune", "fastervlm", "prumerge_select", "pyramid", "tome", "visionzip", "vispruner")
-    ),
-    "llava_next": _IMAGES,
+    "internvl": _IMAGES._replace(selections=(*_IMAGES.selections, *_CLASS, *_WHOLE)),
+    "llava": _IMAGES._replace(selections=(*_IMAGES.selections, *_CLASS, *_WHOLE, "pyramid", "tome")),
+    "llava_next": _IMAGES._replace(selections=(*_IMAGES.selections, *_CLASS, "hired")),
     "qwen2_5_vl": _VIDEOS,
     "qwen3_vl": _VIDEOS,
 }

@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .capture import queries_and_keys
-from .encoder_rules import Selection, attend, marked, project
+from .decoding import Generated, check_cache
 from .families import Family
 from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
 from .prompt import Prompt, Stage, columns, only_padding
 from .rules import Method
+from .selection import Selection, attend, marked, packed, project
 
 __all__ = ["Handle"]
 
@@ -25,7 +26,7 @@ class _Call:
     """A forward of the whole model, from its inputs to its last layer."""
 
     def __init__(self, ids: Optional[Tensor], images: bool):
-        self.ids, self.images = ids, images
+        self.ids, self.images, self.flops = ids, images, 0
         self.prompt: Optional[Prompt] = None
 
 
@@ -40,16 +41,21 @@ class Handle(Hooks):
     model : torch.nn.Module
     method : str
     stats : dict
-        Of the last prompt: its `rows` and the `visual` tokens of each sample, and for each of the `stages` the `layer`
-        before which tokens went, the `tokens` that are left of each sample, and `index`, int64 ``[B, L]``: the rows of
-        the prompt that are left, −1 for padding.
+        Of the last prompt: its `rows`, the `visual` tokens of each sample, `tokens`, for each layer how many of each
+        sample it reads, and by formula the operations of the language model for those, `prefill`, and of scores beside
+        them, `scoring`: projections, similarities and logits of the rows that may score. For each of the `stages` the
+        `layer` before which tokens went, the `tokens` that are left of each sample, its part of `scoring`, and `index`,
+        int64 ``[B, L]``: the rows of the prompt that are left, −1 for padding. Where rows were merged also `owner`,
+        int64 ``[B, …]``: for each row before it, the row of the prompt that it has become part of, −1 for none. While
+        tokens are generated, what goes before one of them is a stage of its own, with `generated`, how many there were.
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
         super().__init__(model, method.name)
         self._family = family
         self._before = method if isinstance(method, Selection) else None
-        self._method = method if isinstance(method, Method) else None
+        self._method = method.inside if isinstance(method, Selection) else method
+        self._later = None if self._method is None else self._method.later
         base = model.base_model
         self._text = base.language_model
         self._arguments = inspect.signature(type(base).forward)
@@ -65,17 +71,23 @@ class Handle(Hooks):
             self._text.register_forward_pre_hook(self._enter, with_kwargs=True),
             self._text.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
         ]
-        first = 0 if self._method is None else min(step.score for step in self._method.steps)
+        steps = [] if self._before is not None or self._method is None else self._method.steps
+        first = min((step.score for step in steps), default=0)
         for k, layer in enumerate(self._text.layers[first:], first):
             hooks.append(layer.register_forward_pre_hook(functools.partial(self._layer, k), with_kwargs=True))
-        if self._before is not None and self._before.tower is not None:
-            hooks.append(self._before.tower.register_forward_pre_hook(attend, with_kwargs=True))
+        tower = None if self._before is None else self._before.tower
+        if tower is not None:
+            for look, k in enumerate(tower.looks):
+                hook = functools.partial(attend, tower, look)
+                hooks.append(tower.layers[k].register_forward_pre_hook(hook, with_kwargs=True))
         if self._before is not None and self._before.merge is not None:
             hook = functools.partial(project, self._before.merge)
             hooks.append(base.multi_modal_projector.register_forward_pre_hook(hook))
         self._undo += [hook.remove for hook in hooks]
         if self._before is not None:
             self.override(base, self._before.function, self._features)
+        if tower is not None and hasattr(base, "pack_image_features"):
+            self.override(base, "pack_image_features", packed)
         if hasattr(model, "_prefill"):
             self.override(model, "_prefill", self._refuse_chunks)
         if hasattr(self._text, "_deepstack_process"):
@@ -108,7 +120,11 @@ class Handle(Hooks):
     def _features(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
         with torch.no_grad():
-            return marked(cast(Selection, self._before), original, given, *args, **kwargs)
+            output, flops = marked(cast(Selection, self._before), original, given, *args, **kwargs)
+        call = _CALL.get()
+        if call is not None:
+            call.flops += flops
+        return output
 
     # The whole model.
 
@@ -140,7 +156,7 @@ class Handle(Hooks):
         if cache is None or not (later or int(cache.get_seq_length())):
             self._begin(module, kwargs, cache)
         else:
-            self._resume(kwargs, getattr(cache, KEY, None))
+            self._resume(kwargs, cache, getattr(cache, KEY, None))
         return args, kwargs
 
     def _begin(self, module: Any, kwargs: dict[str, Any], cache: Any) -> None:
@@ -175,38 +191,43 @@ class Handle(Hooks):
         padded = min(text + count for text, count in zip(texts, images, strict=True)) < image.shape[1]
         prompt = Prompt(image, real if padded else None, images, texts)
         if self._before is not None:
-            prompt.enter(~embeds[..., 0].isnan())
+            prompt.enter(~embeds[..., 0].isnan(), call.flops)
         elif self._method is not None and self._method.marks is not None:
             after = image.cumsum(1) > 0
             prompt.left["marks"] = self._method.marks(embeds, image, there & ~image & after)
         call.prompt = prompt
         if cache is not None:
+            if self._later is not None:
+                check_cache(self.method, cache)
+                prompt.generated = Generated(self._later)
             setattr(cache, KEY, prompt)
             self._caches.add(cache)
             if self._before is not None:
                 count_prompt(cache)
 
-    def _resume(self, kwargs: dict[str, Any], prompt: Optional[Prompt]) -> None:
+    def _resume(self, kwargs: dict[str, Any], cache: Any, prompt: Optional[Prompt]) -> None:
         """A later forward: of generated tokens, candidates, or text of another turn."""
         call = None if torch.compiler.is_compiling() else _CALL.get()
         if call is not None and call.images:
             raise self._error("images", "all of them in the first forward of a cache, not in a later one")
         if prompt is not None:
             prompt.entry = columns(kwargs.get("attention_mask"))
+            if prompt.generated is not None:
+                if (rows := kwargs["inputs_embeds"].shape[1]) != 1:
+                    raise self._error("input_ids", f"one token after the other behind the prompt, got {rows} at once")
+                if torch.compiler.is_compiling():
+                    raise self._error("model", "decoding outside torch.compile, since rows of the cache go")
+                prompt.generated.prune(prompt, cache)
             for stage in prompt.stages:
                 stage.mask = None
 
     def _leave(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         prompt = self._prompt(kwargs)
         if prompt is not None and prompt.filling:
-            self.stats = {
-                "rows": prompt.rows,
-                "visual": prompt.images,
-                "stages": [
-                    {"layer": stage.first, "tokens": stage.counts, "index": stage.index} for stage in prompt.stages
-                ],
-            }
             prompt.filled()
+            self.stats = prompt.stats(module.config)
+            if self._later is None:
+                prompt.left = {}
 
     def _prompt(self, kwargs: dict[str, Any]) -> Optional[Prompt]:
         cache = kwargs.get(self._cache)
@@ -227,6 +248,9 @@ class Handle(Hooks):
             hidden = prompt.drop(0, hidden, kwargs["position_embeddings"])
         if prompt.filling and self._method is not None:
             hidden = self._step(self._method, k, module, hidden, kwargs)
+        if not prompt.filling and prompt.generated is not None and k == prompt.generated.later.layer:
+            heads = queries_and_keys(module.self_attn, module.input_layernorm(hidden), kwargs["position_embeddings"])
+            prompt.generated.see(heads, hidden)
         self._place(prompt, prompt.at(k), hidden, kwargs)
         if args:
             return (hidden, *args[1:]), kwargs

@@ -36,10 +36,12 @@ def _counting(kind: type) -> type:
 def count_prompt(cache: Any) -> None:
     """From now on a cache counts rows that were dropped before the first layer too, until :func:`count_held`."""
     kind: Any = type(cache)
-    cache.__class__ = _counting(kind)
+    if not hasattr(kind, "_counts"):
+        cache.__class__ = _counting(kind)
 
 
 def count_held(cache: Any) -> None:
     """Forget the cache's prompt."""
     cache.__class__ = getattr(cache, "_counts", type(cache))
-    cache.__dict__.pop(KEY, None)
+    for name in (KEY, "reorder_cache"):
+        cache.__dict__.pop(name, None)

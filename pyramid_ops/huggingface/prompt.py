@@ -1,16 +1,17 @@
 """A prompt's rows: which are left from which layer on, and the masks that go with them."""
 
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from .. import plans
-from ..results import Keep
-from .capture import Heads, Rotary
+from ..cost import Language, prefill_flops
+from ..results import Keep, Merge
+from .capture import Heads, Rotary, flops
 from .lengths import Held
-from .rules import Method, Scene, Step
+from .rules import Method, Plan, Rule, Scene, Step
 
 __all__ = ["Prompt", "Stage", "columns", "only_padding"]
 
@@ -18,13 +19,21 @@ __all__ = ["Prompt", "Stage", "columns", "only_padding"]
 class Stage:
     """From layer `first` on, the rows that are left: `index` ``[B, L]``, −1 in the padding; `real` None: no padding.
 
-    `counts` are those of each sample, `mask` is that of the forward that runs, `rotary` of the prompt's own.
+    `counts` are those of each sample, `mask` is that of the forward that runs, `rotary` of the prompt's own. `owner`
+    ``[B, …]``, where rows were merged: the row of the prompt that each row before this stage has become part of, or −1.
     """
 
-    def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Rotary):
+    owner: Optional[Tensor] = None
+    scoring = 0  # operations
+
+    def __init__(self, first: int, counts: list[int], index: Tensor, real: Optional[Tensor], rotary: Optional[Rotary]):
         self.first, self.counts, self.index, self.real = first, counts, index, real
-        self.rotary: Optional[Rotary] = rotary
+        self.rotary = rotary
         self.mask: Any = None
+
+    def stats(self) -> dict[str, Any]:
+        found = {"layer": self.first, "tokens": self.counts, "index": self.index, "scoring": self.scoring}
+        return found if self.owner is None else found | {"owner": self.owner}
 
     def attention_mask(self, config: Any, hidden: Tensor, cache: Any, entry: Optional[Tensor], rows: int) -> Any:
         """As transformers makes it for the rows of this stage; `entry` ``[B, rows + …]`` is that of all of them."""
@@ -53,6 +62,7 @@ class Prompt:
     def __init__(self, image: Tensor, real: Optional[Tensor], images: list[int], texts: list[int]):
         self.rows = image.shape[1]
         self.images, self.texts = images, texts
+        self.entered = images  # into the first layer: what shares are of
         self.kept = images  # so far
         self.entry: Optional[Tensor] = None  # columns of the mask of a later forward
         self.filling = True  # the prompt's own forward runs
@@ -61,7 +71,10 @@ class Prompt:
         place = torch.arange(self.rows, device=image.device).expand(image.shape)
         self.left: dict[str, Tensor] = {"index": place, "image": image, "real": every}
         self.padded = real is not None
-        self.plans: dict[int, Keep] = {}
+        self.plans: dict[int, Plan] = {}
+        self.scoring: dict[int, int] = {}  # operations, by the layer of the plan
+        self.generated: Any = None  # what goes later by, see decoding
+        self.report: list[dict[str, Any]] = []  # stages as `stats` has them
 
     @property
     def missing(self) -> int:
@@ -69,12 +82,12 @@ class Prompt:
         first = self.stages[0] if self.stages and not self.stages[0].first else None
         return 0 if first is None else self.rows - first.index.shape[1]
 
-    def enter(self, stay: Tensor) -> None:
+    def enter(self, stay: Tensor, scoring: int) -> None:
         """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
         image, real = self.left["image"], self.left["real"]
-        self.kept = (image & stay).sum(1).tolist()
+        self.entered = self.kept = (image & stay).sum(1).tolist()
         scores = torch.zeros(image.shape, device=image.device)
-        capacity = max(self.counts())
+        capacity, self.scoring[0] = max(self.counts()), scoring
         self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
 
     def at(self, layer: int) -> Optional[Stage]:
@@ -83,11 +96,13 @@ class Prompt:
 
     def score(self, method: Method, step: Step, heads: Heads, hidden: Tensor) -> None:
         """Make the plan of a step."""
-        self.kept = [min(step.keep(count), left) for count, left in zip(self.images, self.kept, strict=True)]
+        texts, lefts = self.texts, [self.left["index"].shape[1]] * len(self.texts)
+        rows = {"last": [1] * len(texts), "text": texts, "all": lefts}.get(str(method.rows), [0] * len(texts))
+        self.scoring[step.drop] = flops(heads, hidden.shape[2], rows)
+        keep = [min(step.keep(count), left) for count, left in zip(self.entered, self.kept, strict=True)]
+        deleted = [left - count for left, count in zip(self.kept, keep, strict=True)]
+        self.kept = [count + method.recycled(gone) for count, gone in zip(keep, deleted, strict=True)]
         image, real = self.left["image"], self.left["real"]
-        options: dict[str, Any] = {"scale": heads.scale}
-        if heads.softcap is not None:
-            options["softcap"] = heads.softcap
         scene = Scene(
             layer=step.score,
             query=heads.query,
@@ -97,15 +112,18 @@ class Prompt:
             text=real & ~image,
             key_mask=real if self.padded else None,
             marks=self.left.get("marks"),
-            keep=self.kept,
+            keep=keep,
+            deleted=deleted,
             capacity=max(self.counts()),
-            options=options,
+            options=heads.options,
         )
-        plan = method.rule(scene)
-        if not isinstance(plan, Keep):
-            raise TypeError(f"{method.name}: expected a rule that returns a Keep, got {type(plan).__name__}")
-        if not method.exact and (found := plan.counts.tolist()) != self.counts():
-            raise ValueError(f"{method.name}: expected a plan of {self.counts()} tokens, text and image, got {found}")
+        plan = cast(Rule, method.rule)(scene)
+        if not method.exact:
+            if not isinstance(plan, (Keep, Merge)):
+                raise TypeError(f"{method.name}: expected a rule that returns a plan, got {type(plan).__name__}")
+            if (found := plan.counts.tolist()) != self.counts():
+                expected = f"a plan of {self.counts()} tokens, text and image"
+                raise ValueError(f"{method.name}: expected {expected}, got {found}")
         self.plans[step.drop] = plan
 
     def counts(self) -> list[int]:
@@ -115,20 +133,50 @@ class Prompt:
     def drop(self, layer: int, hidden: Tensor, rotary: Rotary) -> Tensor:
         """Carry out a step's plan: the hidden states that are left."""
         fill = [0, 0, 0, *(-1 if name == "index" else 0 for name in self.left)]
+        mode = ["mean"] + ["owner"] * (len(fill) - 1)
+        plan = self.plans.pop(layer)
+        plan = plan if isinstance(plan, (Keep, Merge)) else plan(hidden)
+        owner = _owner(plan, self.left["index"]) if isinstance(plan, Merge) else None
         tensors = [hidden, *rotary, *self.left.values()]
-        hidden, cos, sin, *left = plans.apply(self.plans.pop(layer), tensors, align="right", fill=fill)
+        hidden, cos, sin, *left = plans.apply(plan, tensors, align="right", fill=fill, mode=mode)
         self.left = dict(zip(self.left, left, strict=True))
         self.padded = min(self.counts()) < hidden.shape[1]
         real = self.left["real"] if self.padded else None
         self.stages.append(Stage(layer, self.counts(), self.left["index"], real, (cos, sin)))
+        self.stages[-1].owner, self.stages[-1].scoring = owner, self.scoring.pop(layer)
         return hidden
+
+    def stats(self, config: Any) -> dict[str, Any]:
+        """Of the whole prompt; `config` is the text model's."""
+        heads, width = config.num_attention_heads, config.hidden_size
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        language = Language(config.num_hidden_layers, width, heads, kv_heads, inner, config.vocab_size)
+        every = [text + image for text, image in zip(self.texts, self.images, strict=True)]
+        stages = [self.at(k) for k in range(language.layers)]
+        tokens = [every if stage is None else stage.counts for stage in stages]
+        return {
+            "rows": self.rows,
+            "visual": self.images,
+            "tokens": tokens,
+            "prefill": sum(prefill_flops(language, 0, counts) for counts in zip(*tokens, strict=True)),
+            "scoring": sum(stage["scoring"] for stage in self.report),
+            "stages": self.report,
+        }
 
     def filled(self) -> None:
         """The prompt's own forward is over: only what later ones need stays."""
         self.filling = False
-        self.left, self.plans = {}, {}
+        self.plans = {}
+        self.report += [stage.stats() for stage in self.stages]
         for stage in self.stages:
             stage.rotary = stage.mask = None
+
+
+def _owner(plan: Merge, index: Tensor) -> Tensor:
+    """The row of the prompt that each of the rows of `index` becomes part of."""
+    owned = plan.indices.gather(1, plan.rows.clamp(min=0))
+    return torch.where((plan.rows >= 0) & (index >= 0), index.gather(1, owned.clamp(min=0)), -1)
 
 
 def columns(mask: Any) -> Optional[Tensor]:

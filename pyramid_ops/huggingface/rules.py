@@ -3,16 +3,18 @@
 import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union, cast
 
 import torch
 from torch import Tensor
 
 from .. import _checks as check
-from .. import methods
-from ..results import Keep
+from .. import methods, plans
+from ..ops.attention import attention_importance
+from ..plans.joined import merge_by_rows
+from ..results import Keep, Merge
 
-__all__ = ["RULES", "Count", "Method", "Scene", "Step", "counted", "custom"]
+__all__ = ["RULES", "Count", "Later", "Method", "Plan", "Scene", "Step", "counted", "custom", "late"]
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
 Count = Union[int, float, Fraction]
@@ -35,8 +37,8 @@ class Scene(NamedTuple):
         bool ``[B, L]``: the rows that are not padding; None where all are.
     marks : Tensor or None
         bool ``[B, L]``: rows that the method has marked as the prompt came in.
-    keep : list of int
-        How many image tokens of each sample shall stay.
+    keep, deleted : list of int
+        How many image tokens of each sample shall stay, and how many shall not.
     capacity : int
         Rows of the plan: the most tokens that a sample keeps, text and all.
     options : dict
@@ -52,6 +54,7 @@ class Scene(NamedTuple):
     key_mask: Optional[Tensor]
     marks: Optional[Tensor]
     keep: list[int]
+    deleted: list[int]
     capacity: int
     options: dict[str, Any]
 
@@ -62,7 +65,9 @@ class Scene(NamedTuple):
         return {"keep": keep, "key_mask": self.key_mask, "capacity": self.capacity, **self.options}
 
 
-Rule = Callable[[Scene], Keep]
+#: What goes, or a function that says so once it gets what goes into the layer before which tokens go.
+Plan = Union[Keep, Merge, Callable[[Tensor], Merge]]
+Rule = Callable[[Scene], Plan]
 
 
 class Step(NamedTuple):
@@ -73,15 +78,32 @@ class Step(NamedTuple):
     keep: Callable[[int], int]
 
 
+class Later(NamedTuple):
+    """Image tokens go every so many generated tokens, ``keep(n₀, generated)`` stay, by the queries of those in a layer.
+
+    `rule` is that of :func:`pyramid_ops.methods.vscan_decode`.
+    """
+
+    layer: int
+    every: int
+    keep: Callable[[int, int], int]
+    rule: Callable[..., Keep]
+
+
 class Method(NamedTuple):
     """Steps by ascending layer, and marks that are made of (hidden, image, text) as the prompt comes in."""
 
     name: str
-    rule: Rule
+    rule: Optional[Rule]
     steps: list[Step]
     marks: Optional[Callable[[Tensor, Tensor, Tensor], Tensor]] = None
     #: Whether plans hold just what `keep` says, so that nobody has to look.
     exact: bool = True
+    #: How many rows are made of so many tokens that a step deletes.
+    recycled: Callable[[int], int] = lambda deleted: 0
+    later: Optional[Later] = None
+    #: Which rows score: "last", "text" or "all" of those that are left; None: nobody knows.
+    rows: Optional[str] = None
 
 
 def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
@@ -114,7 +136,16 @@ def _fastv(depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
     def rule(scene: Scene) -> Keep:
         return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
 
-    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1))
+    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1), rows="last")
+
+
+def late(name: str, depth: int, layer: int, keep: Count) -> Method:
+    """One step by the last instruction token, before a layer and by its own queries and keys."""
+
+    def rule(scene: Scene) -> Keep:
+        return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
+
+    return Method(name, rule, _stages(name, depth, [layer], [keep], 0), rows="last")
 
 
 def _pyramiddrop(
@@ -124,27 +155,74 @@ def _pyramiddrop(
         return methods.pyramiddrop(scene.query, scene.key, scene.image, **scene.arguments)
 
     layers = [depth // 4, depth // 2, depth * 3 // 4] if layers is None else layers
-    return Method("pyramiddrop", rule, _stages("pyramiddrop", depth, layers, keep, 0))
+    return Method("pyramiddrop", rule, _stages("pyramiddrop", depth, layers, keep, 0), rows="last")
 
 
 def _sparsevlm(
-    depth: int, layers: Sequence[int] = (3, 7, 16), keep: Optional[Sequence[Count]] = None, budget: int = 192
+    depth: int,
+    layers: Sequence[int] = (3, 7, 16),
+    keep: Optional[Sequence[Count]] = None,
+    budget: int = 192,
+    recycle: bool = True,
 ) -> Method:
-    def rule(scene: Scene) -> Keep:
+    def rule(scene: Scene) -> Plan:
         if scene.marks is None:
             raise ValueError("sparsevlm: scene.marks: expected the raters of the prompt, got None")
+        if recycle and any(scene.deleted):
+            return _recycling(scene, scene.marks)
         return methods.sparsevlm(scene.query, scene.key, scene.image, scene.marks, **scene.arguments)
 
     if keep is None:
         keep = [Fraction(count, 576) for count in methods.retained.sparsevlm(budget)]
-    return Method("sparsevlm", rule, _stages("sparsevlm", depth, layers, keep, 1), methods.sparsevlm_raters)
+    steps = _stages("sparsevlm", depth, layers, keep, 1)
+    method = Method("sparsevlm", rule, steps, methods.sparsevlm_raters, rows="text")
+    return method._replace(recycled=_recycled) if recycle else method
+
+
+def _recycled(deleted: int) -> int:
+    return methods.retained.sparsevlm_recycle(deleted) if deleted else 0
+
+
+def _recycling(scene: Scene, raters: Tensor) -> Callable[[Tensor], Merge]:
+    """SparseVLM with means of clusters of what it deletes, each in the place of its center."""
+    arguments = scene.arguments
+    options = {"causal": True, "key_mask": scene.key_mask, "query_mask": raters, **scene.options}
+    scores = attention_importance(scene.query, scene.key, **options)
+    best = plans.keep(
+        scores, arguments["keep"], candidates=scene.image, forced=scene.text, capacity=arguments["capacity"]
+    )
+
+    def plan(hidden: Tensor) -> Merge:
+        deleted = scene.image & ~plans.mask(best)
+        both = plans.concat(best, _clusters(hidden, scores, deleted, scene.deleted))
+        order: dict[str, Any] = {"largest": False, "order": "value", "capacity": arguments["capacity"]}
+        place = plans.keep(both.indices.to(torch.float32), candidates=both.indices >= 0, **order)
+        return cast(Merge, plans.then(both, place))
+
+    return plan
+
+
+def _clusters(hidden: Tensor, scores: Tensor, deleted: Tensor, numbers: list[int]) -> Merge:
+    """Of samples of which different numbers of tokens are deleted: those of one number together."""
+    if len({*numbers}) == 1:
+        return methods.sparsevlm_recycle(hidden, scores, deleted, number=numbers[0])
+    most, batch = max(map(_recycled, numbers)), len(numbers)
+    indices = torch.full((batch, most), -1, dtype=torch.int64, device=hidden.device)
+    counts = torch.zeros(batch, dtype=torch.int32, device=hidden.device)
+    rows = torch.full(deleted.shape, -1, dtype=torch.int64, device=hidden.device)
+    for number in sorted({*numbers} - {0}):
+        these = [b for b, count in enumerate(numbers) if count == number]
+        made = methods.sparsevlm_recycle(hidden[these], scores[these], deleted[these], number=number)
+        indices[these, : made.indices.shape[1]] = made.indices
+        counts[these], rows[these] = made.counts, made.rows
+    return merge_by_rows(Keep(indices, counts, hidden.shape[1]), rows)
 
 
 def _fitprune(depth: int, layers: Sequence[int], keep: Sequence[Count]) -> Method:
     def rule(scene: Scene) -> Keep:
         return methods.fitprune(scene.query, scene.key, scene.image, scene.text, **scene.arguments)
 
-    return Method("fitprune", rule, _stages("fitprune", depth, layers, keep, 1))
+    return Method("fitprune", rule, _stages("fitprune", depth, layers, keep, 1), rows="all")
 
 
 def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
@@ -154,7 +232,7 @@ def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
         query, key, image, text = scene.query, scene.key, scene.image, scene.text
         return methods.prunevid_llm(query, key, image, text, sets, longest=rows, **scene.arguments)
 
-    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1))
+    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1), rows="text")
 
 
 def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
@@ -174,7 +252,19 @@ def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
     steps = [
         step._replace(keep=functools.partial(count, layer=step.drop, first=first, layers=layers)) for step in steps
     ]
-    return Method("aim", rule, steps)
+    return Method("aim", rule, steps, rows="all")
+
+
+def _vscan_decode(depth: int, rate: float = 0.5, every: int = 5, layer: Optional[int] = None) -> Method:
+    op = "vscan_decode"
+    if not check.number(op, "rate", rate) >= 0:
+        raise ValueError(f"{op}: rate: expected at least 0, got {rate}")
+    layer = depth // 2 if layer is None else check.integer(op, "layer", layer, 0)
+    if layer >= depth:
+        raise ValueError(f"{op}: layer: expected less than {depth}, the layers of the model, got {layer}")
+    keep = functools.partial(methods.retained.vscan_decode, rate=rate)
+    later = Later(layer, check.integer(op, "every", every, 1), keep, methods.vscan_decode)
+    return Method(op, None, [], later=later)
 
 
 def custom(rule: Rule, depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
@@ -191,4 +281,5 @@ RULES: dict[str, Callable[..., Method]] = {
     "prunevid_llm": _prunevid_llm,
     "pyramiddrop": _pyramiddrop,
     "sparsevlm": _sparsevlm,
+    "vscan_decode": _vscan_decode,
 }

@@ -1,7 +1,7 @@
 """Published methods that prune image tokens after the vision encoder: scores in, plans out."""
 
 from collections.abc import Sequence
-from typing import Any, Optional, cast
+from typing import Any, Optional, Union, cast
 
 import torch
 from torch import Tensor
@@ -143,7 +143,14 @@ def fastervlm(
 
 
 def hired(
-    shallow: Tensor, deep: Tensor, *, keep: int, grid: tuple[int, int], tiles: tuple[int, int], alpha: float = 0.5
+    shallow: Tensor,
+    deep: Tensor,
+    *,
+    keep: int,
+    grid: tuple[int, int],
+    tiles: tuple[int, int],
+    alpha: float = 0.5,
+    key_mask: Optional[Tensor] = None,
 ) -> Keep:
     """HiRED: a budget for the whole image, the rest for its tiles by what the encoder looks at first.
 
@@ -164,6 +171,8 @@ def hired(
         Rows and columns of tiles, which divide those of the grid.
     alpha : float
         The share of the whole image, from 0 to 1.
+    key_mask : Tensor, optional
+        bool, like `deep`: the patches that there are, where tiles have padding. The whole image has all of its own.
 
     Returns
     -------
@@ -178,10 +187,10 @@ def hired(
     Notes
     -----
     Attention is a sum over heads in the paper, which is the same order as a mean.
-    Differs: shares are rounded to the sum K, the largest remainder up, and what a full tile cannot take goes to others;
-    the authors round down. They count the marked patches of consecutive rows, as ``grid=(1, n), tiles=(1, tiles)``
-    does here, instead of those where the tile lies. Ties go to the lower index.
-    Cost: 9 launches and 4 of PyTorch; no host synchronisation.
+    Differs: shares are rounded to the sum K, the largest remainder up, and what full tiles cannot take goes to others,
+    at last to those without a mark; the authors round down. They count the marked patches of consecutive rows, as
+    ``grid=(1, n), tiles=(1, tiles)`` does here, instead of those where the tile lies. Ties go to the lower index.
+    Cost: 9 launches and 5 of PyTorch; no host synchronisation.
 
     References
     ----------
@@ -212,9 +221,15 @@ def hired(
     whole = min(int(check.integer(op, "keep", keep, 0) * alpha), size)
     marked = mask(keep_tokens(shallow, int(size * (1 - alpha)))).to(torch.float32)
     counts = pool_scores(marked, (rows, columns), window=(rows // down, columns // across), reduction="sum")
+    counts = counts.clamp(min=2.0**-10)  # a tile without marks may still take what is over
     budgets = torch.full((batch, images), whole, dtype=torch.int32, device=deep.device)
-    budgets[:, 1:] = allocate_budgets_batch(keep - whole, counts, [size] * (images - 1))
-    return keep_tokens(deep.reshape(-1, size), budgets.view(-1))
+    sizes: Union[Tensor, list[int]] = [size] * (images - 1)
+    if key_mask is not None:
+        check.tensor(op, "key_mask", key_mask, "B T n", dtypes=(torch.bool,))
+        check.same_size(op, "key_mask", key_mask, deep.shape, deep.device)
+        sizes, key_mask = key_mask[:, 1:].sum(2), key_mask.reshape(-1, size)
+    budgets[:, 1:] = allocate_budgets_batch(keep - whole, counts, sizes)
+    return keep_tokens(deep.reshape(-1, size), budgets.view(-1), candidates=key_mask)
 
 
 def hired_described(scores: Sequence[Tensor], *, ratios: Sequence[float] = (0.7, 0.6)) -> Keep:

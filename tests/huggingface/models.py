@@ -228,22 +228,39 @@ def generate(model, inputs, tokens=8, **options):
 
 
 def masked_oracle(model, inputs, tokens, stages):
-    """Logits of `tokens` by the whole model on all rows, without a cache: dropped columns masked layer by layer."""
+    """Logits of `tokens` by the whole model on all rows, without a cache: dropped columns masked layer by layer.
+
+    Where a stage merges rows, the one that owns them becomes their mean; one with `generated` is for what comes after.
+    """
     ids, there = inputs["input_ids"], inputs["attention_mask"].bool()
     rows, new = ids.shape[1], tokens.shape[1] - 1
     ids = torch.cat([ids, tokens[:, :-1]], 1)
     there = torch.cat([there, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], 1)
     causal = torch.ones(rows + new, rows + new, dtype=torch.bool).tril()
 
+    def merged(hidden, before, stage):
+        """`before`: the rows that were left."""
+        hidden = hidden.clone()
+        for b, owner in enumerate(stage["owner"]):
+            for row in owner[owner >= 0].unique():
+                hidden[b, row] = hidden[b, before[b][owner == row]].mean(0)
+        return hidden
+
     def hook(layer, module, args, kwargs):
-        seen = there.clone()
+        before = torch.arange(rows).expand(len(ids), -1)
+        for stage in stages:
+            if stage["layer"] == layer and "owner" in stage:
+                args = (merged(args[0], before, stage), *args[1:])
+            before = stage["index"]
+        seen = there[:, None].repeat(1, rows + new, 1)
         for stage in stages:
             if stage["layer"] <= layer:
+                first = rows + stage["generated"] if "generated" in stage else 0
                 for b, index in enumerate(stage["index"]):
-                    seen[b, :rows] = False
-                    seen[b, index[index >= 0]] = True
+                    seen[b, first:, :rows] = False
+                    seen[b, first:, index[index >= 0]] = True
         # A row without a column would be NaN.
-        mask = causal & seen[:, None, None] | torch.eye(rows + new, dtype=torch.bool)
+        mask = causal & seen[:, None] | torch.eye(rows + new, dtype=torch.bool)
         eager = model.config._attn_implementation == "eager"
         kwargs["attention_mask"] = torch.where(mask, 0.0, -torch.inf) if eager else mask
         return args, kwargs

@@ -18,7 +18,7 @@ from .models import CACHE, FAMILIES, alone, generate, llava, llava_inputs, maske
 METHODS = {
     "fastv": {"layer": 2, "keep": 0.25},
     "pyramiddrop": {"layers": (1, 2, 4), "keep": (0.5, 0.25, 0.1)},
-    "sparsevlm": {"layers": (1, 2, 4), "keep": (0.6, 0.3, 0.0)},
+    "sparsevlm": {"layers": (1, 2, 4), "keep": (0.6, 0.3, 0.0), "recycle": False},
     "fitprune": {"layers": (1, 3), "keep": (0.5, 3)},
     "prunevid_llm": {"layer": 3},
 }
@@ -113,7 +113,7 @@ def plain_scores(method, attention, embeds, image):
     [
         ("fastv", {"layer": 2, "keep": 5}, 1),
         ("pyramiddrop", {"layers": [2], "keep": [5]}, 2),
-        ("sparsevlm", {"layers": [2], "keep": [5]}, 1),
+        ("sparsevlm", {"layers": [2], "keep": [5], "recycle": False}, 1),
         ("fitprune", {"layers": [2], "keep": [5]}, 1),
         ("prunevid_llm", {"layer": 2, "keep": 5}, 1),
     ],
@@ -355,7 +355,10 @@ def test_a_rule_of_ones_own():
         assert torch.equal(generate(model, inputs).logits, own.logits)
     with hf.apply(model, greedy), pytest.raises(ValueError, match=r"greedy: expected a plan of \[20, 24, 16\] tokens"):
         generate(model, inputs)
-    with hf.apply(model, lambda scene: None), pytest.raises(TypeError, match="expected a rule that returns a Keep"):
+    with (
+        hf.apply(model, lambda scene: None),
+        pytest.raises(TypeError, match="a rule that returns a plan, got NoneType"),
+    ):
         generate(model, inputs)
 
 
@@ -410,7 +413,14 @@ class Waits(TorchDispatchMode):
 
 @each_batch
 @pytest.mark.parametrize(
-    ("method", "options"), [*METHODS.items(), ("divprune", {"keep": 0.3}), ("fastervlm", {"keep": 0.3})]
+    ("method", "options"),
+    [
+        *METHODS.items(),
+        ("sparsevlm", METHODS["sparsevlm"] | {"recycle": True}),
+        ("vscan_decode", {"every": 1}),
+        ("divprune", {"keep": 0.3}),
+        ("fastervlm", {"keep": 0.3}),
+    ],
 )
 def test_a_prompt_waits_for_the_device_once_and_a_token_never(method, options, samples, monkeypatch):
     """Beside the model itself; of prompts only here, since ops on a CPU are their specification, which may wait."""
@@ -435,4 +445,4 @@ def test_a_prompt_waits_for_the_device_once_and_a_token_never(method, options, s
     assert not lists
     with hf.apply(model, method, **options):
         assert waits() == plain
-    assert len(lists) == (1 if method in METHODS else 2)
+    assert len(lists) == (1 if method in RULES else 2)

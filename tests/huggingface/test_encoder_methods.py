@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import pyramid_ops.huggingface as hf
-from pyramid_ops import greedy_select, methods, plans
+from pyramid_ops import greedy_select, plans
 
 from .models import (
     CACHE,
@@ -167,45 +167,6 @@ def test_threads_do_not_meet(method, options):
             thread.join()
     for k, reference in enumerate(expected):
         close(got[k].logits, reference.logits)
-
-
-@pytest.mark.parametrize("method", ["fastervlm", "prumerge_select", "visionzip", "vispruner"])
-def test_a_tower_without_a_class_token_is_refused(method):
-    with pytest.raises(
-        ValueError, match=f"{method}: model: expected a tower with a class token, 'clip_vision_model', go"
-    ):
-        hf.apply(llava_siglip(), method)
-
-
-@each_batch
-def test_visionzip_merges_before_the_projector(samples):
-    """By hand: the plans of eager attention's own weights and keys, applied to the features that are projected."""
-    model, inputs = llava("eager"), llava_inputs(samples)
-    base = model.base_model
-    keys = []
-    hook = base.vision_tower.encoder.layers[-2].self_attn.k_proj.register_forward_hook(lambda *x: keys.append(x[2]))
-    out = base.vision_tower(inputs["pixel_values"], output_attentions=True, output_hidden_states=True)
-    hook.remove()
-    metric = keys[0].unflatten(2, (4, 8)).mean(2)[:, 1:]
-    both = methods.visionzip(out.attentions[-2][:, :, 0, 1:].mean(1), metric, dominant=4, contextual=3)
-    x = out.hidden_states[-2][:, 1:]
-    encoded = base.get_image_features(inputs["pixel_values"], return_dict=True)
-    for b in range(samples):
-        merged = x[b].clone()
-        merged[both[1].indices[b]] = plans.apply(both[1], x)[b]
-        encoded.pooler_output[b] = base.multi_modal_projector(merged)
-    with hf.apply(model, "visionzip", dominant=4, contextual=3) as handle:
-        got = generate(model, inputs)
-        (stage,) = handle.stats["stages"]
-        close(torch.cat([generate(model, alone(inputs, b)).logits for b in range(samples)]), got.logits)
-    assert stage["tokens"] == [19, 23, 15][:samples]
-    for b in range(samples):
-        places = (inputs["input_ids"][b] == IMAGE).nonzero().flatten()
-        kept = torch.cat([plan.indices[b] for plan in both]).sort().values
-        assert torch.equal(places[torch.isin(places, stage["index"][b])], places[kept])
-    given = {name: x for name, x in inputs.items() if name != "pixel_values"}
-    given["mm_encoder_outputs"] = {"image": encoded}
-    close(got.logits, masked_oracle(model, given, got.tokens, [stage]))
 
 
 @each_batch

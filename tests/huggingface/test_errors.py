@@ -25,7 +25,7 @@ def test_what_never_ran_is_said():
         Merging().merge(torch.zeros(1, 4, 8), 2, 1, False)
     with pytest.raises(ValueError, match="tome: model: expected a forward of its tower"):
         last_merging()
-    scene = hf.Scene(*[None] * 11)
+    scene = hf.Scene(*[None] * 12)
     with pytest.raises(ValueError, match="sparsevlm: scene.marks: expected the raters of the prompt, got None"):
         RULES["sparsevlm"](32).rule(scene)
 

@@ -77,6 +77,24 @@ def test_hired_as_its_code_counts_marks():
     assert all(t <= n <= t + 1 for t, n in zip(truncated, plan.counts[1:].tolist(), strict=True))
 
 
+def test_hired_of_tiles_with_padding():
+    """Each tile has room for its own patches alone; one without a mark takes what the others cannot."""
+    shallow, deep = torch.arange(16.0)[None], tied(1, 3, 16, seed=1)
+    there = torch.ones(1, 3, 16, dtype=torch.bool)
+    there[0, 1, 3:] = False
+    there[0, 2, ::2] = False
+    options = {"grid": (4, 4), "tiles": (2, 1), "key_mask": there}
+    plan = methods.hired(shallow, deep, keep=16, **options)
+    assert plan.counts.tolist() == [8, 0, 8]  # what is marked lies below
+    assert kept(plan, 2) == list(range(1, 16, 2))
+    plan = methods.hired(shallow, deep, keep=18, **options)
+    assert plan.counts.tolist() == [9, 1, 8]
+    assert kept(plan, 1) == best(deep[0, 1], 1, range(3))
+    assert methods.hired(shallow, deep, keep=48, **options).counts.tolist() == [16, 3, 8]
+    with pytest.raises(ValueError, match=r"hired: key_mask: expected \[1, 3, 16\]"):
+        methods.hired(shallow, deep, keep=16, **options | {"key_mask": there[:, :2]})
+
+
 def test_hired_refuses():
     shallow, deep = torch.zeros(1, 36), torch.zeros(1, 5, 36)
     with pytest.raises(ValueError, match="hired: tiles: expected 4 that divide a grid of 36 patches, got 1×3 of 6×6"):
