@@ -64,6 +64,7 @@ def _few_programs():
     if not INTERPRETED:
         yield
         return
+    import pyramid_ops.kernels.tiles  # noqa: F401, its choosers
     from pyramid_ops.kernels.choosers import forcing
 
     with forcing(rank_all_tiles={"ROWS": 128, "RANK_BLOCK": 512}, blur_tiles={"ROWS": 16}):

@@ -26,7 +26,7 @@ from tests.ptx.coverage import ENOUGH, REASONS
 
 SLOW = pytest.mark.slow
 CPU = torch.device("cpu")
-EVERY = 10  # of the cases of an op, in `make test`
+EVERY = 16  # of the cases of an op, in `make test`
 # Random compositions, mostly of code that nothing else compiles: some seconds each.
 ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
 SHARDS = 20 if ALL else 2
