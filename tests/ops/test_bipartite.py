@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import pyramid_ops
 from pyramid_ops import plans
+from tests.bits import assert_same_bits
 
 
 def plainly(metric: torch.Tensor, r: int, class_token: bool) -> torch.Tensor:
@@ -79,3 +80,17 @@ def test_bad_input():
         plans.tome(torch.randn(4, 2), 1)
     with pytest.raises(TypeError, match=r"tome: r: expected an integer, got 1.5"):
         plans.tome(torch.randn(1, 4, 2), 1.5)
+
+
+class Merging(torch.nn.Module):
+    def forward(self, metric, hidden):
+        return plans.apply(plans.tome(metric, 16, class_token=True), hidden)
+
+
+def test_tome_and_apply_export_with_any_number_of_tokens():
+    dynamic = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+    given = torch.randn(2, 577, 8), torch.randn(2, 577, 4)
+    exported = torch.export.export(Merging(), given, dynamic_shapes=(dynamic, dynamic)).module()
+    for tokens in (100, 301, 730):
+        x, hidden = torch.randn(3, tokens, 8), torch.randn(3, tokens, 4)
+        assert_same_bits(exported(x, hidden), Merging()(x, hidden))
