@@ -8,6 +8,8 @@ from .units import unit_vectors
 
 # Fraction bits of the second limb of unit rows that are multiplied.
 LOW_BITS = 10
+# Rows that are multiplied at a time where half of all products are.
+ROWS = 96
 
 
 def grid_rows(
@@ -24,23 +26,26 @@ def grid_rows(
     rows = torch.empty(batch, count + padding, features, dtype=dtype, device=x.device)
     norms = torch.empty(batch, count + padding, dtype=torch.float32, device=x.device)
     rows[:, count:], norms[:, count:] = 0, torch.inf
-    # Added and taken away again, it rounds to multiples of 2⁴, or of 2^(4 − bits).
-    magic = 12582912.0 * 2.0 ** (4 if limbs == 1 else 4 - bits)
     u_rows, more_rows = work_rows(x, 2, CACHE_ELEMENTS) if buffers is None else buffers
 
     def grid(part: Tensor, out: Tensor, norm: Tensor) -> None:
-        u, work = u_rows[: len(part)], more_rows[: len(part)]
-        usable = unit_vectors(part, 2.0**-15, u, work, norm)
-        torch.add(u, magic, out=work)
-        if out.dtype == torch.float32:
-            torch.sub(work, magic, out=out)
-        else:
-            out.copy_(work.sub_(magic))
-        if not bool(usable.all()):
-            out[(~usable).nonzero()[:, 0]] = 0
+        u = out if out.dtype == torch.float32 else u_rows[: len(part)]
+        on_grid(part, limbs, bits, u, more_rows[: len(part)], norm)
+        if u is not out:
+            out.copy_(u)
 
     each_block(grid, CACHE_ELEMENTS, x, rows[:, :count], norms[:, :count])
     return rows, norms
+
+
+def on_grid(x: Tensor, limbs: int, bits: int, rows: Tensor, work: Tensor, norms: Tensor) -> None:
+    """`rows` become the unit rows of `x` `[R, D]`, times 2¹⁵ and rounded; zero where there are none."""
+    # Added and taken away again, it rounds to multiples of 2⁴, or of 2^(4 − bits).
+    magic = 12582912.0 * 2.0 ** (4 if limbs == 1 else 4 - bits)
+    usable = unit_vectors(x, 2.0**-15, rows, work, norms)
+    rows.add_(magic).sub_(magic)
+    if not bool(usable.all()):
+        rows[(~usable).nonzero()[:, 0]] = 0
 
 
 def grid_products(queries: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
@@ -51,6 +56,23 @@ def grid_products(queries: Tensor, keys: Tensor, out: Tensor | None = None) -> T
 def rounded(products: Tensor) -> Tensor:
     """Products of grid rows as integers, in place, halves up; those of one limb are."""
     return products.add_(0.5).floor_() if products.dtype == torch.float64 else products
+
+
+def products(queries: Tensor, keys: Tensor) -> Tensor:
+    """int32 `[M, N]` of grid rows, in units of 2⁻³⁰, halves up."""
+    return rounded(grid_products(queries, keys)).to(torch.int32)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Products of all grid rows with each other, of which half are multiplied."""
+    count = len(rows)
+    # Rows that are a power of two apart would be in each other's way in the cache.
+    out = torch.empty(count, count + 8, dtype=torch.int32, device=rows.device)[:, :count]
+    for i in range(0, count, ROWS):
+        stop = i + ROWS
+        out[i:stop, i:] = rounded(grid_products(rows[i:stop], rows[i:]))
+        out[stop:, i:stop] = out[i:stop, stop:].mT
+    return out
 
 
 def own_dots(rows: Tensor) -> Tensor:
