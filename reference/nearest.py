@@ -12,8 +12,8 @@ from .dots import LOW_BITS, gram, grid_rows, own_dots, products
 from .matching import LAST, NONE
 from .segments import Run, homes, segment_of, segment_runs
 
-# Similarities of a sample with itself that exist at a time: 256 MB.
-SIMILARITIES = 1 << 26
+# Similarities of a sample with itself that exist at a time, in 32 MB, for half of the products. Else blocks of them do.
+SIMILARITIES = 1 << 23
 
 
 def nearest(
