@@ -13,17 +13,16 @@ ROWS = 96
 
 
 def grid_rows(
-    x: Tensor, limbs: int, bits: int, multiple: int = 1, buffers: Tensor | None = None
+    x: Tensor, limbs: int, bits: int, multiple: int = 1, buffers: Tensor | None = None, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(unit rows of `x` `[B, N, D]`, times 2¹⁵, in a dtype in which their dot products are exact; norms `[B, N]`).
 
     The sum of both limbs is one rounding, as `bits` is at most 10. Zero rows of norm +inf follow up to a multiple of
-    so many rows. `buffers` are work rows, in place of fresh ones.
+    so many rows. `buffers` are work rows, in place of fresh ones, and `out` is for the unit rows.
     """
     batch, count, features = x.shape
     padding = -count % multiple
-    dtype = torch.float64 if limbs == 2 else _product_dtype(x.device.type)
-    rows = torch.empty(batch, count + padding, features, dtype=dtype, device=x.device)
+    rows = grid_buffer((batch, count + padding, features), limbs, x.device) if out is None else out
     norms = torch.empty(batch, count + padding, dtype=torch.float32, device=x.device)
     rows[:, count:], norms[:, count:] = 0, torch.inf
     u_rows, more_rows = work_rows(x, 2, CACHE_ELEMENTS) if buffers is None else buffers
@@ -36,6 +35,12 @@ def grid_rows(
 
     each_block(grid, CACHE_ELEMENTS, x, rows[:, :count], norms[:, :count])
     return rows, norms
+
+
+def grid_buffer(shape: tuple[int, ...], limbs: int, device: torch.device) -> Tensor:
+    """For unit rows of so many limbs, in a dtype in which their dot products are exact."""
+    dtype = torch.float64 if limbs == 2 else _product_dtype(device.type)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def on_grid(x: Tensor, limbs: int, bits: int, rows: Tensor, work: Tensor, norms: Tensor) -> None:
