@@ -45,6 +45,7 @@ ALLOWED_CALLS = {
         "clamp_",
         "floor_",
         "round_",
+        "nan_to_num_",
         "bitwise_left_shift_",
         "where",
         "abs",
@@ -166,11 +167,11 @@ class FloatArithmetic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# Rounds each element once, or only moves, compares or creates; mm is of exact products, clamp of finite numbers, of a
+# Rounds each element once, or only moves, compares or creates; mm is of exact products, clamp of no NaN, of a
 # maximum that may be NaN only the exponent counts, and what is added up in float64 are integers.
 ONE_ROUNDING = re.compile(
     r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div_?\.(Tensor|out)|aten\.mm\.(default|out)"
-    r"|aten\.(sqrt|floor_?|round_|amax|amin|maximum|neg|clamp_)\.default"
+    r"|aten\.(sqrt|floor_?|round_|amax|amin|maximum|neg|clamp_|nan_to_num_)\.default"
     r"|aten\.rsub\.Scalar|aten\.(sum\.dim_IntList|_to_copy\.default) in float64|aten\.(lt|gt|ge|eq|ne)\.\w+"
     r"|aten\.(where|abs|copy_|_to_copy|clone|fill_|zero_|nonzero|index|index_put_|index_select|slice|select|view|as_strided|expand"
     r"|unsqueeze|index_copy_?|stack|cat|unbind|alias|_unsafe_view|reshape|new_empty|new_zeros|empty_like|ones_like|lift_fresh|detach"
