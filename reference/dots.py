@@ -24,7 +24,8 @@ def grid_rows(
     padding = -count % multiple
     rows = grid_buffer((batch, count + padding, features), limbs, x.device) if out is None else out
     norms = torch.empty(batch, count + padding, dtype=torch.float32, device=x.device)
-    rows[:, count:], norms[:, count:] = 0, torch.inf
+    if padding:
+        rows[:, count:], norms[:, count:] = 0, torch.inf
     u_rows, more_rows = work_rows(x, 2, CACHE_ELEMENTS) if buffers is None else buffers
 
     def grid(part: Tensor, out: Tensor, norm: Tensor) -> None:
