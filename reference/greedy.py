@@ -56,8 +56,9 @@ def greedy_select(
         weights = None if relevance is None else widen(relevance.flatten()[part])
         counts[s] = min(most, int(usable.sum()))
         if counts[s]:
-            function = RULES[rule]
-            picks = torch.tensor(function(units, usable, weights, int(counts[s])), device=x.device)
+            with torch.inference_mode():  # as many small steps as picks: without what autograd takes of each
+                picked = RULES[rule](units, usable, weights, int(counts[s]))
+            picks = torch.tensor(picked, device=x.device)
             chosen[s, : len(picks)] = picks.sort().values if by_index else picks
     if cu_seqlens is None:
         none, nothing = (torch.zeros(0, dtype=torch.int32, device=x.device) for _ in range(2))
@@ -71,20 +72,23 @@ def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: in
     The distance of two tokens is half the square of the chord of their unit rows, less 1, in units of 2⁻³⁰.
     """
     size = len(rows)
-    dots = gram(rows) if size * size <= SIMILARITIES else None
-    own = (own_dots(rows) if dots is None else dots.diagonal()).to(torch.int32) - (1 << 30)
+    apart = gram(rows) if size * size <= SIMILARITIES else None
+    own = (own_dots(rows) if apart is None else apart.diagonal()).to(torch.int32) - (1 << 30)
 
-    def apart(part: slice) -> Tensor:
-        return ((own[part, None] + own) >> 1).sub_(products(rows[part], rows) if dots is None else dots[part])
+    def distances(part: slice) -> Tensor:
+        return ((own[part, None] + own) >> 1).sub_(products(rows[part], rows) if apart is None else apart[part])
 
-    if relevance is not None:
-        key = ordered_key(relevance)
-    else:
-        key, step = torch.empty_like(own), max(1, CACHE_ELEMENTS // size)
+    key = torch.empty_like(own) if relevance is None else ordered_key(relevance)
+    if apart is not None or relevance is None:
+        step = max(1, CACHE_ELEMENTS // size)
         for i in range(0, size, step):
-            distances = apart(slice(i, i + step))
-            distances.diagonal(i).fill_(FAR)
-            key[i : i + step] = torch.where(usable, distances, FAR).amin(1)
+            part = slice(i, i + step)
+            block = distances(part)
+            if apart is not None:
+                apart[part] = block
+            if relevance is None:
+                block.diagonal(i).fill_(FAR)
+                key[part] = torch.where(usable, block, FAR).amin(1)
     least = torch.where(usable, key, GONE)
     picks: list[int] = []
     while True:
@@ -92,8 +96,8 @@ def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: in
         picks.append(pick)
         if len(picks) == count:
             return picks
-        (distances,) = apart(slice(pick, pick + 1))
-        least = torch.where(usable, distances, GONE) if len(picks) == 1 else torch.minimum(least, distances)
+        row = distances(slice(pick, pick + 1))[0] if apart is None else apart[pick]
+        least = torch.where(usable, row, GONE) if len(picks) == 1 else torch.minimum(least, row)
         least[pick] = GONE
 
 

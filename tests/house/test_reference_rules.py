@@ -73,7 +73,7 @@ ALLOWED_CALLS = {
         "all",
     ),
     "mm",  # see test_reference_multiplies_matrices_of_grid_values_only
-    *("floor", "full_like", "is_autocast_enabled", "ones", "pairwise", "tolist", "zeros"),
+    *("floor", "full_like", "inference_mode", "is_autocast_enabled", "ones", "pairwise", "tolist", "zeros"),
     "_replace",  # of a NamedTuple
     *("exponentials", "of", "probabilities", "take"),  # methods of the reference's own classes
 }
