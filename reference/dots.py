@@ -64,9 +64,9 @@ def rounded(products: Tensor) -> Tensor:
     return products.add_(0.5).floor_() if products.dtype == torch.float64 else products
 
 
-def products(queries: Tensor, keys: Tensor) -> Tensor:
+def products(queries: Tensor, keys: Tensor, buffer: Tensor | None = None) -> Tensor:
     """int32 `[M, N]` of grid rows, in units of 2⁻³⁰, halves up."""
-    return rounded(grid_products(queries, keys)).to(torch.int32)
+    return rounded(grid_products(queries, keys, buffer)).to(torch.int32)
 
 
 def gram(rows: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
                 # The next best will soon be picks, and one row alone takes as long to multiply.
                 best = key.topk(min(AHEAD, len(rows))).indices.tolist()
                 new = [pick, *(other for other in best if other not in dots and other != pick)]
-                for token, similarities in zip(new, products(rows[new], rows), strict=True):
+                for token, similarities in zip(new, products(rows[new], rows).double(), strict=True):
                     dots[token] = similarities
             mine = factor[:t, pick]
             high = mine.floor()

@@ -67,15 +67,14 @@ def _search(
     column = torch.arange(len(keys), device=keys.device)
     step = min(len(queries), max(1, PRODUCT_BYTES // (16 * len(keys))))
     all_pairs = torch.empty(step, len(keys), dtype=torch.int64, device=keys.device)
-    doubles = torch.empty(step, len(keys), dtype=torch.float64, device=keys.device)
-    buffers = doubles, key_norms.new_empty(2, step, len(keys))
+    buffers = key_rows.new_empty(step, len(keys)), key_norms.new_empty(2, step, len(keys))
     for first in range(0, len(queries), step):
         block = slice(first, min(first + step, len(queries)))
         if itself:
             rows, norms = key_rows[block], key_norms[block]
         else:
             (rows,), (norms,) = grid_rows(queries[None, block], limbs, LOW_BITS, 1, work)
-        scores = products(rows, key_rows) if dots is None else dots[block]
+        scores = products(rows, key_rows, buffers[0][: len(rows)]) if dots is None else dots[block]
         if key_squares is not None:
             squares = key_squares[block] if itself else own_dots(rows), key_squares
             scores = _squared_distances(scores, (norms, key_norms), squares, buffers).view(torch.int32)
