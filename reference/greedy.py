@@ -56,8 +56,9 @@ def greedy_select(
         weights = None if relevance is None else widen(relevance.flatten()[part])
         counts[s] = min(most, int(usable.sum()))
         if counts[s]:
-            with torch.inference_mode():  # as many small steps as picks: without what autograd takes of each
-                picked = RULES[rule](units, usable, weights, int(counts[s]))
+            function = RULES[rule]
+            with torch.inference_mode():  # many small steps: without what autograd takes of each
+                picked = function(units, usable, weights, int(counts[s]))
             picks = torch.tensor(picked, device=x.device)
             chosen[s, : len(picks)] = picks.sort().values if by_index else picks
     if cu_seqlens is None:

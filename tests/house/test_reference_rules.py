@@ -173,7 +173,7 @@ ONE_ROUNDING = re.compile(
     r"aten\.(add_?|sub_?|mul_?)\.(Tensor|out|Scalar)|aten\.div_?\.(Tensor|out)|aten\.mm\.(default|out)"
     r"|aten\.(sqrt|floor_?|round_|amax|amin|maximum|neg|clamp_|nan_to_num_)\.default"
     r"|aten\.rsub\.Scalar|aten\.(sum\.dim_IntList|_to_copy\.default) in float64|aten\.(lt|gt|ge|eq|ne)\.\w+"
-    r"|aten\.(where|abs|copy_|_to_copy|clone|fill_|zero_|nonzero|index|index_put_|index_select|slice|select|view|as_strided|expand"
+    r"|aten\.(where|abs|copy_|_to_copy|to|mT|clone|fill_|zero_|nonzero|index|index_put_|index_select|slice|select|view|as_strided|expand"
     r"|unsqueeze|index_copy_?|stack|cat|unbind|alias|_unsafe_view|reshape|new_empty|new_zeros|empty_like|ones_like|lift_fresh|detach"
     r"|_local_scalar_dense|new_empty_strided|zeros_like|full_like|unfold|transpose|permute|squeeze|is_same_size)(\.\w+)?"
 )
