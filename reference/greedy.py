@@ -114,7 +114,7 @@ def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
     # No number is negative, and a NaN is one of them: bits in order.
     weight = None if relevance is None else ordered_key(relevance * relevance).view(torch.float32)
     spent = torch.where(usable, 0, GONE).to(torch.int32)
-    # In units of 2⁻¹⁵: so products are in those of similarities.
+    # In units of 2⁻¹⁵: so products are in those of similarities. A pick of which nothing is left has a column of 0.
     factor = torch.zeros(count, len(rows), dtype=torch.float64, device=rows.device)
     dots: dict[int, Tensor] = {}
     picks: list[int] = []
