@@ -23,10 +23,7 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 to `dtype`: nearest even; for uint8 half up, saturating, NaN to 0."""
     if dtype is not torch.uint8:
         return x.to(dtype)
-    y = x + 0.5
-    y = torch.where(y >= 1.0, y, 0.0)
-    y = torch.where(y < 256.0, y, 255.0)
-    return y.to(torch.uint8)
+    return (x + 0.5).nan_to_num_(0.0).clamp_(0.0, 255.0).to(torch.uint8)
 
 
 def ordered_key(x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .arguments import ALL_KEYS, ALL_QUERIES, Chosen, Keys, Queries, Reduction, Segments, Softmax, Span
 from .arithmetic import EXP2_DEGREE, exp2, fixed, sqrt
-from .blocks import HEAD_FEATURES, LOGITS, Work
+from .blocks import CACHE_ELEMENTS, HEAD_FEATURES, LOGITS, Work, work_rows
+from .dots import grid_buffer
 from .logits import MASKED, ONE, Rows, head_rows, logits, row_sums
 from .queries import chosen_queries, seen_counts
 from .segments import Home, Run, homes, segment_runs
@@ -111,13 +112,16 @@ def attention_importance(
             1 if heads_first else heads, columns.stop - columns.start, dtype=torch.int64, device=query.device
         )
         work = Work(min(step, count) * length, query.device)
-        together = key_heads if heads_first else max(1, HEAD_FEATURES // (length * features))
+        together = key_heads if heads_first else min(key_heads, max(1, HEAD_FEATURES // (length * features)))
+        key_work = work_rows(key[b, :together, ks], 2, CACHE_ELEMENTS)
+        key_units = grid_buffer((together, length, features), softmax.limbs, key.device)
         for head in range(0, key_heads, together):
             part_of = slice(head * shared, (head + together) * shared)
+            some_keys, mask = key[b, head : head + together, ks], _part(keys.mask, b, ks)
             lse = queries.log_sum_exp
             attention = Attention(
                 head_rows(each.of(query[b, part_of]), softmax.scale, softmax.limbs),
-                head_rows(key[b, head : head + together, ks], 1.0, softmax.limbs, _part(keys.mask, b, ks)),
+                head_rows(some_keys, 1.0, softmax.limbs, mask, key_work, key_units[: len(some_keys)]),
                 each.position,
                 each.first,
                 each.last,
@@ -126,17 +130,8 @@ def attention_importance(
                 columns,
                 softmax,
             )
-            if heads_first:
-                for part in blocks:
-                    each_head = [attention.probabilities(h, part, work, False) for h in range(heads)]
-                    reduced = _reduce_heads(each_head, reduction.heads)
-                    if each.weight is not None:
-                        reduced = fixed(reduced.to(torch.float32) * attention.weight[part, None])
-                    accumulate(totals[0], reduced, reduction.queries, work)
-            else:
-                for h, total in enumerate(totals[part_of]):
-                    for part in blocks:
-                        accumulate(total, attention.probabilities(h, part, work, True), reduction.queries, work)
+            some = totals if heads_first else totals[part_of]
+            _add_queries(some, attention, blocks, reduction, heads_first, each.weight is not None, work)
         divisor = None
         if reduction.queries == "mean":
             seen = _part(queries.counts, b, ks)
@@ -155,6 +150,29 @@ def attention_importance(
             wanted &= (place >= start) & (place < stop)
         out[b, ks][columns] = torch.where(wanted, scores, 0.0)
     return out
+
+
+def _add_queries(
+    totals: Tensor,
+    attention: Attention,
+    blocks: list[slice],
+    reduction: Reduction,
+    heads_first: bool,
+    weighted: bool,
+    work: Work,
+) -> None:
+    """Add blocks of queries to `totals` `[H, N]` of each head, or of all of them, reduced, if `heads_first`."""
+    if not heads_first:
+        for head, total in enumerate(totals):
+            for part in blocks:
+                accumulate(total, attention.probabilities(head, part, work, True), reduction.queries, work)
+        return
+    for part in blocks:
+        each_head = [attention.probabilities(head, part, work, False) for head in range(len(attention.queries))]
+        reduced = _reduce_heads(each_head, reduction.heads)
+        if weighted:
+            reduced = fixed(reduced.to(torch.float32) * attention.weight[part, None])
+        accumulate(totals[0], reduced, reduction.queries, work)
 
 
 class _Queries(NamedTuple):
@@ -214,7 +232,7 @@ def _reduce_heads(p: list[Tensor], reduction: str) -> Tensor:
         return fixed(sqrt(squares / torch.full_like(squares, len(p))) * ONE)
     total = p[0].double()
     for x in p[1:]:
-        total = torch.where(x > total, x, total) if reduction == "max" else total + x
+        total = torch.maximum(total, x) if reduction == "max" else total + x
     return total
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Float32 elements that a loop over blocks works on at a time, so that a few such buffers stay in cache; so many logits.
-CACHE_ELEMENTS, LOGITS = 1 << 19, 1 << 18
+CACHE_ELEMENTS, LOGITS = 1 << 19, 1 << 19
 # Features of keys that are unit rows at a time in attention, or those of one head.
 HEAD_FEATURES = 1 << 20
 # Blocks of a walk that are kept from step to step.

@@ -54,7 +54,7 @@ def compact(
         for x in tensors:
             out = x.new_empty(slots, x.shape[1], capacity, x.shape[3])
             for b in range(slots):
-                out[b] = _move(x[b], sources[b])
+                pick(x[b], 1, sources[b], 0, out[b])
             moved.append(out)
         return moved, offsets, torch.where(live, place, 0).flatten()
     starts, lengths = segments(cu_seqlens, size, size)
@@ -66,13 +66,17 @@ def compact(
     inside = (index >= 0) & (index < lengths[segment])
     source = torch.full((slots * capacity,), -1, dtype=torch.int64, device=indices.device)
     source[: len(slot)] = torch.where(inside, starts[segment] + index, -1)
-    return [_move(x, source) for x in tensors], offsets, positions
+    moved = [pick(x, 1, source, 0, x.new_empty(x.shape[0], len(source), x.shape[2])) for x in tensors]
+    return moved, offsets, positions
 
 
-def _move(x: Tensor, source: Tensor) -> Tensor:
-    """Rows `source` of `x` `[outer, T, inner]`, zeros where it is negative."""
-    if not x.shape[1]:
-        return x.new_zeros(x.shape[0], len(source), x.shape[2])
-    out = x.index_select(1, source.clamp(min=0))
-    out[:, (source < 0).nonzero()[:, 0]] = 0
+def pick(x: Tensor, dim: int, source: Tensor, fill: float, out: Tensor) -> Tensor:
+    """`out` becomes slices `source` of `x` `[outer, N, inner]` in a dimension, filled where there is none."""
+    if not x.shape[dim]:
+        return out.fill_(fill)
+    inside = (source >= 0) & (source < x.shape[dim])
+    torch.index_select(x, dim, torch.where(inside, source, 0), out=out)
+    missing = (~inside).nonzero()[:, 0]
+    if len(missing):
+        (out if dim == 1 else out.mT)[:, missing] = fill
     return out

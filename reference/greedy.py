@@ -1,5 +1,6 @@
 """Tokens picked one after another, each the best beside those before it."""
 
+import math
 from typing import Optional
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from .arguments import Amount, Slots
 from .arithmetic import ordered_key, widen
 from .blocks import CACHE_ELEMENTS
-from .dots import LOW_BITS, grid_products, grid_rows, own_dots, rounded
+from .dots import LOW_BITS, gram, grid_products, grid_rows, own_dots, products
 from .keeping import ascending_bounds, placed
 from .ragged import amounts
 
@@ -16,6 +17,8 @@ from .ragged import amounts
 GONE, FAR = -1 << 31, (1 << 31) - 1
 # What is left of a token, in units of 2⁻⁶⁰, that counts as nothing.
 FLOOR = 1 << 36
+# So many of the next best tokens are multiplied with all others together with a pick.
+AHEAD = 32
 # More similarities of a sample than this do not exist at a time: for "maxmin" those of a pick are multiplied anew.
 SIMILARITIES = 1 << 29
 
@@ -54,7 +57,9 @@ def greedy_select(
         counts[s] = min(most, int(usable.sum()))
         if counts[s]:
             function = RULES[rule]
-            picks = torch.tensor(function(units, usable, weights, int(counts[s])), device=x.device)
+            with torch.inference_mode():  # many small steps: without what autograd takes of each
+                picked = function(units, usable, weights, int(counts[s]))
+            picks = torch.tensor(picked, device=x.device)
             chosen[s, : len(picks)] = picks.sort().values if by_index else picks
     if cu_seqlens is None:
         none, nothing = (torch.zeros(0, dtype=torch.int32, device=x.device) for _ in range(2))
@@ -62,44 +67,29 @@ def greedy_select(
     return placed(chosen, counts, starts, bounds, True)
 
 
-def products(rows: Tensor, others: Tensor) -> Tensor:
-    """int32 `[M, N]` of grid rows, in units of 2⁻³⁰, halves up."""
-    return rounded(grid_products(rows, others)).to(torch.int32)
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Products of all grid rows with each other, of which half are multiplied."""
-    count = len(rows)
-    out = torch.empty(count, count, dtype=torch.int32, device=rows.device)
-    step = max(64, CACHE_ELEMENTS // count)
-    for i in range(0, count, step):
-        part = products(rows[i : i + step], rows[i:])
-        out[i : i + step, i:] = part
-        out[i + step :, i : i + step] = part[:, step:].mT
-    return out
-
-
 def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:
     """The token farthest from all others, or the most relevant, then always the one farthest from those picked.
 
     The distance of two tokens is half the square of the chord of their unit rows, less 1, in units of 2⁻³⁰.
     """
-    size, places = len(rows), torch.arange(len(rows), device=rows.device)
-    dots = gram(rows) if size * size <= SIMILARITIES else None
-    own = own_dots(rows).to(torch.int32)
+    size = len(rows)
+    apart = gram(rows) if size * size <= SIMILARITIES else None
+    own = (own_dots(rows) if apart is None else apart.diagonal()).to(torch.int32) - (1 << 30)
 
-    def apart(part: slice) -> Tensor:
-        # Half the sum of two is that of the bits that both have and of those that one has.
-        mean = (own[part, None] & own) + ((own[part, None] ^ own) >> 1)
-        return (mean - (1 << 30)) - (products(rows[part], rows) if dots is None else dots[part])
+    def distances(part: slice) -> Tensor:
+        return ((own[part, None] + own) >> 1).sub_(products(rows[part], rows) if apart is None else apart[part])
 
-    if relevance is not None:
-        key = ordered_key(relevance)
-    else:
-        key, step = torch.empty_like(own), max(1, CACHE_ELEMENTS // size)
+    key = torch.empty_like(own) if relevance is None else ordered_key(relevance)
+    if apart is not None or relevance is None:
+        step = max(1, CACHE_ELEMENTS // size)
         for i in range(0, size, step):
             part = slice(i, i + step)
-            key[part] = torch.where(usable & (places[part, None] != places), apart(part), FAR).amin(1)
+            block = distances(part)
+            if apart is not None:
+                apart[part] = block
+            if relevance is None:
+                block.diagonal(i).fill_(FAR)
+                key[part] = torch.where(usable, block, FAR).amin(1)
     least = torch.where(usable, key, GONE)
     picks: list[int] = []
     while True:
@@ -107,8 +97,8 @@ def _maxmin(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: in
         picks.append(pick)
         if len(picks) == count:
             return picks
-        (distances,) = apart(slice(pick, pick + 1))
-        least = torch.where(usable, distances if len(picks) == 1 else torch.minimum(least, distances), GONE)
+        row = distances(slice(pick, pick + 1))[0] if apart is None else apart[pick]
+        least = torch.where(usable, row, GONE) if len(picks) == 1 else torch.minimum(least, row)
         least[pick] = GONE
 
 
@@ -116,38 +106,45 @@ def _dpp(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) 
     """Each pick multiplies the determinant of the similarities of the picks, times their relevance squared, the most.
 
     Column t of the Cholesky factor of the similarities is in units of 2⁻³⁰, what is left of each token beside the picks
-    in units of 2⁻⁶⁰; sums are exact. A token of which nothing is left has no part in further columns, so that no
-    integer overflows, whatever rounding does.
+    in units of 2⁻⁶⁰; sums are exact, of which the difference is rounded once. A token of which nothing is left stays so
+    and has no part in further columns, so that no integer overflows, whatever rounding does.
     """
-    size, dots = len(rows), gram(rows)
-    own = dots[range(size), range(size)].clamp(min=1)
-    left = own.to(torch.int64) << 30
-    length = own.to(torch.float32)
-    weight = None if relevance is None else relevance * relevance
-    # The factor as the upper and the lower 15 bits of its numbers.
-    factor = torch.zeros(count, 2, size, dtype=torch.float64, device=rows.device)
-    free, picks = usable.clone(), []
+    own = own_dots(rows).to(torch.int32).clamp(min=1)
+    left, length = torch.where(usable, own.to(torch.int64) << 30, 0), own.to(torch.float32) * 2.0**30
+    # No number is negative, and a NaN is one of them: bits in order.
+    weight = None if relevance is None else ordered_key(relevance * relevance).view(torch.float32)
+    spent = torch.where(usable, 0, GONE).to(torch.int32)
+    # In units of 2⁻¹⁵: so products are in those of similarities. A pick of which nothing is left has a column of 0.
+    factor = torch.zeros(count, len(rows), dtype=torch.float64, device=rows.device)
+    dots: dict[int, Tensor] = {}
+    picks: list[int] = []
     while True:
-        gain = left.to(torch.float32) * 2.0**-30 / length
+        gain = left / length
         if weight is not None:
-            gain = gain * weight
-        gain = torch.where(left > FLOOR, gain, 0.0)
-        pick = int(torch.where(free, ordered_key(gain), GONE).argmax())
+            gain *= weight
+        key = torch.where(left > FLOOR, gain.view(torch.int32), spent)
+        pick = int(key.argmax())
         picks.append(pick)
         t = len(picks) - 1
         if t + 1 == count:
             return picks
-        free[pick] = False
-        if int(left[pick]) > FLOOR:
-            before = factor[:t]
-            products = grid_products(before[:, :, pick].mT, before.flatten(1).mT).to(torch.int64)
-            high, cross, low = products[0, :size], products[0, size:] + products[1, :size], products[1, size:]
-            rest = (dots[pick].to(torch.int64) << 30) - ((high << 30) + (cross << 15) + low)
-            column = rest.double() * (torch.ones_like(rest[0], dtype=torch.float64) / left[pick].double().sqrt())
-            column = ((column + 1.5 * 2.0**52) - 1.5 * 2.0**52).to(torch.int64).clamp(-FAR, FAR)
-            column = torch.where(left > FLOOR, column, 0)
-            factor[t, 0], factor[t, 1] = column >> 15, column & 0x7FFF
-            left -= column * column
+        spent[pick] = GONE
+        rest = int(left[pick])
+        if rest > FLOOR:
+            if pick not in dots:
+                # The next best will soon be picks, and one row alone takes as long to multiply.
+                best = key.topk(min(AHEAD, len(rows))).indices.tolist()
+                new = [pick, *(other for other in best if other not in dots and other != pick)]
+                for token, similarities in zip(new, products(rows[new], rows).double(), strict=True):
+                    dots[token] = similarities
+            mine = factor[:t, pick]
+            high = mine.floor()
+            upper, lower = grid_products(torch.stack((high, mine - high)), factor[:t].mT).unbind()
+            column = (dots[pick] - upper).sub_(lower).mul_(2.0**30 / math.sqrt(rest)).round_().clamp_(-FAR, FAR)
+            torch.mul(column, 2.0**-15, out=factor[t])
+            column = column.to(torch.int64)
+            left -= column.mul_(column)
+            left.clamp_(min=0)
 
 
 def _coverage(rows: Tensor, usable: Tensor, relevance: Optional[Tensor], count: int) -> list[int]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .arguments import Amount, Choice, Placed, Slots
 from .arithmetic import NO_KEY, ordered_key, widen
+from .gathering import pick
 from .ragged import amounts, segment_topk
 from .segments import segment_rows
 
@@ -113,26 +114,12 @@ def move_tokens(
     for x, fill in zip(tensors, fills, strict=True):
         out = x.new_empty(samples, x.shape[1], slots, slots if placed.columns else x.shape[3])
         for b, at in enumerate(source):
-            rows = _picked(x[b if len(x) > 1 else 0], 1, at, fill)
-            out[b] = _picked(rows, 2, at, fill) if placed.columns else rows
+            rows = x[b if len(x) > 1 else 0]
+            if placed.columns:
+                rows = pick(rows, 1, at, fill, x.new_empty(x.shape[1], slots, x.shape[3]))
+            pick(rows, 2 if placed.columns else 1, at, fill, out[b])
         moved.append(out)
     return moved
-
-
-def _picked(x: Tensor, dim: int, source: Tensor, fill: float) -> Tensor:
-    """Slices `source` of `x` `[outer, N, inner]` in a dimension, filled where there is none."""
-    inside = (source >= 0) & (source < x.shape[dim])
-    if not x.shape[dim]:
-        return x.new_empty(x.shape[0], *((len(source), x.shape[2]) if dim == 1 else (x.shape[1], len(source)))).fill_(
-            fill
-        )
-    out = x.index_select(dim, torch.where(inside, source, 0))
-    missing = (~inside).nonzero()[:, 0]
-    if dim == 1:
-        out[:, missing] = fill
-    else:
-        out[:, :, missing] = fill
-    return out
 
 
 def mark_tokens(tokens: Tensor, size: int) -> Tensor:

@@ -27,9 +27,9 @@ class Rows(NamedTuple):
         return Rows(*[x[part] for x in self])
 
 
-def head_rows(x: Tensor, scale: float, limbs: int, mask: Optional[Tensor] = None) -> list[Rows]:
-    """Rows of each head of `x` `[H, N, D]`; of no use where `mask` `[N]` is False."""
-    units, norms = grid_rows(x, limbs, LOW_BITS)
+def head_rows(x: Tensor, scale: float, limbs: int, mask: Optional[Tensor] = None, *buffers: Tensor) -> list[Rows]:
+    """Rows of each head of `x` `[H, N, D]`; of no use where `mask` `[N]` is False. In `buffers` of `grid_rows`."""
+    units, norms = grid_rows(x, limbs, LOW_BITS, 1, *buffers)
     usable = norms < torch.inf
     if mask is not None:
         usable = usable & mask
@@ -57,8 +57,7 @@ def logits(
     products *= (q.factor * 2.0**-30)[:, None]
     products *= k.factor
     if cap:
-        inside = torch.where(products < 60.0, torch.where(products > -60.0, products, -60.0), 60.0)
-        power = exp2(inside, 5, 0) + 1.0
+        power = exp2(products.clamp_(-60.0, 60.0), 5, 0) + 1.0
         products = (1.0 - torch.full_like(power, 2.0) / power) * cap
     if last is not None:
         key = torch.arange(len(k.units), device=last.device)

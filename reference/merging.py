@@ -44,7 +44,7 @@ def fold_groups(x: Tensor, weights: Optional[Tensor], groups: Groups, mode: str)
         out[b, empty.nonzero()[:, 0]] = 0
         some = folded.nonzero()[:, 0]
         fold = _Fold(first[b, some], members[b], begin[some], sizes[some])
-        step = max(64, CACHE_ELEMENTS // (4 * max(1, len(some))))
+        step = max(64, CACHE_ELEMENTS // (2 * max(1, len(some))))
         for column in range(0, x.shape[2] if len(some) else 0, step):
             columns = slice(column, column + step)
             result = fold.of(x[b, :, columns], None if mode == "amax" else weight, "amax" if mode == "amax" else "sum")
@@ -80,7 +80,9 @@ class _Fold:
         begin = begin[group] + CHUNK * ordinal
         length = (sizes[group] - CHUNK * ordinal).clamp(max=CHUNK)
         self.order = length.argsort(descending=True, stable=True)
-        self.begin, self.length = begin[self.order], length[self.order]
+        self.begin = begin[self.order]
+        # How many chunks have a member 0, 1, ….
+        self.many = (len(length) - length.bincount().cumsum(0))[:-1].tolist()
 
     def of(self, values: Tensor, weights: Optional[Tensor], mode: str) -> Tensor:
         """`[M, D]` float32: rows of `values` `[N, D]`, weighted, added up or compared in the written order."""
@@ -93,12 +95,12 @@ class _Fold:
 
         shape = (len(self.begin), values.shape[1])
         sums = torch.full(shape, start, dtype=torch.float32, device=values.device)
-        for i in range(int(self.length[0]) if len(self.length) else 0):
-            many = int((self.length > i).sum())
+        for i, many in enumerate(self.many):
             at = self.begin[:many] + i
-            sums[:many] = _combine(sums[:many], term(self.members[at], self.inside[at]), mode)
+            _combine(sums[:many], term(self.members[at], self.inside[at]), mode)
         result = term(self.first, self.has_first)
-        result = _combine(torch.full_like(result, start), result, mode)
+        if mode == "sum":
+            result += 0.0
         in_order = torch.empty_like(self.order)
         in_order[self.order] = torch.arange(len(self.order), device=values.device)
         next_chunk = self.chunks.cumsum(0) - self.chunks
@@ -113,4 +115,5 @@ class _Fold:
 
 
 def _combine(a: Tensor, b: Tensor, mode: str) -> Tensor:
-    return a + b if mode == "sum" else torch.where(ordered_key(b) > ordered_key(a), b, a)
+    """`a` becomes their sum, or the greater of them."""
+    return a.add_(b) if mode == "sum" else a.copy_(torch.where(ordered_key(b) > ordered_key(a), b, a))

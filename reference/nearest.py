@@ -8,9 +8,12 @@ from torch import Tensor
 from .arguments import Allowed, Nearest, Segments
 from .arithmetic import ordered_key, widen
 from .blocks import CACHE_ELEMENTS, PRODUCT_BYTES, work_rows
-from .dots import LOW_BITS, grid_products, grid_rows, own_dots, rounded
+from .dots import LOW_BITS, gram, grid_rows, own_dots, products
 from .matching import LAST, NONE
 from .segments import Run, homes, segment_of, segment_runs
+
+# Similarities of a sample with itself that exist at a time, in 32 MB, for half of the products. Else blocks of them do.
+SIMILARITIES = 1 << 23
 
 
 def nearest(
@@ -51,7 +54,9 @@ def _search(
     queries, keys = all_queries[b, q], all_keys[b, k]
     work = work_rows(keys if len(keys) > len(queries) else queries, 2, CACHE_ELEMENTS)
     (key_rows,), (key_norms,) = grid_rows(keys[None], limbs, LOW_BITS, 1, work)
-    key_squares = own_dots(key_rows) if wanted.euclidean else key_norms
+    itself = all_keys is all_queries and q == k
+    dots = gram(key_rows) if itself and len(keys) ** 2 <= SIMILARITIES else None
+    key_squares = own_dots(key_rows) if wanted.euclidean else None
     unusable = ~(key_norms.abs() < torch.inf)
     if allowed.key_mask is not None:
         unusable |= ~allowed.key_mask[b, k]
@@ -60,32 +65,35 @@ def _search(
     home = homes(run, queries.device)[0]
     own = torch.arange(len(queries), device=queries.device) - (home.query_stop - home.queries) + home.key_start
     column = torch.arange(len(keys), device=keys.device)
-    worst = (1 << 31) - 1 if wanted.inverted else -1 << 31
     step = min(len(queries), max(1, PRODUCT_BYTES // (16 * len(keys))))
-    buffer = key_rows.new_empty(step, len(keys))
-    floats = torch.empty(2, step, len(keys), dtype=torch.float32, device=keys.device)
+    all_pairs = torch.empty(step, len(keys), dtype=torch.int64, device=keys.device)
+    buffers = key_rows.new_empty(step, len(keys)), key_norms.new_empty(2, step, len(keys))
     for first in range(0, len(queries), step):
-        (rows,), (norms,) = grid_rows(queries[None, first : first + step], limbs, LOW_BITS, 1, work)
-        block = slice(first, first + len(rows))
-        scores = rounded(grid_products(rows, key_rows, buffer[: len(rows)]))
-        if wanted.euclidean:
-            squares = (own_dots(rows), key_squares)
-            scores = _squared_distances(scores, norms, key_norms, squares, floats[:, : len(rows)]).view(torch.int32)
+        block = slice(first, min(first + step, len(queries)))
+        if itself:
+            rows, norms = key_rows[block], key_norms[block]
         else:
-            scores = scores.to(torch.int32)
-        scores[:, unusable] = worst
-        start = home.key_start[block]
-        if len(run.key_counts) > 1:
-            inside = (column >= start[:, None]) & (column < home.key_stop[block, None])
-            scores = torch.where(inside, scores, worst)
+            (rows,), (norms,) = grid_rows(queries[None, block], limbs, LOW_BITS, 1, work)
+        scores = products(rows, key_rows, buffers[0][: len(rows)]) if dots is None else dots[block]
+        if key_squares is not None:
+            squares = key_squares[block] if itself else own_dots(rows), key_squares
+            scores = _squared_distances(scores, (norms, key_norms), squares, buffers).view(torch.int32)
+        several, start = len(run.key_counts) > 1, home.key_start[block, None]
+        place = column - start if several else column
+        pairs = all_pairs[: len(rows)].copy_(scores).bitwise_left_shift_(32)
+        pairs ^= ~place if wanted.inverted else LAST - place
+        if len(unusable):
+            pairs[:, unusable] = NONE
+        if several:
+            pairs = torch.where((column >= start) & (column < home.key_stop[block, None]), pairs, NONE)
         if wanted.exclude_self:
             there = (own[block] < len(keys)).nonzero()[:, 0]
-            scores[there, own[block][there]] = worst
+            pairs[there, own[block][there]] = NONE
         if ranks is not None:
             mine, other = ranks[q][block, None], ranks[k]
             higher = (other > mine) | ((other == mine) & (column < own[block, None]))
-            scores = torch.where(higher, scores, worst)
-        best = _best(scores, start, min(wanted.k, len(keys)), wanted.inverted)
+            pairs = torch.where(higher, pairs, NONE)
+        best = pairs.topk(min(wanted.k, len(keys)), 1).values
         good = norms.abs() < torch.inf
         part = out[block, : best.shape[1]]
         if segment is not None:
@@ -93,36 +101,17 @@ def _search(
         part[:] = torch.where(good[:, None], best, part)
 
 
-def _best(scores: Tensor, start: Tensor, count: int, inverted: bool) -> Tensor:
-    """(score, inverted index from `start` on) of the best of each row of int32 scores, best first; `NONE` past them.
-
-    `topk` of scores alone says how good the last one is; whatever is as good competes by its index.
-    """
-    if not count:
-        return start.new_empty(len(scores), 0)
-    last = scores.topk(count, 1, not inverted).values[:, -1:]
-    if inverted:
-        row, column = (scores <= last.clamp(max=(1 << 31) - 2)).nonzero().unbind(1)
-    else:
-        row, column = (scores >= last.clamp(min=1 - (1 << 31))).nonzero().unbind(1)
-    score = scores[row, column].to(torch.int64)
-    pair = ((~score if inverted else score) << 32) + (LAST - (column - start[row]))
-    many = row.bincount(minlength=len(scores))
-    place = torch.arange(len(row), device=row.device) - (many.cumsum(0) - many)[row]
-    pairs = torch.full((len(scores), max(count, *many.tolist())), NONE, dtype=torch.int64, device=row.device)
-    pairs[row, place] = pair
-    return pairs.topk(count, 1).values
-
-
 def _squared_distances(
-    products: Tensor, a: Tensor, b: Tensor, squares: tuple[Tensor, Tensor], floats: Tensor
+    products: Tensor, norms: tuple[Tensor, Tensor], squares: tuple[Tensor, Tensor], buffers: tuple[Tensor, Tensor]
 ) -> Tensor:
     """(|a| − |b|)² + |a| |b| |u − v|² of rows with these norms and unit rows u and v: float32 `[M, N]`, never −0.
 
     |u − v|² = u·u + v·v − 2 u·v is an integer in units of 2⁻³⁰, rounded once. Where it is 0, so is the product.
     """
-    distance, apart = floats
-    apart.copy_(products.mul_(-2.0).add_(squares[0][:, None]).add_(squares[1]).clamp_(min=0.0)).mul_(2.0**-30)
+    (a, b), (u, v), count = norms, squares, len(products)
+    half, (distance, apart) = buffers[0][:count], buffers[1][:, :count]
+    half.copy_(products).sub_((u * 0.5)[:, None]).sub_(v * 0.5)
+    apart.copy_(half).mul_(-(2.0**-29)).clamp_(min=0.0)
     torch.mul(a[:, None], b, out=distance)
     if not bool(a.amax() * b.amax() < torch.inf):
         distance = torch.where(apart > 0, distance, 0.0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .arithmetic import next_power_of_2, sqrt, widen
+from .arithmetic import next_power_of_2, sqrt
 
 LANES = 256
 BLOCK = 1536
@@ -72,17 +72,18 @@ def token_sum(x: Tensor) -> Tensor:
 
 def row_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Powers of two (s, 1/s) `[R]` that bring the largest magnitude of each row into [1, 4) where it is normal."""
-    largest = torch.maximum(widen(x.amax(-1)), -widen(x.amin(-1)))
+    largest = torch.maximum(x.amax(-1), -x.amin(-1))
     exponent = (largest.view(torch.int32) & (255 << 23)).clamp(1 << 23, 253 << 23)
     return ((254 << 23) - exponent).view(torch.float32), exponent.view(torch.float32)
 
 
 def scaled_norm(x: Tensor, scaled: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """`[R, D]` → (L2 norm of `scaled` = x · s, 1/s): the squares neither overflow nor vanish."""
-    scale, unscale = row_scale(x)
-    if x.dtype == torch.float32:
-        torch.mul(x, scale[:, None], out=scaled)
-    else:
-        scaled.copy_(x).mul_(scale[:, None])
+    """`[R, D]` → (L2 norm of `scaled` = x · s, 1/s): the squares neither overflow nor vanish.
+
+    Both buffers may be one.
+    """
+    wide = x if x.dtype == torch.float32 else scaled.copy_(x)
+    scale, unscale = row_scale(wide)
+    torch.mul(wide, scale[:, None], out=scaled)
     torch.mul(scaled, scaled, out=squares)
     return sqrt(row_sum(squares)), unscale

@@ -90,11 +90,12 @@ def token_norm(features: Tensor, p: int) -> Tensor:
 
 
 def level_norms(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Token norms of each level, with one set of buffers."""
-    buffers = work_rows(max(levels, key=Tensor.numel), 2, 2 * CACHE_ELEMENTS)
+    """Token norms of each level, with one buffer."""
+    (buffer,) = work_rows(max(levels, key=Tensor.numel), 1, 2 * CACHE_ELEMENTS)
 
     def norm(rows: Tensor, out: Tensor) -> None:
-        length, unscale = scaled_norm(rows, *buffers[:, : len(rows)])
+        work = buffer[: len(rows)]
+        length, unscale = scaled_norm(rows, work, work)
         torch.mul(length, unscale, out=out)
 
     scores = [level.new_empty(level.shape[:2], dtype=torch.float32) for level in levels]
