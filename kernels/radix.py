@@ -110,7 +110,7 @@ def _not_behind(total, keys_ptr, bound, start, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def ranks_of_all(keys_ptr, candidate, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(keys, ranks) of ROWS tokens in a row among all of a segment; ROWS is a part of BLOCK."""
+    """Ranks of ROWS tokens in a row among all of a segment; ROWS is a part of BLOCK."""
     key = load_key(keys_ptr, candidate, candidate < size)
     total = tl.zeros((ROWS, BLOCK), tl.int32)
     # Of equal keys those of earlier tokens go before; no key is the least integer.
@@ -122,7 +122,7 @@ def ranks_of_all(keys_ptr, candidate, size, ROWS: tl.constexpr, BLOCK: tl.conste
     other = here + tl.arange(0, BLOCK)
     other_key = tl.where(other < size, load_key(keys_ptr, other, other < size), NO_KEY)
     total += (other_key[None, :] > key[:, None] - (other[None, :] < candidate[:, None]).to(tl.int32)).to(tl.int32)
-    return key, tl.sum(total, 1)
+    return tl.sum(total, 1)
 
 
 @triton.jit

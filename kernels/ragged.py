@@ -197,7 +197,7 @@ def _rank_segment_kernel(
     ROWS: tl.constexpr, RANK_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of ROWS tokens of a segment those among its best move to the place of their rank; other slots are filled."""
-    programs = tl.cdiv(tl.maximum(max_seqlen, capacity), ROWS)
+    programs = tl.maximum(tl.cdiv(tl.maximum(max_seqlen, capacity), ROWS), 1)
     segment = tl.program_id(0) // programs
     first, length = bounds(cu_ptr, segment, size)
     length = tl.minimum(length, max_seqlen)
@@ -207,7 +207,7 @@ def _rank_segment_kernel(
     candidate = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     row = segment.to(tl.int64) * capacity
     if (tl.min(candidate) < length) & (wanted > 0):
-        _, rank = ranks_of_all(scores_ptr + first, candidate, length, ROWS, RANK_BLOCK)
+        rank = ranks_of_all(scores_ptr + first, candidate, length, ROWS, RANK_BLOCK)
         mask = (candidate < length) & (rank < wanted)
         value = tl.load(scores_ptr + first + candidate, mask=mask, other=0)
         tl.store(indices_ptr + row + rank, candidate.to(tl.int64), mask=mask)

@@ -199,7 +199,7 @@ def bipartite_prune(
         rows = slice(None) if packed else part
         within = bounds[part.start : part.stop + 1] if packed else None
         turn = first % len(k.numbers)
-        numbers = [min(number, longest) for number in (*k.numbers[turn:], *k.numbers[:turn])]
+        numbers = [min(number, capacity) for number in (*k.numbers[turn:], *k.numbers[:turn])]
         wanted = within, None if k.tensor is None else k.tensor[part], opaque(numbers)
         into = chosen[part], keys[part], counts[part]
         _pruned(units[rows], norms[rows], wanted, into, longest, step, 0 if k.tensor is not None else min(numbers))

@@ -128,7 +128,7 @@ def _gather_best_kernel(
         next_start += segments[s]
         next_out += budgets[s]
     candidate = (program - first) * ROWS + tl.arange(0, ROWS)  # [ROWS]
-    _, rank = ranks_of_all(keys_ptr + sample * total_size + start, candidate, size, ROWS, RANK_BLOCK)
+    rank = ranks_of_all(keys_ptr + sample * total_size + start, candidate, size, ROWS, RANK_BLOCK)
     mask = (candidate < size) & (rank < budget)
     if tl.max(mask.to(tl.int32)) > 0:
         level, index = _locate(start + candidate, sizes)

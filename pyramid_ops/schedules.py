@@ -182,9 +182,13 @@ def joint(
     op = "joint"
     sizes = [check.integer(op, "tokens", tokens, 0), check.integer(op, "text", text, 0)]
     budget = min(check.integer(op, "budget", budget, 0), sum(sizes))
+    least = [check.integer(op, f"minimum[{k}]", one, 0) for k, one in enumerate(check.sequence(op, "minimum", minimum))]
+    if len(least) != 2 or any(one > size for one, size in zip(least, sizes, strict=False)):
+        raise ValueError(f"{op}: minimum: expected two numbers of at most {sizes}, got {least}")
     if weights is None:
-        if budget < text:
-            raise ValueError(f"{op}: budget: expected at least the {text} tokens of text, got {budget}")
+        if budget < text + least[0]:
+            expected = f"the {text} tokens of text" + f" and {least[0]} of the image" * (least[0] > 0)
+            raise ValueError(f"{op}: budget: expected at least {expected}, got {budget}")
         return budget - text, text
     pair = [
         check.number(op, f"weights[{k}]", weight) for k, weight in enumerate(check.sequence(op, "weights", weights))
@@ -192,7 +196,7 @@ def joint(
     if len(pair) != 2 or min(pair) < 0 or not sum(pair):
         raise ValueError(f"{op}: weights: expected two numbers from 0 that are not both 0, got {pair}")
     shares = [weight / sum(pair) for weight in pair]
-    image, words = allocate_budgets(budget, shares, sizes, minimum=list(minimum), rule="largest_remainder")
+    image, words = allocate_budgets(budget, shares, sizes, minimum=least, rule="largest_remainder")
     return image, words
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Amount, Slots
-from .dots import LOW_BITS, grid_rows
-from .greedy import gram
+from .dots import LOW_BITS, gram, grid_rows
 from .keeping import ascending_bounds, placed
 from .ragged import amounts
 

@@ -85,7 +85,9 @@ OF_OFFSETS = {
         for part in pyramid_ops.greedy_select(X, 2, rule=rule, cu_seqlens=cu, max_seqlen=3)
         if not isinstance(part, int)
     ],
-    "prune": lambda cu: moved(pyramid_ops.bipartite_prune(X, 1, step=1, cu_seqlens=cu, max_seqlen=3), X),
+    "prune": lambda cu: moved(
+        pyramid_ops.bipartite_prune(X, cu[1:], step=1, cu_seqlens=cu, max_seqlen=3, capacity=2), X
+    ),
     "tome": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, max_seqlen=3), X),
     "tome-original": lambda cu: moved(plans.tome(X, 1, cu_seqlens=cu, class_token=True, order="original"), X),
     "best_match": lambda cu: pyramid_ops.best_match(X, Y, cu_seqlens_q=cu, cu_seqlens_k=cu.flip(0)),

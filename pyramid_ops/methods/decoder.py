@@ -305,7 +305,7 @@ def dtoma_decode(
     threshold : float
         Below which a token is unused.
     steps : int
-        For how many steps it may be, less one.
+        A token that was unused in so many steps goes.
     key_mask, cu_seqlens, max_seqlen, capacity : optional
         As in :func:`fastv`.
 
@@ -341,14 +341,15 @@ def dtoma_decode(
     (tensor([0, 2, 3]), tensor([[0, 3, 0, 0]]))
     """
     op = "dtoma_decode"
+    check.tensor(op, "scores", scores, "B N", "T", dtypes=check.FLOATS)
     flags(op, "image", image, scores)
     check.tensor(op, "unused", unused, "B N", "T", dtypes=(torch.int32, torch.int64))
     check.same_size(op, "unused", unused, scores.shape, scores.device)
     boost, threshold = check.float32(op, "boost", boost), check.float32(op, "threshold", threshold)
     check.integer(op, "steps", steps, 1)
-    received = scores.float()
+    usage = scores.float()
     if referenced is not None:
-        received = torch.where(flags(op, "referenced", referenced, scores), received * boost, received)
-    unused = torch.where(received < threshold, unused + 1, 0)
+        usage = torch.where(flags(op, "referenced", referenced, scores), usage * boost, usage)
+    unused = torch.where(usage < threshold, unused + 1, 0)
     where = Where(key_mask, cu_seqlens, max_seqlen)
-    return keep_visual(op, received, image, None, where, capacity, candidates=image & (unused < steps)), unused
+    return keep_visual(op, usage, image, None, where, capacity, candidates=image & (unused < steps)), unused

@@ -172,7 +172,8 @@ def hired(
     alpha : float
         The share of the whole image, from 0 to 1.
     key_mask : Tensor, optional
-        bool, like `deep`: the patches that there are, where tiles have padding. The whole image has all of its own.
+        bool, like `deep`: the patches that there are, where tiles have padding. The whole image must have all of its
+        own; where it has not, fewer than K stay.
 
     Returns
     -------
@@ -445,8 +446,9 @@ def vispruner(x: Tensor, attention: Tensor, *, keep: int, important: int, step: 
     Differs: the authors' code takes an even number of others only; here an odd number has one more even place. Equal
     similarities go to the lower place, equal attention to the lower index, where theirs are up to ``argsort``. Which
     patch is at an even place turns on the last bits of similarities: :func:`pyramid_ops.bipartite_prune` says how far.
-    Cost: 18 launches and 5 of PyTorch up to 1024 other patches, else two for each turn; the cosines of a sample, 4 N²
-    bytes; no host synchronisation.
+    At most 23170 patches are not important.
+    Cost: 18 launches and 5 of PyTorch up to 1024 other patches, else two for each turn; the cosines of the others, 4 N²
+    bytes each sample, at most 2 GiB at a time; no host synchronisation.
 
     References
     ----------
@@ -463,6 +465,9 @@ def vispruner(x: Tensor, attention: Tensor, *, keep: int, important: int, step: 
     op = "vispruner"
     check.tensor(op, "attention", attention, "B N", dtypes=check.FLOATS)
     size = attention.shape[1]
+    check.tensor(op, "x", x, "B N D", dtypes=check.FEATURES)
+    check.same_size(op, "x", x[..., 0], attention.shape, attention.device)
+    check.integer(op, "step", step, 1)
     if not check.integer(op, "important", important, 0) <= check.integer(op, "keep", keep, 0) <= size:
         raise ValueError(f"{op}: keep: expected {important}, the important ones, to {size}, got {keep}")
     top = keep_tokens(attention, important)

@@ -236,6 +236,8 @@ def fastvid(
         raise ValueError(f"{op}: windows: expected {frames} frames in all, got {lengths}")
     check.integer(op, "step", step, 1)
     beta = check.number(op, "beta", beta)
+    if not 0 <= beta <= 1:
+        raise ValueError(f"{op}: beta: expected a number from 0 to 1, got {beta}")
     if check.integer(op, "salient", salient, 0) > size:
         raise ValueError(f"{op}: salient: expected at most the {size} tokens of a frame, got {salient}")
     others = size - salient

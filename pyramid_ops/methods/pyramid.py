@@ -69,7 +69,7 @@ def pyramid_select(
     -----
     Differs: what a level cannot hold goes to the other levels, where the plain rule fails; tokens of one region are
     equal in "region", the lower index goes first. :func:`pyramiddrop` is the published method of that name.
-    Cost: 2 launches, for "region" 3 more for each level; no host synchronisation.
+    Cost: 2 launches, of more than some 4096 tokens 3, for "region" 3 more for each level; no host synchronisation.
 
     References
     ----------

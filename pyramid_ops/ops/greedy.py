@@ -111,7 +111,8 @@ def greedy_select(
     infinite or NaN is never picked; an all-zero one has similarity 0 to everything. The authors' loops of DivPrune and
     CDPruner may pick a token twice; this one does not.
 
-    Memory: the similarities of each sample, 4 N² bytes, at most 2 GiB at a time, and for "dpp" the factor, 4 k N bytes.
+    Memory: the similarities of each sample, 4 N² bytes, at most 2 GiB at a time, and for "dpp" the factor, 4 k N bytes;
+    on the CPU twice as much for "dpp", of the rows that were needed.
     Dense in the order of the picks, four kernel launches for "maxmin" and three for "dpp" of up to 2¹⁸ numbers of the
     factor. Else one for each pick: for more of them, for "coverage", and for "maxmin" of more than 23170 tokens, of
     which no similarities are kept. No host synchronisation.

@@ -97,7 +97,7 @@ def nearest(
     duplicates 0, and none is negative. It is rounded to float32 once; norms, products and the sum are float32. Equal
     float32 distances are ties.
 
-    Scores are kept for as many queries at a time as fill 256 MB, never all of them. Launches: unit rows of each tensor
+    At most 256 MB of scores exist at a time. Launches: unit rows of each tensor
     (twice as many for distances), then two for each such block. With k = 1 and cosine the answer is that of
     :func:`best_match`, which keeps no scores and is faster. The same bits on every device, for any tile, batch or
     stride. No host synchronisation.

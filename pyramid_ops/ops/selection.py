@@ -76,9 +76,11 @@ def select_topk_levels(
     Notes
     -----
     The order is total: higher score first, among equal scores the lower level, then the lower index; −0 equals 0; NaN
-    ranks above +inf. So the same tokens on every device, for any tile, batch or stride. Three kernel launches (with
-    "attention" those of :func:`attention_importance` for each level too), no host synchronisation, levels are never
-    concatenated. Levels that are not contiguous in their last dimension are copied first.
+    ranks above +inf. So the same tokens on every device, for any tile, batch or stride. Two kernel launches in order of
+    saliency where the pairs of tokens within levels (for one top-k over all: of all tokens) are at most 2²⁴ in the
+    batch, else three; with "attention" those of :func:`attention_importance` for each level too. No host
+    synchronisation, levels are never concatenated. Levels that are not contiguous in their last dimension are copied
+    first.
 
     Examples
     --------

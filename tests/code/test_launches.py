@@ -29,5 +29,5 @@ def test_views_and_allocations_do_not_count():
 
 
 def test_committed_table_is_this_one():
-    written = (host.RESULTS / "host.md").read_text().splitlines()
-    assert [line for line in host.launches() if line not in written] == [], "python -m bench.host launches"
+    _, head, written = (host.RESULTS / "host.md").read_text().partition(host.LAUNCHES)
+    assert f"{head}{written}".splitlines() == host.launches(), "python -m bench.host launches"

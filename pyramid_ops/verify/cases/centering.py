@@ -118,6 +118,7 @@ def centering(so_far: Any) -> None:
     """Keys of heads less their mean, and log-sum-exps that go with it."""
     level = so_far.choice(*so_far.levels)
     key = level.flatten(0, 1).to(torch.float32)[None, None]
+    key = key if key.stride(3) == 1 else key.contiguous()
     bounds = torch.tensor(sorted(so_far.integer(0, key.shape[2]) for _ in range(3)), dtype=torch.int32)
     cu_seqlens = so_far.choice(None, bounds)
     _, means = so_far.same(center_keys_op, key, None, cu_seqlens, key.shape[2])

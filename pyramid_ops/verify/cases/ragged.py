@@ -79,7 +79,9 @@ def segmented_topk_bits() -> Cases:
         yield Case(f"two-segments-of-several-tiles-{name(dtype)}", args)
     args = (scores[1:5201], int32(0, 5200), Amount(None, [4800]), Slots(5200, 4800), False)
     yield Case("sorted", args)
-    yield Case("no-scores", (scores[:0], int32(0, 3, 3), Amount(None, [2]), Slots(0, 2), False))
+    for capacity in (0, 2):
+        args = (scores[:0], int32(0, 3, 3, 0), Amount(None, [capacity]), Slots(0, capacity), False)
+        yield Case(f"no-scores-{capacity}", args)
 
 
 def select_topk_levels_packed_bits() -> Cases:

@@ -44,6 +44,7 @@ def bipartite_prune_bits() -> Cases:
         ("one", Amount(None, [1]), 1, 5),
         ("all", Amount(None, [70]), 70, 8),
         ("device", Amount(int32(1 << 30, -5), [0]), 50, 8),
+        ("fewer-places", Amount(None, [50, 30]), 20, 8),
         ("less-than-wanted", Amount(int32(33, 12), [0]), 15, 8),
     ):
         yield Case(case, (x, None, k, Slots(70, capacity), step, 2))

@@ -99,6 +99,9 @@ def select_topk_levels_compiled() -> Iterator[Call]:
         select = functools.partial(pyramid_ops.select_topk_levels, levels, 273)
         yield Call("select_topk_levels, 273 of 5440, D = 1024", select, dtype)
         yield Call("select_topk_levels, union", functools.partial(select, level_weights=None), dtype)
+        small = [torch.empty(2, size, 1024, dtype=dtype) for size in (1024, 256, 64, 16)]
+        select = functools.partial(pyramid_ops.select_topk_levels, small, 68)
+        yield Call("select_topk_levels, 68 of 1360, D = 1024", select, dtype)
 
 
 def select(so_far: Any) -> None:
