@@ -101,8 +101,8 @@ def segmented_topk(
     The order is total: higher score first, among equal scores the lower index; −0 equals 0; NaN ranks above +inf. So
     the same result on every device, for any tile, batch or stride. To keep some tokens in any case, give them a score
     of +inf and count them in k. No host synchronisation: offsets on the device are clamped to [0, T], negative lengths
-    to 0, k to [0, min(length, capacity)], so none can make it fault. One kernel launch in order of value if segments times
-    max_seqlen² is at most 2²⁴. Else two for segments of up to 16384 scores or more than 1024 segments, and six for
+    to 0, k to [0, min(length, capacity)], so none can make it fault. In order of value one kernel launch if segments ·
+    max_seqlen² is at most 2²⁴; else two for segments of up to 16384 scores or more than 1024 segments, and six for
     longer ones; more than 4096 slots in order of value are sorted then. Scores that are not contiguous are copied
     first, offsets and k that are not int32 converted.
 
