@@ -29,6 +29,7 @@ ENOUGH = 98.0  # per cent
 LONG = "64-bit divisions of numbers above 2³²"
 ONE = "what follows a pick, in codes that only cases with one or none compile"
 NONE = "the loops, in a code that only cases without tokens compile"
+BLOCK = "the loops over other blocks of keys, in codes of segments with one"
 REASONS = {
     "_blur_downsample_kernel": "the path without padding, which only images of several tiles take: those of each "
     "dtype, padding and filter length do",
@@ -38,11 +39,13 @@ REASONS = {
     "_dpp_kernel": ONE,
     "_dpp_step_kernel": ONE,
     "_finish_kernel": "the loop over a second head and more, in codes for heads that were reduced before",
+    "_gather_best_kernel": BLOCK,
     "_key_means_kernel": LONG,
     "_mark_tokens_kernel": LONG,
     "_maxmin_kernel": ONE,
     "_nearest_kernel": "the loop over groups of keys, where it is unrolled for more of them than cases have",
     "_pool_tokens_kernel": LONG,
+    "_rank_segment_kernel": BLOCK,
     "_share_kernel": LONG,
 }
 

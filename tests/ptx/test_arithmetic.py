@@ -258,8 +258,8 @@ def rule(opcode):
         return [wide], [kind, kind, wide], lambda a, b, c: a * b + c
     if name == "mad.lo":
         return [kind], [kind] * 3, lambda a, b, c: a * b + c
-    if opcode == "abs.f16":
-        return ["b16"], ["b16"], lambda x: x & 0x7FFF
+    if name == "abs" and kind in ("f16", "f16x2"):
+        return [bits], [bits], lambda x: x & (0x7FFF if kind == "f16" else 0x7FFF7FFF)
     if kind.endswith("x2"):
         return ["b32"], ["b32", "b32"], halves(INTEGER[name])
     binary, unary = (FLOAT, FLOAT_UNARY) if kind in FORMS else (INTEGER, UNARY)

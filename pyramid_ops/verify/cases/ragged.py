@@ -77,6 +77,9 @@ def segmented_topk_bits() -> Cases:
         yield Case(f"several-tiles-{name(dtype)}", args)
         args = (ties, int32(0, 4000, 7676), Amount(None, [48, 3]), Slots(5001, 301), dtype == torch.float16)
         yield Case(f"two-segments-of-several-tiles-{name(dtype)}", args)
+    for dtype in FLOATS:
+        args = (special_scores(1, 700, dtype, 4)[0], int32(0, 500, 700), Amount(None, [40]), Slots(500, 40), False)
+        yield Case(f"two-segments-of-several-blocks-{name(dtype)}", args)
     args = (scores[1:5201], int32(0, 5200), Amount(None, [4800]), Slots(5200, 4800), False)
     yield Case("sorted", args)
     for capacity in (0, 2):
