@@ -17,7 +17,7 @@ __all__ = ["CLASS_RULES"]
 
 def _tower(op: str, model: Any, **looks: Optional[int]) -> Tower:
     """The tower and the layers that are looked at; by default the one whose features are read."""
-    config, vision = model.config, model.base_model.vision_tower
+    config, vision, read = model.config, model.base_model.vision_tower, "vision_feature_layer"
     kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if kind not in ("clip_vision_model", "internvl_vision"):
         expected = "a tower with a class token, 'clip_vision_model' or 'internvl_vision'"
@@ -26,19 +26,25 @@ def _tower(op: str, model: Any, **looks: Optional[int]) -> Tower:
         raise ValueError(f"{op}: vision_feature_select_strategy: expected 'default', patches alone, got {strategy!r}")
     clip = kind == "clip_vision_model"
     layers = vision.encoder.layers if clip else vision.encoder.layer
-    given = {name: config.vision_feature_layer if layer is None else layer for name, layer in looks.items()}
-    for name, layer in given.items():
+    given = []
+    for name, layer in looks.items():
+        if layer is None:
+            name, layer = read, getattr(config, read)
+            if isinstance(layer, int) and layer >= 0:  # of the hidden states, of which the first comes before all layers
+                layer = layer - 1 if layer else None
         if not isinstance(layer, int) or not -len(layers) <= layer < len(layers):
-            raise ValueError(f"{op}: {name}: expected one of the {len(layers)} layers of the tower, got {layer!r}")
+            got = getattr(config, read) if name == read else layer
+            raise ValueError(f"{op}: {name}: expected one of the {len(layers)} layers of the tower, got {got!r}")
+        given.append(layer)
     if clip:
-        return Tower(layers, "self_attn", "layer_norm1", tuple(given.values()))
+        return Tower(layers, "self_attn", "layer_norm1", tuple(given))
 
     def fold(x: Tensor) -> Tensor:
         side = math.isqrt(x.shape[1])
         shuffled = model.base_model.pixel_shuffle(x.unflatten(1, (side, side)), scale_factor=config.downsample_ratio)
         return shuffled.flatten(1, 2)
 
-    return Tower(layers, "attention", "layernorm_before", tuple(given.values()), fold)
+    return Tower(layers, "attention", "layernorm_before", tuple(given), fold)
 
 
 def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> Selection:

@@ -268,6 +268,33 @@ def test_a_tower_without_a_class_token_is_refused(method):
         hf.apply(llava_siglip(), method, **({"layer": None} if method == "vscan" else {}))
 
 
+@pytest.fixture
+def config():
+    config = llava().config
+    yield config
+    config.vision_feature_layer = -2
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fastervlm", {}),
+        ("visionzip", {"dominant": 4, "contextual": 2}),
+        ("prumerge", {"keep": 4}),
+        ("vispruner", {"keep": 6}),
+    ],
+)
+def test_a_layer_that_counts_from_the_first_hidden_state(method, options, config):
+    model, inputs, logits = llava(), llava_inputs(), []
+    for config.vision_feature_layer in (-2, 1):
+        with hf.apply(model, method, **options):
+            logits.append(model(**inputs).logits)
+    assert torch.equal(*logits)
+    for config.vision_feature_layer in (0, 3, -3, [-2, -1]):
+        with pytest.raises(ValueError, match=f"{method}: vision_feature_layer: expected one of the 2 layers"):
+            hf.apply(model, method, **options)
+
+
 def test_what_is_not_supported_is_said():
     assert {"visionzip", "vispruner", "vscan"} <= {*hf.supported()["internvl"]} - {*hf.supported()["llava_next"]}
     for make, method in ((llava_next, "visionzip"), (llava, "hired"), (internvl, "tome")):
