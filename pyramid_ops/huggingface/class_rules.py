@@ -30,7 +30,7 @@ def _tower(op: str, model: Any, **looks: Optional[int]) -> Tower:
     for name, layer in looks.items():
         if layer is None:
             name, layer = read, getattr(config, read)
-            if isinstance(layer, int) and layer >= 0:  # of the hidden states, of which the first comes before all layers
+            if isinstance(layer, int) and layer >= 0:  # of hidden states, the first of which no layer makes
                 layer = layer - 1 if layer else None
         if not isinstance(layer, int) or not -len(layers) <= layer < len(layers):
             got = getattr(config, read) if name == read else layer

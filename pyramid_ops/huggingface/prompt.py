@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from .. import _checks as check
 from .. import plans
 from ..cost import Language, prefill_flops
 from ..results import Keep, Merge
@@ -119,11 +120,7 @@ class Prompt:
         )
         plan = cast(Rule, method.rule)(scene)
         if not method.exact:
-            if not isinstance(plan, (Keep, Merge)):
-                raise TypeError(f"{method.name}: expected a rule that returns a plan, got {type(plan).__name__}")
-            if (found := plan.counts.tolist()) != self.counts():
-                expected = f"a plan of {self.counts()} tokens, text and image"
-                raise ValueError(f"{method.name}: expected {expected}, got {found}")
+            _check_plan(plan, scene.text, self.counts())
         self.plans[step.drop] = plan
 
     def counts(self) -> list[int]:
@@ -171,6 +168,25 @@ class Prompt:
         self.report += [stage.stats() for stage in self.stages]
         for stage in self.stages:
             stage.rotary = stage.mask = None
+
+
+def _check_plan(plan: Any, text: Tensor, counts: list[int]) -> None:
+    """Whether it is one of so many tokens, in their order and with all text: waits once."""
+    if not isinstance(plan, (Keep, Merge)):
+        raise TypeError(f"apply: rule: expected one that returns a plan, got {check.describe(plan)}")
+    (batch, rows), index = text.shape, plan.indices
+    if index.dim() != 2 or (len(index), plan.num_tokens) != (batch, rows):
+        got = f"one of {list(index.shape)} rows for {plan.num_tokens}"
+        raise ValueError(f"apply: rule: expected a plan for {batch} samples of {rows} tokens, got {got}")
+    falls = ((index[:, 1:] <= index[:, :-1]) & (index[:, 1:] >= 0)).any(1)
+    lost = (text & ~plans.mask(plan)).sum(1)
+    found, disordered, missing = torch.stack([plan.counts.long(), falls.long(), lost]).tolist()
+    if found != counts:
+        raise ValueError(f"apply: rule: expected a plan of {counts} tokens, text and image, got {found}")
+    if any(missing):
+        raise ValueError(f"apply: rule: expected a plan that keeps all text, got one without {missing} tokens of it")
+    if any(disordered):
+        raise ValueError("apply: rule: expected a plan of tokens in their order, got descending indices")
 
 
 def _owner(plan: Merge, index: Tensor) -> Tensor:
