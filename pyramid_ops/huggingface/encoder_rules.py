@@ -63,7 +63,13 @@ def _pyramid(
             raise ValueError(f"pyramid: keep: expected at most {finest.shape[1]}, the placeholders, got {keep}")
         given = {name: x for name, x in features.given.items() if name not in ("pixel_values", "kwargs", "return_dict")}
         options = (keep, levels, weights, saliency, level_embedding)
-        kept = select(features.encode, finest, features.given["pixel_values"], patch, given, *options)
+
+        def encode(**images: Any) -> Any:
+            output = features.encode(**images)
+            features.seen.check(list(output.pooler_output))
+            return output
+
+        kept = select(encode, finest, features.given["pixel_values"], patch, given, *options)
         filled = torch.full_like(finest, torch.nan)
         filled[:, :keep] = kept.tokens
         return list(filled)

@@ -17,7 +17,7 @@ from .hooks import Hooks
 from .lengths import KEY, count_held, count_prompt
 from .prompt import Prompt, Stage, columns, only_padding
 from .rules import Method
-from .selection import Selection, attend, marked, packed, project
+from .selection import Seen, Selection, attend, marked, packed, project
 
 __all__ = ["Handle"]
 
@@ -26,7 +26,8 @@ class _Call:
     """A forward of the whole model, from its inputs to its last layer."""
 
     def __init__(self, ids: Optional[Tensor], images: bool):
-        self.ids, self.images, self.flops = ids, images, 0
+        self.ids, self.images = ids, images
+        self.seen: list[Seen] = []  # by the tower
         self.prompt: Optional[Prompt] = None
 
 
@@ -120,10 +121,10 @@ class Handle(Hooks):
     def _features(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
         with torch.no_grad():
-            output, flops = marked(cast(Selection, self._before), original, given, *args, **kwargs)
+            output, seen = marked(cast(Selection, self._before), original, given, *args, **kwargs)
         call = _CALL.get()
         if call is not None:
-            call.flops += flops
+            call.seen.append(seen)
         return output
 
     # The whole model.
@@ -191,7 +192,8 @@ class Handle(Hooks):
         padded = min(text + count for text, count in zip(texts, images, strict=True)) < image.shape[1]
         prompt = Prompt(image, real if padded else None, images, texts)
         if self._before is not None:
-            prompt.enter(~embeds[..., 0].isnan(), call.flops)
+            finite = [x.to(image.device) for seen in call.seen for x in seen.finite]
+            prompt.enter(~embeds[..., 0].isnan(), sum(seen.flops for seen in call.seen), finite)
         elif self._method is not None and self._method.marks is not None:
             after = image.cumsum(1) > 0
             prompt.left["marks"] = self._method.marks(embeds, image, there & ~image & after)

@@ -83,10 +83,17 @@ class Prompt:
         first = self.stages[0] if self.stages and not self.stages[0].first else None
         return 0 if first is None else self.rows - first.index.shape[1]
 
-    def enter(self, stay: Tensor, scoring: int) -> None:
-        """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
+    def enter(self, stay: Tensor, scoring: int, finite: list[Tensor]) -> None:
+        """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``.
+
+        `finite`, bool ``[]`` each: whether features were so before some were chosen.
+        """
         image, real = self.left["image"], self.left["real"]
-        self.entered = self.kept = (image & stay).sum(1).tolist()
+        broken = (~torch.stack(finite)).sum() if finite else image.new_zeros((), dtype=torch.int64)
+        *kept, bad = torch.cat([(image & stay).sum(1), broken[None]]).tolist()
+        if bad:
+            raise ValueError("apply: features: expected finite ones of the vision tower, got NaN or infinity")
+        self.entered = self.kept = kept
         scores = torch.zeros(image.shape, device=image.device)
         capacity, self.scoring[0] = max(self.counts()), scoring
         self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
