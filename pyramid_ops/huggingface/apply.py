@@ -8,7 +8,7 @@ from ..results import Keep
 from .encoder_rules import ENCODER_RULES
 from .families import FAMILIES, family_of
 from .handle import Handle
-from .hooks import Hooks
+from .hooks import Hooks, check_free
 from .rules import RULES, Scene, custom
 from .tower import TOWERS, TowerHandle
 
@@ -74,13 +74,16 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
     Returns
     -------
     Handle
-        ``remove()`` undoes it, as does the end of a ``with`` block; `stats` describes the last prompt.
+        ``remove()`` undoes it, as does the end of a ``with`` block; `stats` describes the last prompt: there are one
+        handle's, not those of each thread.
 
     Raises
     ------
     ValueError
         For a model, method or option that is not supported, and when the model runs: for padding on the right, a
-        prompt in chunks, images after the first forward of a cache, labels, grad mode, flex attention.
+        prompt in chunks, one that ends with an image, ``inputs_embeds`` alone, even of text, since nobody can tell
+        images in them, images after the first forward of a cache, labels, ``logits_to_keep`` as indices, grad mode,
+        flex attention, features that are not finite where some are chosen.
 
     Notes
     -----
@@ -112,10 +115,11 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
     ([16], [8])
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    for hook in getattr(model, "base_model", model)._forward_pre_hooks.values():
-        other = getattr(hook, "__self__", None)
-        if isinstance(other, Hooks):
-            raise ValueError(f"apply: model: expected one without a handle, got one with {other.method!r}: remove it")
+    if not hasattr(model, "base_model") or kind not in {**FAMILIES, **TOWERS}:
+        got = repr(kind) if kind is not None and hasattr(model, "base_model") else type(model).__name__
+        expected = ", ".join(map(repr, [*FAMILIES, *TOWERS]))
+        raise ValueError(f"apply: model: expected one of {expected}, got {got}")
+    check_free(model)
     if kind in TOWERS:
         if method != "tome":
             raise ValueError(f"apply: method: expected 'tome' for {kind!r}, got {method!r}")

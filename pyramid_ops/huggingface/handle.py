@@ -14,7 +14,7 @@ from .capture import queries_and_keys
 from .decoding import Generated, check_cache
 from .families import Family
 from .hooks import Hooks
-from .lengths import KEY, count_held, count_prompt
+from .lengths import COPIES, KEY, Copies, count_held, count_prompt
 from .prompt import Prompt, Stage, columns, only_padding
 from .rules import Method
 from .selection import Seen, Selection, attend, marked, packed, project
@@ -42,13 +42,14 @@ class Handle(Hooks):
     model : torch.nn.Module
     method : str
     stats : dict
-        Of the last prompt: its `rows`, the `visual` tokens of each sample, `tokens`, for each layer how many of each
-        sample it reads, and by formula the operations of the language model for those, `prefill`, and of scores beside
-        them, `scoring`: projections, similarities and logits of the rows that may score. For each of the `stages` the
-        `layer` before which tokens went, the `tokens` that are left of each sample, its part of `scoring`, and `index`,
-        int64 ``[B, L]``: the rows of the prompt that are left, −1 for padding. Where rows were merged also `owner`,
-        int64 ``[B, …]``: for each row before it, the row of the prompt that it has become part of, −1 for none. While
-        tokens are generated, what goes before one of them is a stage of its own, with `generated`, how many there were.
+        Of the last prompt of all threads, empty where it had no image. Its `rows`, the `visual` tokens of each sample,
+        `tokens`, for each layer how many of each sample it reads, and by formula the operations of the language model
+        for those, `prefill`, and of scores beside them, `scoring`: projections, similarities and logits of the rows
+        that may score. For each of the `stages` the `layer` before which tokens went, the `tokens` that are left of
+        each sample, its part of `scoring`, and `index`, int64 ``[B, L]``: the rows of the prompt that are left, −1 for
+        padding. Where rows were merged also `owner`, int64 ``[B, …]``: for each row before it, the row of the prompt
+        that it has become part of, −1 for none. While tokens are generated, what goes before one of them is a stage of
+        its own, with `generated`, how many there were.
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
@@ -96,10 +97,10 @@ class Handle(Hooks):
 
     def remove(self) -> None:
         """Take the hooks away. A cache that holds a reduced prompt cannot be used after that: it says so."""
-        super().remove()
         for cache in list(self._caches):
             cache.update = functools.partial(_stale, weakref.ref(cache), self.method)
         self._caches.clear()
+        super().remove()
 
     def _error(self, what: str, expected: str) -> ValueError:
         return ValueError(f"{self.method}: {what}: expected {expected}")
@@ -109,6 +110,8 @@ class Handle(Hooks):
     def _refuse_labels(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("labels") is not None:
             raise self._error("labels", "none, since logits are those of the rows that are left")
+        if isinstance(kwargs.get("logits_to_keep"), Tensor):
+            raise self._error("logits_to_keep", "how many of the last rows, got indices of rows that may be gone")
 
     def _refuse_chunks(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
@@ -164,25 +167,33 @@ class Handle(Hooks):
         """The first forward of a prompt."""
         if cache is not None and hasattr(cache, KEY):
             count_held(cache)  # it was reset
-        call = None if torch.compiler.is_compiling() else _CALL.get()
+        if torch.compiler.is_compiling():
+            return
+        self.stats = {}
+        call = _CALL.get()
         if call is None:
             return
-        if call.ids is None:
-            if call.images:
-                raise self._error("input_ids", "the prompt's, which say where images are, got inputs_embeds alone")
-            return
         embeds = kwargs["inputs_embeds"]
+        if call.ids is None:
+            if call.images or embeds.shape[1] > 1:
+                raise ValueError(
+                    "apply: input_ids: expected the prompt's, which say where images are, got inputs_embeds alone"
+                )
+            return
         image = functools.reduce(torch.logical_or, [call.ids == token for token in self._family.tokens(self.model)])
         real = columns(kwargs.get("attention_mask"))
         real = None if real is None else real[:, : image.shape[1]].expand(image.shape)
         there = torch.ones_like(image) if real is None else real
-        images, texts, last = torch.stack([image.sum(1), (there & ~image).sum(1), there[:, -1]]).tolist()
+        sums = [image.sum(1), (there & ~image).sum(1), there[:, -1], image[:, -1]]
+        images, texts, last, open_end = torch.stack(sums).tolist()
         if not any(images):
             return
         if torch.is_grad_enabled() and embeds.requires_grad:
             raise self._error("model", "a call under torch.no_grad() or torch.inference_mode()")
         if not all(last):
             raise self._error("attention_mask", "padding on the left, got padding on the right")
+        if any(open_end):
+            raise ValueError("apply: input_ids: expected text after the last image, got a prompt that ends with one")
         if not only_padding(kwargs.get("attention_mask"), there):
             raise self._error("attention_mask", "[B, N], or causal but for padding, got a pattern of its own")
         if module.config._attn_implementation == "flex_attention":
@@ -204,6 +215,7 @@ class Handle(Hooks):
                 prompt.generated = Generated(self._later)
             setattr(cache, KEY, prompt)
             self._caches.add(cache)
+            setattr(cache, COPIES, Copies(cache, self._caches))
             if self._before is not None:
                 count_prompt(cache)
 

@@ -409,8 +409,6 @@ def test_text_alone_is_left_alone():
     plain = generate(model, text)
     with hf.apply(model, "fastv"):
         assert torch.equal(generate(model, text).logits, plain.logits)
-        embeds = model.get_input_embeddings()(text["input_ids"])
-        model(inputs_embeds=embeds, attention_mask=text["attention_mask"])
 
 
 class Waits(TorchDispatchMode):

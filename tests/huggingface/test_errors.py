@@ -1,5 +1,6 @@
 """What is not supported is said, with what is."""
 
+import copy
 import importlib.metadata
 import subprocess
 import sys
@@ -73,6 +74,12 @@ def test_a_number_that_is_none():
         hf.apply(llava(), "fastv", keep="half")
 
 
+class Wrapped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.config = llava(), llava().config
+
+
 def test_models():
     text = {name: value for name, value in TEXT.items() if name != "num_hidden_layers"}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**text, num_hidden_layers=1))
@@ -80,6 +87,13 @@ def test_models():
         hf.apply(model, "fastv")
     with pytest.raises(ValueError, match="apply: model: expected one of 'internvl', 'llava', .*, got Linear"):
         hf.apply(torch.nn.Linear(1, 1), "fastv")
+    for model, got in ((None, "NoneType"), (Wrapped(), "Wrapped")):
+        with pytest.raises(ValueError, match=f"apply: model: expected one of 'internvl', .*, got {got}"):
+            hf.apply(model, "fastv")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(text_config=sizes, vision_config=sizes | {"image_size": 28, "patch_size": 14})
+    with pytest.raises(ValueError, match="apply: model: expected one of .*, 'clip_vision_model', .*, got 'clip'"):
+        hf.apply(transformers.CLIPModel(config), "tome")
     config = transformers.LlavaConfig(
         vision_config=clip(28), text_config=transformers.MistralConfig(**TEXT, sliding_window=16), image_token_id=100
     )
@@ -91,6 +105,45 @@ def test_one_handle_at_a_time():
     with hf.apply(llava(), "fastv"), pytest.raises(ValueError, match="without a handle, got one with 'fastv'"):
         hf.apply(llava(), "pyramiddrop", layers=[2], keep=[0.5])
     hf.apply(llava(), "fastv").remove()
+
+
+def test_a_handle_on_a_part_or_on_the_whole():
+    whole = llava()
+    tower = whole.base_model.vision_tower
+    for first, second in ((tower, whole), (whole, tower), (whole.base_model, whole), (whole, whole.base_model)):
+        with hf.apply(first, "tome", r=2), pytest.raises(ValueError, match="without a handle, got one with 'tome'"):
+            hf.apply(second, "tome", r=2)
+    with hf.apply(whole, "fastv"), pytest.raises(ValueError, match="without a handle, got one with 'fastv'"):
+        hf.apply(tower, "tome")
+    with hf.apply(tower, "tome"):
+        copied = copy.deepcopy(tower)
+    with pytest.raises(ValueError, match="without a handle, got one with 'tome'"):
+        hf.apply(copied, "tome")
+
+
+def test_remove_goes_on_after_an_error():
+    model = llava()
+    handle = hf.apply(model, "fastv")
+    handle._undo.append(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        handle.remove()
+    assert not model.base_model._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="fastv: expected a handle that is in a model, got one that was removed"):
+        with handle:
+            pass
+
+
+@pytest.mark.parametrize("method", ["fastv", "divprune"])
+def test_a_copy_of_a_cache(method):
+    model, token = llava(), torch.tensor([[5]])
+    with hf.apply(model, method):
+        cache = getattr(model(**llava_inputs()), CACHE)
+        copied = copy.deepcopy(copy.deepcopy(cache))
+        expected = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
+        assert torch.equal(model(input_ids=token, **{CACHE: cache}).logits, expected)
+    for each in (copied, cache):
+        with pytest.raises(RuntimeError, match=f"{method}: expected a new or reset cache after remove"):
+            model(input_ids=token, **{CACHE: each})
 
 
 @pytest.fixture
@@ -150,8 +203,33 @@ def test_prompts_in_chunks(model):
 def test_embeddings_with_images(model):
     inputs = llava_inputs()
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    with pytest.raises(ValueError, match="fastv: input_ids: expected the prompt's, which say where images are"):
-        model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+    for given in ({"pixel_values": inputs["pixel_values"]}, {}):
+        with pytest.raises(ValueError, match="apply: input_ids: expected the prompt's, which say where images are"):
+            model(inputs_embeds=embeds, **given)
+
+
+def test_embeddings_of_generated_tokens(model):
+    inputs = llava_inputs()
+    cache, token = getattr(model(**inputs), CACHE), torch.tensor([[5]])
+    given = {CACHE: copy.deepcopy(cache)}
+    expected = model(input_ids=token, **{CACHE: cache}).logits
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(token), **given).logits, expected)
+
+
+def test_a_prompt_that_ends_with_an_image(model):
+    inputs = llava_inputs()
+    inputs = {name: inputs[name][:, :21] for name in ("input_ids", "attention_mask")} | {
+        "pixel_values": inputs["pixel_values"]
+    }
+    with pytest.raises(ValueError, match="apply: input_ids: expected text after the last image, got a prompt that end"):
+        model(**inputs)
+
+
+def test_logits_of_chosen_rows(model):
+    inputs = llava_inputs()
+    assert model(**inputs, logits_to_keep=2).logits.shape[1] == 2
+    with pytest.raises(ValueError, match="fastv: logits_to_keep: expected how many of the last rows, got indices"):
+        model(**inputs, logits_to_keep=torch.tensor([0, 5]))
 
 
 def test_flex_attention(model):
