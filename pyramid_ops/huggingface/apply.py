@@ -66,10 +66,10 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
           a number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
-        `keep` is a share of the image tokens of each sample if it is a float, else a number of them. Tokens of
-        InternVL are several patches and have the mean of their attention. LLaVA-NeXT's tiles are images of their own;
-        what it adds for new lines stays, and methods that count on all patches of a tile are not for it, since it cuts
-        padding off.
+        `keep` is a share of the image tokens of each sample if it is a float, else a number of them; of each image, for
+        methods before the language model. Of several, none is more than the one before. Tokens of InternVL are several
+        patches and have the mean of their attention. LLaVA-NeXT's tiles are images of their own; what it adds for new
+        lines stays, and methods that count on all patches of a tile are not for it, since it cuts padding off.
 
     Returns
     -------

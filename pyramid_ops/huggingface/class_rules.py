@@ -7,6 +7,7 @@ from typing import Any, Optional, cast
 import torch
 from torch import Tensor
 
+from .. import _checks as check
 from .. import methods, plans
 from ..results import Keep
 from .rules import Count, counted, late
@@ -74,20 +75,23 @@ def _stay(features: Features) -> Tensor:
 
 def _prumerge(
     model: Any,
-    keep: Optional[int] = None,
+    keep: Optional[Count] = None,
     factor: float = 1.5,
     plus: bool = False,
     neighbours: int = 32,
     layer: Optional[int] = None,
 ) -> Selection:
     tower = _tower("prumerge", model, layer=layer)
+    count = None if keep is None else counted("prumerge", "keep", keep)
+    check.flag("prumerge", "plus", plus)
 
     def chosen(attention: Tensor) -> Keep:
+        best = None if count is None else count(attention.shape[1])
         if plus:
-            return methods.prumerge_plus_select(attention, keep=keep, factor=factor)
-        if keep is None:
+            return methods.prumerge_plus_select(attention, keep=best, factor=factor)
+        if best is None:
             return methods.prumerge_select(attention, factor=factor)
-        return plans.keep(attention, min(keep, attention.shape[1]))
+        return plans.keep(attention, best)
 
     def merge(x: Tensor, seen: Seen) -> Tensor:
         attention, size = seen.attention[0], x.shape[1]
@@ -135,12 +139,16 @@ def _hired(
     return Selection("hired", choose, tower=_tower("hired", model, shallow=shallow, deep=deep))
 
 
-def _vispruner(model: Any, keep: int = 64, important: Optional[int] = None, layer: Optional[int] = None) -> Selection:
-    important = keep // 2 if important is None else important
+def _vispruner(model: Any, keep: Count = 64, important: Optional[int] = None, layer: Optional[int] = None) -> Selection:
+    count = counted("vispruner", "keep", keep)
+    if important is not None:
+        check.integer("vispruner", "important", important, 0)
 
     def choose(features: Features) -> Tensor:
         x, attention = torch.stack(features.each), features.seen.attention[0]
-        return plans.mask(methods.vispruner(x, attention, keep=keep, important=important)).flatten()
+        number = count(attention.shape[1])
+        first = number // 2 if important is None else important
+        return plans.mask(methods.vispruner(x, attention, keep=number, important=first)).flatten()
 
     return Selection("vispruner", choose, tower=_tower("vispruner", model, layer=layer))
 

@@ -141,7 +141,10 @@ class Handle(Hooks):
         given |= given.pop("kwargs", {})
         encoded = given.get("mm_encoder_outputs") or {}
         images = any(given.get(name) is not None for name in self._family.inputs)
-        _CALL.set(_Call(given.get("input_ids"), images or any(x is not None for x in encoded.values())))
+        images, ids = images or any(x is not None for x in encoded.values()), given.get("input_ids")
+        if images and ids is not None and not len(ids):
+            raise ValueError("apply: input_ids: expected at least one prompt, got none")
+        _CALL.set(_Call(ids, images))
 
     def _called(self, *_: Any) -> None:
         if not torch.compiler.is_compiling():

@@ -234,6 +234,9 @@ def test_cdpruner_by_a_relevance_of_ones_own(family):
     with hf.apply(model, "cdpruner", relevance=lambda features: features[:0], keep=0.3):
         with pytest.raises(ValueError, match="cdpruner: relevance: expected scores of .* tokens, got .."):
             generate(model, inputs)
+    with hf.apply(model, "cdpruner", relevance=lambda features: None):
+        with pytest.raises(TypeError, match="cdpruner: relevance: expected a list of tensors .n., got None"):
+            model(**inputs)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

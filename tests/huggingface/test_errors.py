@@ -5,6 +5,7 @@ import importlib.metadata
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,7 +15,7 @@ from pyramid_ops.huggingface.requirement import check_transformers
 from pyramid_ops.huggingface.rules import RULES
 from pyramid_ops.huggingface.tower import Merging, last_merging
 
-from .models import CACHE, TEXT, clip, llava, llava_inputs
+from .models import CACHE, TEXT, clip, llava, llava_inputs, qwen2_5_vl
 
 
 def test_supported():
@@ -36,16 +37,18 @@ def test_what_never_ran_is_said():
     [
         ("fastvv", {}, "apply: method: expected one of 'aim', .* or a callable for 'llava', got 'fastvv'"),
         ("fastv", {"ratio": 0.5}, "apply: options: expected layer, keep, got 'ratio'"),
-        ("fastv", {"keep": 1.5}, r"fastv: keep\[0\]: expected a share from 0 to 1 or a number of tokens, got 1.5"),
-        ("fastv", {"keep": -1}, r"fastv: keep\[0\]: expected at least 0, got -1"),
-        ("fastv", {"layer": 0}, r"fastv: layers\[0\]: expected at least 1, got 0"),
-        ("fastv", {"layer": 5}, r"fastv: layers\[0\]: expected less than 5, the layers of the model, got 5"),
+        ("fastv", {"keep": 1.5}, r"fastv: keep: expected a share from 0 to 1 or a number of tokens, got 1.5"),
+        ("fastv", {"keep": -1}, r"fastv: keep: expected at least 0, got -1"),
+        ("fastv", {"layer": 0}, r"fastv: layer: expected at least 1, got 0"),
+        ("fastv", {"layer": 5}, r"fastv: layer: expected less than 5, the layers of the model, got 5"),
         ("fitprune", {"layers": [1]}, "apply: options: expected 'keep', which has no default, got none"),
         ("sparsevlm", {"budget": 100}, "sparsevlm: budget: expected one of 192, 128, 64, got 100"),
         ("evs", {}, "apply: method: expected one of .* or a callable for 'llava', got 'evs'"),
         ("fastervlm", {"layer": 2}, "fastervlm: layer: expected one of the 2 layers of the tower, got 2"),
         ("divprune", {"keep": 2.0}, "divprune: keep: expected a share from 0 to 1 or a number of tokens, got 2.0"),
-        ("aim", {"first": 7}, r"aim: layers\[0\]: expected less than 5, the layers of the model, got 7"),
+        ("aim", {"first": 7}, r"aim: first: expected less than 5, the layers of the model, got 7"),
+        ("pyramiddrop", {"keep": (0.1, 0.2, 0.2)}, r"pyramiddrop: keep\[1\]: expected at most 0.1, the one before, go"),
+        ("sparsevlm", {"layers": [1, 3], "keep": [4, 8]}, r"sparsevlm: keep\[1\]: expected at most 4, the one before"),
         ("pyramiddrop", {"layers": [1, 2]}, "pyramiddrop: keep: expected 2 of them, one for each layer, got 3"),
         (
             "pyramiddrop",
@@ -70,8 +73,30 @@ def test_a_failed_apply_leaves_nothing():
 
 
 def test_a_number_that_is_none():
-    with pytest.raises(TypeError, match=r"fastv: keep\[0\]: expected an integer, got 'half'"):
+    with pytest.raises(TypeError, match="fastv: keep: expected a share from 0 to 1 or a number of tokens, got 'half'"):
         hf.apply(llava(), "fastv", keep="half")
+    with hf.apply(llava(), "fastv", keep=np.float32(0.25)) as handle:
+        llava()(**llava_inputs())
+    assert handle.stats["tokens"][-1] == [12 + 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("evs", {"rate": "a"}, "evs: rate: expected a number, got 'a'"),
+        ("vispruner", {"keep": "a"}, "vispruner: keep: expected a share from 0 to 1 or a number of tokens, got 'a'"),
+        ("vispruner", {"important": 0.5}, "vispruner: important: expected an integer, got 0.5"),
+        ("prumerge", {"keep": "a"}, "prumerge: keep: expected a share from 0 to 1 or a number of tokens, got 'a'"),
+        ("pyramid", {"keep": None}, "pyramid: keep: expected a share from 0 to 1 or a number of tokens, got None"),
+        ("cdpruner", {"relevance": 3}, "cdpruner: relevance: expected a callable, got 3"),
+        ("sparsevlm", {"recycle": "no"}, "sparsevlm: recycle: expected a bool, got 'no'"),
+        ("pyramiddrop", {"layers": 1}, "pyramiddrop: layers: expected a list or tuple of numbers, got 1"),
+    ],
+)
+def test_types(method, options, message):
+    model = qwen2_5_vl() if method == "evs" else llava()
+    with pytest.raises(TypeError, match=message):
+        hf.apply(model, method, **options)
 
 
 class Wrapped(torch.nn.Module):
@@ -223,6 +248,11 @@ def test_a_prompt_that_ends_with_an_image(model):
     }
     with pytest.raises(ValueError, match="apply: input_ids: expected text after the last image, got a prompt that end"):
         model(**inputs)
+
+
+def test_no_prompt(model):
+    with pytest.raises(ValueError, match="apply: input_ids: expected at least one prompt, got none"):
+        model(**{name: x[:0] for name, x in llava_inputs().items()})
 
 
 def test_logits_of_chosen_rows(model):
