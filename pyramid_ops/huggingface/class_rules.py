@@ -62,6 +62,8 @@ def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> S
 
 
 def _prumerge_select(model: Any, factor: float = 1.5, layer: Optional[int] = None) -> Selection:
+    check.number("prumerge_select", "factor", factor)
+
     def choose(features: Features) -> Tensor:
         seen = features.seen
         return seen.spread(plans.mask(methods.prumerge_select(seen.attention[0], factor=factor, key_mask=seen.present)))
@@ -83,6 +85,7 @@ def _prumerge(
 ) -> Selection:
     tower = _tower("prumerge", model, layer=layer)
     count = None if keep is None else counted("prumerge", "keep", keep)
+    check.number("prumerge", "factor", factor)
     check.flag("prumerge", "plus", plus)
 
     def chosen(attention: Tensor) -> Keep:

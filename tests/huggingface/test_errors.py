@@ -87,6 +87,8 @@ def test_a_number_that_is_none():
         ("vispruner", {"keep": "a"}, "vispruner: keep: expected a share from 0 to 1 or a number of tokens, got 'a'"),
         ("vispruner", {"important": 0.5}, "vispruner: important: expected an integer, got 0.5"),
         ("prumerge", {"keep": "a"}, "prumerge: keep: expected a share from 0 to 1 or a number of tokens, got 'a'"),
+        ("prumerge", {"factor": "a"}, "prumerge: factor: expected a number, got 'a'"),
+        ("prumerge_select", {"factor": "a"}, "prumerge_select: factor: expected a number, got 'a'"),
         ("pyramid", {"keep": None}, "pyramid: keep: expected a share from 0 to 1 or a number of tokens, got None"),
         ("cdpruner", {"relevance": 3}, "cdpruner: relevance: expected a callable, got 3"),
         ("sparsevlm", {"recycle": "no"}, "sparsevlm: recycle: expected a bool, got 'no'"),
