@@ -96,7 +96,10 @@ class Handle(Hooks):
             self.override(self._text, "_deepstack_process", self._deepstack)
 
     def remove(self) -> None:
-        """Take the hooks away. A cache that holds a reduced prompt cannot be used after that: it says so."""
+        """Take the hooks away. A cache that holds a reduced prompt, or its deep copy, says that it cannot be used then.
+
+        One that was pickled does not say so.
+        """
         for cache in list(self._caches):
             cache.update = functools.partial(_stale, weakref.ref(cache), self.method)
         self._caches.clear()
