@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Optional, Union, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +19,6 @@ __all__ = ["RULES", "Count", "Later", "Method", "Plan", "Scene", "Step", "counte
 
 #: How many image tokens stay: a number of them, or a share from 0 to 1 of those in the prompt.
 Count = Union[int, float, Fraction]
-_SHARES = (float, Fraction, np.floating)
 
 
 class Scene(NamedTuple):
@@ -108,15 +107,19 @@ class Method(NamedTuple):
     rows: Optional[str] = None
 
 
+def _is_share(keep: Any) -> bool:
+    return isinstance(keep, Real) and not isinstance(keep, Integral)
+
+
 def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
     """How many of so many tokens stay."""
     expected = "a share from 0 to 1 or a number of tokens"
-    if isinstance(keep, _SHARES):
-        share = float(keep) if isinstance(keep, np.floating) else keep
+    if _is_share(keep):
+        share = keep if isinstance(keep, Fraction) else float(keep)
         if not 0 <= share <= 1:
             raise ValueError(f"{op}: {name}: expected {expected}, got {keep}")
         return lambda tokens: int(tokens * share)
-    if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)):
+    if isinstance(keep, bool) or not isinstance(keep, Integral):
         raise TypeError(f"{op}: {name}: expected {expected}, got {check.describe(keep)}")
     number = check.integer(op, name, keep, 0)
     return lambda tokens: min(tokens, number)
@@ -139,7 +142,7 @@ def _stages(
             raise ValueError(f"{op}: {place}: expected more than {steps[-1].drop}, the one before, got {layer}")
         steps.append(Step(layer - ahead, layer, counted(op, kept, count)))
         before = counts[k - 1] if k else count
-        if isinstance(count, _SHARES) == isinstance(before, _SHARES) and count > before:
+        if _is_share(count) == _is_share(before) and count > before:
             raise ValueError(f"{op}: {kept}: expected at most {before}, the one before, got {count}")
     return steps
 
