@@ -6,6 +6,13 @@ on each op with a batch takes DTensors with any number of their mesh's dimension
 device with all samples, shards of unequal size too. Replicated tensors beside them, such as those that serve all
 samples, and plain tensors, which have to be the same everywhere, are cut locally.
 
+Functions that are more than one op follow where PyTorch's own operators between them do, which takes DTensors alone:
+:mod:`pyramid_ops.plans` but for ``concat``, ``apply`` of a sharded plan to sharded tensors; of
+:mod:`pyramid_ops.methods` aim_merge, aim_prune, cdpruner, dart, divprune, fastervlm, fastv, fitprune, greedyprune,
+hiprune, prumerge_select, pyramiddrop, scope, sparsevlm, vispruner and vscan_decode. Not dycoke, evs, hired, holov,
+prumerge, prumerge_plus_select, visionzip and vscan, which put samples or plain tensors together: call those, and
+``plans.concat``, with ``x.to_local()``.
+
 What there is one rule for is what an op's signature says: without offsets of segments, all its tensors have the batch
 first, and so have its results. Other placements, and packed tokens that are sharded, raise ValueError naming the op:
 segments lie across shards. An op's offsets of dense samples, which public functions drop, are those of the device.

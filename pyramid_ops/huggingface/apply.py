@@ -8,7 +8,7 @@ from ..results import Keep
 from .encoder_rules import ENCODER_RULES
 from .families import FAMILIES, family_of
 from .handle import Handle
-from .hooks import Hooks
+from .hooks import Hooks, check_free
 from .rules import RULES, Scene, custom
 from .tower import TOWERS, TowerHandle
 
@@ -24,7 +24,7 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
         Of a family in :func:`supported`, with or without its head. Nothing of it is changed but for hooks.
     method : str or callable
         A name in :func:`supported`, or a rule of one's own: it gets a :class:`Scene` and returns a plan of
-        :mod:`pyramid_ops.plans`, that keeps all text and `scene.keep` image tokens of each sample.
+        :mod:`pyramid_ops.plans`, that keeps all text and `scene.keep` image tokens of each sample, in their order.
     **options
         - ``"fastv"``: `layer` = 2 before which tokens go, scored by the layer before it, `keep` = 0.5;
         - ``"pyramiddrop"``: `layers` before which they go, scored by the same (default: after each quarter of the
@@ -66,31 +66,33 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
           a number for each;
         - a rule: `layer` = 2, whose queries and keys it gets and before which tokens go, `keep` = 0.5.
 
-        `keep` is a share of the image tokens of each sample if it is a float, else a number of them. Tokens of
-        InternVL are several patches and have the mean of their attention. LLaVA-NeXT's tiles are images of their own;
-        what it adds for new lines stays, and methods that count on all patches of a tile are not for it, since it cuts
-        padding off.
+        `keep` is a share of the image tokens of each sample if it is a float, else a number of them; of each image, for
+        methods before the language model. Of several, none is more than the one before. Tokens of InternVL are several
+        patches and have the mean of their attention. LLaVA-NeXT's tiles are images of their own; what it adds for new
+        lines stays, and methods that count on all patches of a tile are not for it, since it cuts padding off.
 
     Returns
     -------
     Handle
-        ``remove()`` undoes it, as does the end of a ``with`` block; `stats` describes the last prompt.
+        ``remove()`` undoes it, as does the end of a ``with`` block; `stats` describes the last prompt, and there is one
+        `stats` for all threads.
 
     Raises
     ------
-    ValueError
-        For a model, method or option that is not supported, and when the model runs: for padding on the right, a
-        prompt in chunks, images after the first forward of a cache, labels, grad mode, flex attention.
+    TypeError, ValueError
+        For a model, method or option that is not supported, a handle on the model, its parts or its whole, and when the
+        model runs: for padding on the right, a prompt in chunks, one that ends with an image, ``inputs_embeds`` alone,
+        even of text, since nobody can tell images in them, images after the first forward of a cache, labels,
+        ``logits_to_keep`` as indices, grad mode, flex attention, features that are not finite where some are chosen.
 
     Notes
     -----
     ``generate`` works as it is: batches with padding on the left, beams, dynamic and static caches, prompt lookup,
     another turn of text on the same cache. Each sample keeps what it would keep alone. Rotary positions are those of
-    the whole prompt; a dropped token has keys and values in the layers before, and none after. Logits of the prompt
-    are those of the rows that are left, the last one last. Scoring costs the projections to queries, keys and values
-    of one more layer for each step. A prompt waits for the device once for the numbers of
-    tokens, twice for methods before the language model and rules of one's own, and once more with a static cache;
-    decoding never waits.
+    the whole prompt; a dropped token has keys and values in the layers before, and none after. Logits of the prompt are
+    those of the rows that are left, the last one last. Scoring costs the projections to queries, keys and values of one
+    more layer for each step. A prompt waits for the device once for the numbers of tokens, twice for methods before the
+    language model and rules of one's own, and once more with a static cache; decoding never waits.
 
     A model that is to be compiled for decoding is compiled after `apply`; the prompt runs without compilation.
 
@@ -112,10 +114,11 @@ def apply(model: Any, method: Union[str, Callable[[Scene], Keep]], **options: An
     ([16], [8])
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    for hook in getattr(model, "base_model", model)._forward_pre_hooks.values():
-        other = getattr(hook, "__self__", None)
-        if isinstance(other, Hooks):
-            raise ValueError(f"apply: model: expected one without a handle, got one with {other.method!r}: remove it")
+    if not hasattr(model, "base_model") or kind not in {**FAMILIES, **TOWERS}:
+        got = repr(kind) if kind is not None and hasattr(model, "base_model") else type(model).__name__
+        expected = ", ".join(map(repr, [*FAMILIES, *TOWERS]))
+        raise ValueError(f"apply: model: expected one of {expected}, got {got}")
+    check_free(model)
     if kind in TOWERS:
         if method != "tome":
             raise ValueError(f"apply: method: expected 'tome' for {kind!r}, got {method!r}")

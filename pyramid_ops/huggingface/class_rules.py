@@ -7,6 +7,7 @@ from typing import Any, Optional, cast
 import torch
 from torch import Tensor
 
+from .. import _checks as check
 from .. import methods, plans
 from ..results import Keep
 from .rules import Count, counted, late
@@ -17,7 +18,7 @@ __all__ = ["CLASS_RULES"]
 
 def _tower(op: str, model: Any, **looks: Optional[int]) -> Tower:
     """The tower and the layers that are looked at; by default the one whose features are read."""
-    config, vision = model.config, model.base_model.vision_tower
+    config, vision, read = model.config, model.base_model.vision_tower, "vision_feature_layer"
     kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if kind not in ("clip_vision_model", "internvl_vision"):
         expected = "a tower with a class token, 'clip_vision_model' or 'internvl_vision'"
@@ -26,19 +27,25 @@ def _tower(op: str, model: Any, **looks: Optional[int]) -> Tower:
         raise ValueError(f"{op}: vision_feature_select_strategy: expected 'default', patches alone, got {strategy!r}")
     clip = kind == "clip_vision_model"
     layers = vision.encoder.layers if clip else vision.encoder.layer
-    given = {name: config.vision_feature_layer if layer is None else layer for name, layer in looks.items()}
-    for name, layer in given.items():
+    given = []
+    for name, layer in looks.items():
+        if layer is None:
+            name, layer = read, getattr(config, read)
+            if isinstance(layer, int) and layer >= 0:  # of hidden states, the first of which no layer makes
+                layer = layer - 1 if layer else None
         if not isinstance(layer, int) or not -len(layers) <= layer < len(layers):
-            raise ValueError(f"{op}: {name}: expected one of the {len(layers)} layers of the tower, got {layer!r}")
+            got = getattr(config, read) if name == read else layer
+            raise ValueError(f"{op}: {name}: expected one of the {len(layers)} layers of the tower, got {got!r}")
+        given.append(layer)
     if clip:
-        return Tower(layers, "self_attn", "layer_norm1", tuple(given.values()))
+        return Tower(layers, "self_attn", "layer_norm1", tuple(given))
 
     def fold(x: Tensor) -> Tensor:
         side = math.isqrt(x.shape[1])
         shuffled = model.base_model.pixel_shuffle(x.unflatten(1, (side, side)), scale_factor=config.downsample_ratio)
         return shuffled.flatten(1, 2)
 
-    return Tower(layers, "attention", "layernorm_before", tuple(given.values()), fold)
+    return Tower(layers, "attention", "layernorm_before", tuple(given), fold)
 
 
 def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> Selection:
@@ -55,6 +62,8 @@ def _fastervlm(model: Any, keep: Count = 0.25, layer: Optional[int] = None) -> S
 
 
 def _prumerge_select(model: Any, factor: float = 1.5, layer: Optional[int] = None) -> Selection:
+    check.number("prumerge_select", "factor", factor)
+
     def choose(features: Features) -> Tensor:
         seen = features.seen
         return seen.spread(plans.mask(methods.prumerge_select(seen.attention[0], factor=factor, key_mask=seen.present)))
@@ -68,20 +77,24 @@ def _stay(features: Features) -> Tensor:
 
 def _prumerge(
     model: Any,
-    keep: Optional[int] = None,
+    keep: Optional[Count] = None,
     factor: float = 1.5,
     plus: bool = False,
     neighbours: int = 32,
     layer: Optional[int] = None,
 ) -> Selection:
     tower = _tower("prumerge", model, layer=layer)
+    count = None if keep is None else counted("prumerge", "keep", keep)
+    check.number("prumerge", "factor", factor)
+    check.flag("prumerge", "plus", plus)
 
     def chosen(attention: Tensor) -> Keep:
+        best = None if count is None else count(attention.shape[1])
         if plus:
-            return methods.prumerge_plus_select(attention, keep=keep, factor=factor)
-        if keep is None:
+            return methods.prumerge_plus_select(attention, keep=best, factor=factor)
+        if best is None:
             return methods.prumerge_select(attention, factor=factor)
-        return plans.keep(attention, min(keep, attention.shape[1]))
+        return plans.keep(attention, best)
 
     def merge(x: Tensor, seen: Seen) -> Tensor:
         attention, size = seen.attention[0], x.shape[1]
@@ -129,12 +142,16 @@ def _hired(
     return Selection("hired", choose, tower=_tower("hired", model, shallow=shallow, deep=deep))
 
 
-def _vispruner(model: Any, keep: int = 64, important: Optional[int] = None, layer: Optional[int] = None) -> Selection:
-    important = keep // 2 if important is None else important
+def _vispruner(model: Any, keep: Count = 64, important: Optional[int] = None, layer: Optional[int] = None) -> Selection:
+    count = counted("vispruner", "keep", keep)
+    if important is not None:
+        check.integer("vispruner", "important", important, 0)
 
     def choose(features: Features) -> Tensor:
         x, attention = torch.stack(features.each), features.seen.attention[0]
-        return plans.mask(methods.vispruner(x, attention, keep=keep, important=important)).flatten()
+        number = count(attention.shape[1])
+        first = number // 2 if important is None else important
+        return plans.mask(methods.vispruner(x, attention, keep=number, important=first)).flatten()
 
     return Selection("vispruner", choose, tower=_tower("vispruner", model, layer=layer))
 

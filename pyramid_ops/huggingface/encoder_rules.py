@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
+from .. import _checks as check
 from .. import methods, plans
 from ..ops.greedy import greedy_select
 from .class_rules import CLASS_RULES
@@ -35,13 +36,15 @@ def _divprune(model: Any, keep: Count = 0.1) -> Selection:
 
 def _cdpruner(model: Any, relevance: Callable[[list[Tensor]], Sequence[Tensor]], keep: Count = 0.1) -> Selection:
     count = counted("cdpruner", "keep", keep)
+    if not callable(relevance):
+        raise TypeError(f"cdpruner: relevance: expected a callable, got {check.describe(relevance)}")
 
     def choose(features: Features) -> Tensor:
-        scores = list(relevance(features.each))
-        if [len(x) for x in scores] != features.sizes:
-            raise ValueError(
-                f"cdpruner: relevance: expected scores of {features.sizes} tokens, got {list(map(len, scores))}"
-            )
+        scores = relevance(features.each)
+        if not isinstance(scores, (list, tuple)) or not all(isinstance(x, Tensor) for x in scores):
+            raise TypeError(f"cdpruner: relevance: expected a list of tensors [n], got {check.describe(scores)}")
+        if (sizes := [list(x.shape) for x in scores]) != [[size] for size in features.sizes]:
+            raise ValueError(f"cdpruner: relevance: expected scores of {features.sizes} tokens, got {sizes}")
         return _greedy(features, count, "dpp", torch.cat(scores))
 
     return Selection("cdpruner", choose)
@@ -49,30 +52,37 @@ def _cdpruner(model: Any, relevance: Callable[[list[Tensor]], Sequence[Tensor]],
 
 def _pyramid(
     model: Any,
-    keep: int,
+    keep: Count,
     levels: int = 3,
     weights: Union[str, Sequence[float], None] = "falling",
     saliency: Any = "variance",
     level_embedding: Optional[Tensor] = None,
 ) -> Selection:
-    patch = model.config.vision_config.patch_size
+    patch, count = model.config.vision_config.patch_size, counted("pyramid", "keep", keep)
 
     def choose(features: Features) -> list[Tensor]:
         finest = torch.stack(features.each)
+        number = count(finest.shape[1])
         if keep > finest.shape[1]:
             raise ValueError(f"pyramid: keep: expected at most {finest.shape[1]}, the placeholders, got {keep}")
         given = {name: x for name, x in features.given.items() if name not in ("pixel_values", "kwargs", "return_dict")}
-        options = (keep, levels, weights, saliency, level_embedding)
-        kept = select(features.encode, finest, features.given["pixel_values"], patch, given, *options)
+        options = (number, levels, weights, saliency, level_embedding)
+
+        def encode(**images: Any) -> Any:
+            output = features.encode(**images)
+            features.seen.check(list(output.pooler_output))
+            return output
+
+        kept = select(encode, finest, features.given["pixel_values"], patch, given, *options)
         filled = torch.full_like(finest, torch.nan)
-        filled[:, :keep] = kept.tokens
+        filled[:, :number] = kept.tokens
         return list(filled)
 
     return Selection("pyramid", choose)
 
 
 def _evs(model: Any, rate: float = 0.75) -> Selection:
-    if not 0 <= rate < 1:
+    if not 0 <= check.number("evs", "rate", rate) < 1:
         raise ValueError(f"evs: rate: expected a share from 0 to 1 that goes, less than 1, got {rate}")
 
     def choose(features: Features) -> Tensor:

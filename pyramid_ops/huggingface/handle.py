@@ -14,10 +14,10 @@ from .capture import queries_and_keys
 from .decoding import Generated, check_cache
 from .families import Family
 from .hooks import Hooks
-from .lengths import KEY, count_held, count_prompt
+from .lengths import COPIES, KEY, Copies, count_held, count_prompt
 from .prompt import Prompt, Stage, columns, only_padding
 from .rules import Method
-from .selection import Selection, attend, marked, packed, project
+from .selection import Seen, Selection, attend, marked, packed, project
 
 __all__ = ["Handle"]
 
@@ -26,7 +26,8 @@ class _Call:
     """A forward of the whole model, from its inputs to its last layer."""
 
     def __init__(self, ids: Optional[Tensor], images: bool):
-        self.ids, self.images, self.flops = ids, images, 0
+        self.ids, self.images = ids, images
+        self.seen: list[Seen] = []  # by the tower
         self.prompt: Optional[Prompt] = None
 
 
@@ -41,13 +42,14 @@ class Handle(Hooks):
     model : torch.nn.Module
     method : str
     stats : dict
-        Of the last prompt: its `rows`, the `visual` tokens of each sample, `tokens`, for each layer how many of each
-        sample it reads, and by formula the operations of the language model for those, `prefill`, and of scores beside
-        them, `scoring`: projections, similarities and logits of the rows that may score. For each of the `stages` the
-        `layer` before which tokens went, the `tokens` that are left of each sample, its part of `scoring`, and `index`,
-        int64 ``[B, L]``: the rows of the prompt that are left, −1 for padding. Where rows were merged also `owner`,
-        int64 ``[B, …]``: for each row before it, the row of the prompt that it has become part of, −1 for none. While
-        tokens are generated, what goes before one of them is a stage of its own, with `generated`, how many there were.
+        Of the last prompt of all threads, empty where it had no image. Its `rows`, the `visual` tokens of each sample,
+        `tokens`, for each layer how many of each sample it reads, and by formula the operations of the language model
+        for those, `prefill`, and of scores beside them, `scoring`: projections, similarities and logits of the rows
+        that may score. For each of the `stages` the `layer` before which tokens went, the `tokens` that are left of
+        each sample, its part of `scoring`, and `index`, int64 ``[B, L]``: the rows of the prompt that are left, −1 for
+        padding. Where rows were merged also `owner`, int64 ``[B, …]``: for each row before it, the row of the prompt
+        that it has become part of, −1 for none. While tokens are generated, what goes before one of them is a stage of
+        its own, with `generated`, how many there were.
     """
 
     def __init__(self, model: Any, method: Union[Method, Selection], family: Family):
@@ -94,11 +96,14 @@ class Handle(Hooks):
             self.override(self._text, "_deepstack_process", self._deepstack)
 
     def remove(self) -> None:
-        """Take the hooks away. A cache that holds a reduced prompt cannot be used after that: it says so."""
-        super().remove()
+        """Take the hooks away. A cache that holds a reduced prompt, or its deep copy, says that it cannot be used then.
+
+        One that was pickled does not say so.
+        """
         for cache in list(self._caches):
             cache.update = functools.partial(_stale, weakref.ref(cache), self.method)
         self._caches.clear()
+        super().remove()
 
     def _error(self, what: str, expected: str) -> ValueError:
         return ValueError(f"{self.method}: {what}: expected {expected}")
@@ -108,6 +113,8 @@ class Handle(Hooks):
     def _refuse_labels(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("labels") is not None:
             raise self._error("labels", "none, since logits are those of the rows that are left")
+        if isinstance(kwargs.get("logits_to_keep"), Tensor):
+            raise self._error("logits_to_keep", "how many of the last rows, got indices of rows that may be gone")
 
     def _refuse_chunks(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
@@ -120,10 +127,10 @@ class Handle(Hooks):
     def _features(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
         with torch.no_grad():
-            output, flops = marked(cast(Selection, self._before), original, given, *args, **kwargs)
+            output, seen = marked(cast(Selection, self._before), original, given, *args, **kwargs)
         call = _CALL.get()
         if call is not None:
-            call.flops += flops
+            call.seen.append(seen)
         return output
 
     # The whole model.
@@ -137,7 +144,10 @@ class Handle(Hooks):
         given |= given.pop("kwargs", {})
         encoded = given.get("mm_encoder_outputs") or {}
         images = any(given.get(name) is not None for name in self._family.inputs)
-        _CALL.set(_Call(given.get("input_ids"), images or any(x is not None for x in encoded.values())))
+        images, ids = images or any(x is not None for x in encoded.values()), given.get("input_ids")
+        if images and ids is not None and not len(ids):
+            raise ValueError("apply: input_ids: expected at least one prompt, got none")
+        _CALL.set(_Call(ids, images))
 
     def _called(self, *_: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -163,25 +173,33 @@ class Handle(Hooks):
         """The first forward of a prompt."""
         if cache is not None and hasattr(cache, KEY):
             count_held(cache)  # it was reset
-        call = None if torch.compiler.is_compiling() else _CALL.get()
+        if torch.compiler.is_compiling():
+            return
+        self.stats = {}
+        call = _CALL.get()
         if call is None:
             return
-        if call.ids is None:
-            if call.images:
-                raise self._error("input_ids", "the prompt's, which say where images are, got inputs_embeds alone")
-            return
         embeds = kwargs["inputs_embeds"]
+        if call.ids is None:
+            if call.images or embeds.shape[1] > 1:
+                raise ValueError(
+                    "apply: input_ids: expected the prompt's, which say where images are, got inputs_embeds alone"
+                )
+            return
         image = functools.reduce(torch.logical_or, [call.ids == token for token in self._family.tokens(self.model)])
         real = columns(kwargs.get("attention_mask"))
         real = None if real is None else real[:, : image.shape[1]].expand(image.shape)
         there = torch.ones_like(image) if real is None else real
-        images, texts, last = torch.stack([image.sum(1), (there & ~image).sum(1), there[:, -1]]).tolist()
+        sums = [image.sum(1), (there & ~image).sum(1), there[:, -1], image[:, -1]]
+        images, texts, last, open_end = torch.stack(sums).tolist()
         if not any(images):
             return
         if torch.is_grad_enabled() and embeds.requires_grad:
             raise self._error("model", "a call under torch.no_grad() or torch.inference_mode()")
         if not all(last):
             raise self._error("attention_mask", "padding on the left, got padding on the right")
+        if any(open_end):
+            raise ValueError("apply: input_ids: expected text after the last image, got a prompt that ends with one")
         if not only_padding(kwargs.get("attention_mask"), there):
             raise self._error("attention_mask", "[B, N], or causal but for padding, got a pattern of its own")
         if module.config._attn_implementation == "flex_attention":
@@ -191,7 +209,8 @@ class Handle(Hooks):
         padded = min(text + count for text, count in zip(texts, images, strict=True)) < image.shape[1]
         prompt = Prompt(image, real if padded else None, images, texts)
         if self._before is not None:
-            prompt.enter(~embeds[..., 0].isnan(), call.flops)
+            finite = [x.to(image.device) for seen in call.seen for x in seen.finite]
+            prompt.enter(~embeds[..., 0].isnan(), sum(seen.flops for seen in call.seen), finite)
         elif self._method is not None and self._method.marks is not None:
             after = image.cumsum(1) > 0
             prompt.left["marks"] = self._method.marks(embeds, image, there & ~image & after)
@@ -202,6 +221,7 @@ class Handle(Hooks):
                 prompt.generated = Generated(self._later)
             setattr(cache, KEY, prompt)
             self._caches.add(cache)
+            setattr(cache, COPIES, Copies(cache, self._caches))
             if self._before is not None:
                 count_prompt(cache)
 

@@ -1,12 +1,31 @@
 """Lengths of caches: the prompt's rows, which `generate` counts by, and the rows that a layer holds."""
 
 import functools
+import weakref
 from typing import Any
 
-__all__ = ["KEY", "Held", "count_held", "count_prompt"]
+__all__ = ["COPIES", "KEY", "Copies", "Held", "count_held", "count_prompt"]
 
-#: Where a cache has its Prompt.
+#: Where a cache has its Prompt, and what follows its copies.
 KEY = "_pyramid_ops"
+COPIES = "_pyramid_ops_copies"
+
+
+class Copies:
+    """Puts deep copies of a cache into the set that it is in."""
+
+    def __init__(self, cache: Any, caches: "weakref.WeakSet[Any]"):
+        self._cache, self._caches = weakref.ref(cache), caches
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._cache()))
+        if copied is None:
+            return None
+        self._caches.add(copied)
+        return Copies(copied, self._caches)
+
+    def __reduce__(self) -> Any:  # a cache can still be pickled
+        return type(None), ()
 
 
 class Held:
@@ -43,5 +62,5 @@ def count_prompt(cache: Any) -> None:
 def count_held(cache: Any) -> None:
     """Forget the cache's prompt."""
     cache.__class__ = getattr(cache, "_counts", type(cache))
-    for name in (KEY, "reorder_cache"):
+    for name in (KEY, COPIES, "reorder_cache"):
         cache.__dict__.pop(name, None)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from .. import _checks as check
 from .. import plans
 from ..cost import Language, prefill_flops
 from ..results import Keep, Merge
@@ -82,10 +83,17 @@ class Prompt:
         first = self.stages[0] if self.stages and not self.stages[0].first else None
         return 0 if first is None else self.rows - first.index.shape[1]
 
-    def enter(self, stay: Tensor, scoring: int) -> None:
-        """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``."""
+    def enter(self, stay: Tensor, scoring: int, finite: list[Tensor]) -> None:
+        """Make the plan of what goes before the first layer: all image tokens but those that `stay` ``[B, N]``.
+
+        `finite`, bool ``[]`` each: whether features were so before some were chosen.
+        """
         image, real = self.left["image"], self.left["real"]
-        self.entered = self.kept = (image & stay).sum(1).tolist()
+        broken = (~torch.stack(finite)).sum() if finite else image.new_zeros((), dtype=torch.int64)
+        *kept, bad = torch.cat([(image & stay).sum(1), broken[None]]).tolist()
+        if bad:
+            raise ValueError("apply: features: expected finite ones of the vision tower, got NaN or infinity")
+        self.entered = self.kept = kept
         scores = torch.zeros(image.shape, device=image.device)
         capacity, self.scoring[0] = max(self.counts()), scoring
         self.plans[0] = plans.keep(scores, candidates=image & stay, forced=real & ~image, capacity=capacity)
@@ -119,11 +127,7 @@ class Prompt:
         )
         plan = cast(Rule, method.rule)(scene)
         if not method.exact:
-            if not isinstance(plan, (Keep, Merge)):
-                raise TypeError(f"{method.name}: expected a rule that returns a plan, got {type(plan).__name__}")
-            if (found := plan.counts.tolist()) != self.counts():
-                expected = f"a plan of {self.counts()} tokens, text and image"
-                raise ValueError(f"{method.name}: expected {expected}, got {found}")
+            _check_plan(plan, scene.text, self.counts())
         self.plans[step.drop] = plan
 
     def counts(self) -> list[int]:
@@ -171,6 +175,25 @@ class Prompt:
         self.report += [stage.stats() for stage in self.stages]
         for stage in self.stages:
             stage.rotary = stage.mask = None
+
+
+def _check_plan(plan: Any, text: Tensor, counts: list[int]) -> None:
+    """Whether it is one of so many tokens, in their order and with all text: waits once."""
+    if not isinstance(plan, (Keep, Merge)):
+        raise TypeError(f"apply: rule: expected one that returns a plan, got {check.describe(plan)}")
+    (batch, rows), index = text.shape, plan.indices
+    if index.dim() != 2 or (len(index), plan.num_tokens) != (batch, rows):
+        got = f"one of {list(index.shape)} rows for {plan.num_tokens}"
+        raise ValueError(f"apply: rule: expected a plan for {batch} samples of {rows} tokens, got {got}")
+    falls = ((index[:, 1:] <= index[:, :-1]) & (index[:, 1:] >= 0)).any(1)
+    lost = (text & ~plans.mask(plan)).sum(1)
+    found, disordered, missing = torch.stack([plan.counts.long(), falls.long(), lost]).tolist()
+    if found != counts:
+        raise ValueError(f"apply: rule: expected a plan of {counts} tokens, text and image, got {found}")
+    if any(missing):
+        raise ValueError(f"apply: rule: expected a plan that keeps all text, got one without {missing} tokens of it")
+    if any(disordered):
+        raise ValueError("apply: rule: expected a plan of tokens in their order, got descending indices")
 
 
 def _owner(plan: Merge, index: Tensor) -> Tensor:

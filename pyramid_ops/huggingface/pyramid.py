@@ -57,8 +57,11 @@ def pyramid_tokens(
     See :func:`apply`, whose method "pyramid" gives these tokens to the language model.
     """
     encode = model.base_model.get_image_features
-    finest = torch.stack(list(encode(pixel_values=pixel_values, return_dict=True).pooler_output))
-    patch = model.config.vision_config.patch_size
+    vision = model.config.vision_config
+    patch, own = vision.patch_size, vision.image_size
+    size = [own, own] if isinstance(own, int) else list(own)
+    other = {} if list(pixel_values.shape[-2:]) == size else {"interpolate_pos_encoding": True}
+    finest = torch.stack(list(encode(pixel_values=pixel_values, return_dict=True, **other).pooler_output))
     return select(encode, finest, pixel_values, patch, {}, keep, levels, weights, saliency, level_embedding)
 
 
@@ -86,6 +89,8 @@ def select(
     kept = methods.pyramid_select(tokens, keep=keep, weights=weights, saliency=saliency, order="index")
     if level_embedding is None:
         return kept
+    if not isinstance(level_embedding, Tensor):
+        raise TypeError(f"{op}: level_embedding: expected a tensor, got {check.describe(level_embedding)}")
     if level_embedding.shape != (levels, finest.shape[2]):
         expected = f"[{levels}, {finest.shape[2]}]"
         raise ValueError(f"{op}: level_embedding: expected {expected}, got {check.describe(level_embedding)}")

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Optional, Union, cast
 
 import torch
@@ -106,29 +107,43 @@ class Method(NamedTuple):
     rows: Optional[str] = None
 
 
+def _is_share(keep: Any) -> bool:
+    return isinstance(keep, Real) and not isinstance(keep, Integral)
+
+
 def counted(op: str, name: str, keep: Any) -> Callable[[int], int]:
     """How many of so many tokens stay."""
-    if isinstance(keep, (float, Fraction)):
-        if not 0 <= keep <= 1:
-            raise ValueError(f"{op}: {name}: expected a share from 0 to 1 or a number of tokens, got {keep}")
-        return lambda tokens: int(tokens * keep)
+    expected = "a share from 0 to 1 or a number of tokens"
+    if _is_share(keep):
+        share = keep if isinstance(keep, Fraction) else float(keep)
+        if not 0 <= share <= 1:
+            raise ValueError(f"{op}: {name}: expected {expected}, got {keep}")
+        return lambda tokens: int(tokens * share)
+    if isinstance(keep, bool) or not isinstance(keep, Integral):
+        raise TypeError(f"{op}: {name}: expected {expected}, got {check.describe(keep)}")
     number = check.integer(op, name, keep, 0)
     return lambda tokens: min(tokens, number)
 
 
-def _stages(op: str, depth: int, layers: Sequence[int], keep: Any, ahead: int) -> list[Step]:
-    """A step before each of the layers, scored `ahead` layers before."""
-    counts = check.sequence(op, "keep", keep)
+def _stages(
+    op: str, depth: int, layers: Sequence[int], keep: Any, ahead: int, option: Optional[str] = None
+) -> list[Step]:
+    """A step before each of the layers, scored `ahead` layers before; `option`, if there is one, says the only one."""
+    layers, counts = check.sequence(op, "layers", layers), check.sequence(op, "keep", keep)
     if len(counts) != len(layers):
         raise ValueError(f"{op}: keep: expected {len(layers)} of them, one for each layer, got {len(counts)}")
     steps: list[Step] = []
     for k, (layer, count) in enumerate(zip(layers, counts, strict=True)):
-        layer = check.integer(op, f"layers[{k}]", layer, 1)
+        place, kept = (f"layers[{k}]", f"keep[{k}]") if option is None else (option, "keep")
+        layer = check.integer(op, place, layer, 1)
         if layer >= depth:
-            raise ValueError(f"{op}: layers[{k}]: expected less than {depth}, the layers of the model, got {layer}")
+            raise ValueError(f"{op}: {place}: expected less than {depth}, the layers of the model, got {layer}")
         if steps and layer <= steps[-1].drop:
-            raise ValueError(f"{op}: layers[{k}]: expected more than {steps[-1].drop}, the one before, got {layer}")
-        steps.append(Step(layer - ahead, layer, counted(op, f"keep[{k}]", count)))
+            raise ValueError(f"{op}: {place}: expected more than {steps[-1].drop}, the one before, got {layer}")
+        steps.append(Step(layer - ahead, layer, counted(op, kept, count)))
+        before = counts[k - 1] if k else count
+        if _is_share(count) == _is_share(before) and count > before:
+            raise ValueError(f"{op}: {kept}: expected at most {before}, the one before, got {count}")
     return steps
 
 
@@ -136,7 +151,7 @@ def _fastv(depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
     def rule(scene: Scene) -> Keep:
         return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
 
-    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1), rows="last")
+    return Method("fastv", rule, _stages("fastv", depth, [layer], [keep], 1, "layer"), rows="last")
 
 
 def late(name: str, depth: int, layer: int, keep: Count) -> Method:
@@ -145,7 +160,7 @@ def late(name: str, depth: int, layer: int, keep: Count) -> Method:
     def rule(scene: Scene) -> Keep:
         return methods.fastv(scene.query, scene.key, scene.image, **scene.arguments)
 
-    return Method(name, rule, _stages(name, depth, [layer], [keep], 0), rows="last")
+    return Method(name, rule, _stages(name, depth, [layer], [keep], 0, "layer"), rows="last")
 
 
 def _pyramiddrop(
@@ -165,6 +180,8 @@ def _sparsevlm(
     budget: int = 192,
     recycle: bool = True,
 ) -> Method:
+    check.flag("sparsevlm", "recycle", recycle)
+
     def rule(scene: Scene) -> Plan:
         if scene.marks is None:
             raise ValueError("sparsevlm: scene.marks: expected the raters of the prompt, got None")
@@ -232,7 +249,7 @@ def _prunevid_llm(depth: int, layer: int = 10, keep: Count = 0.4) -> Method:
         query, key, image, text = scene.query, scene.key, scene.image, scene.text
         return methods.prunevid_llm(query, key, image, text, sets, longest=rows, **scene.arguments)
 
-    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1), rows="text")
+    return Method("prunevid_llm", rule, _stages("prunevid_llm", depth, [layer], [keep], 1, "layer"), rows="text")
 
 
 def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
@@ -247,7 +264,7 @@ def _aim(depth: int, first: int = 14, layers: int = 8) -> Method:
 
     check.integer("aim", "layers", layers, 1)
     places = range(check.integer("aim", "first", first, 1), min(first + layers, depth))
-    steps = _stages("aim", depth, places, [0] * len(places), 1) or _stages("aim", depth, [first], [0], 1)
+    steps = _stages("aim", depth, places or [first], [0] * max(len(places), 1), 1, "first")
     count = methods.retained.aim_prune
     steps = [
         step._replace(keep=functools.partial(count, layer=step.drop, first=first, layers=layers)) for step in steps
@@ -270,7 +287,7 @@ def _vscan_decode(depth: int, rate: float = 0.5, every: int = 5, layer: Optional
 def custom(rule: Rule, depth: int, layer: int = 2, keep: Count = 0.5) -> Method:
     """A user's own rule, before one layer, by the queries and keys of that layer."""
     name = getattr(rule, "__name__", type(rule).__name__)
-    return Method(name, rule, _stages(name, depth, [layer], [keep], 0), exact=False)
+    return Method(name, rule, _stages(name, depth, [layer], [keep], 0, "layer"), exact=False)
 
 
 #: (layers of the model, options) → Method.

@@ -35,7 +35,8 @@ class Seen:
     Of the last of them also `metric` ``[B, n, d]``, keys averaged over heads, and `key` ``[B, H, …, d]`` of its
     patches. `stay` is the mask ``[B, n]`` of a method that has merged tokens before they were projected. `places`,
     where features of several tiles are packed: which of all patches each feature is, −1 for a new line, on the host;
-    `present` ``[B, n]``: the patches that are there. `flops` are operations of scores.
+    `present` ``[B, n]``: the patches that are there. `flops` are operations of scores; `finite`, bool ``[]`` each: of
+    features.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,11 @@ class Seen:
         self.places: Optional[Tensor] = None
         self.present: Optional[Tensor] = None
         self.flops = 0
+        self.finite: list[Tensor] = []
+
+    def check(self, each: Sequence[Tensor]) -> None:
+        """Note whether features are finite, since NaN is the mark of those that go: nobody waits for it here."""
+        self.finite += [x.isfinite().all() for x in each]
 
     def spread(self, stay: Tensor) -> Tensor:
         """A mask of patches as one of all features one after the other, with every new line."""
@@ -127,8 +133,8 @@ def packed(original: Callable[..., Any], image_features: Sequence[Tensor], *args
 
 def marked(
     selection: Selection, original: Callable[..., Any], given: dict[str, Any], *args: Any, **kwargs: Any
-) -> tuple[Any, int]:
-    """The tower's output with NaN for what is dropped, so that the marks go where the features go; operations."""
+) -> tuple[Any, Seen]:
+    """The tower's output with NaN for what is dropped, so that the marks go where the features go; what was seen."""
     seen = Seen()
     token = _SEEN.set(seen)
     try:
@@ -137,9 +143,10 @@ def marked(
         _SEEN.reset(token)
     pooled = output.pooler_output
     features = Features(list(pooled), given, seen, original)
+    seen.check(features.each)
     each = selection.choose(features)
     if isinstance(each, Tensor):
         stay = each.split(features.sizes)
         each = [torch.where(keep[:, None], x, torch.nan) for keep, x in zip(stay, features.each, strict=True)]
     output.pooler_output = torch.stack(each) if isinstance(pooled, Tensor) else type(pooled)(each)
-    return output, seen.flops
+    return output, seen

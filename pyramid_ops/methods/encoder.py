@@ -212,7 +212,9 @@ def hired(
     check.tensor(op, "shallow", shallow, "B n", dtypes=check.FLOATS)
     check.same_size(op, "shallow", shallow, [batch, size], deep.device)
     (rows, columns), (down, across) = check.pair(op, "grid", grid), check.pair(op, "tiles", tiles)
-    if rows * columns != size or down * across != images - 1 or rows % down or columns % across:
+    if rows * columns != size:
+        raise ValueError(f"{op}: grid: expected one of {size} patches, got {rows}×{columns}")
+    if down * across != images - 1 or rows % down or columns % across:
         raise ValueError(
             f"{op}: tiles: expected {images - 1} that divide a grid of {size} patches, got {down}×{across} of "
             f"{rows}×{columns}"

@@ -121,7 +121,11 @@ def visionzip(attention: Tensor, metric: Tensor, *, dominant: int, contextual: i
     op = "visionzip"
     check.tensor(op, "attention", attention, "B N", dtypes=check.FLOATS)
     batch, size = attention.shape
+    check.tensor(op, "metric", metric, "B N D")
+    check.same_size(op, "metric", metric[..., 0], attention.shape, attention.device)
     others = size - check.integer(op, "dominant", dominant, 0)
+    if others < 1:
+        raise ValueError(f"{op}: dominant: expected less than {size}, the tokens, got {dominant}")
     if check.integer(op, "contextual", contextual, 1) > others:
         raise ValueError(f"{op}: contextual: expected at most {others}, the other tokens, got {contextual}")
     first = keep_tokens(attention, dominant)

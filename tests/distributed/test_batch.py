@@ -112,6 +112,35 @@ def check_public_functions(mesh):
     assert_same_bits(gathered(pyramid_ops.token_variance(one)), pyramid_ops.token_variance(x[:1]))
 
 
+def check_methods(mesh):
+    """Those that the module's docstring names, for an odd number of samples."""
+    x, scores, other = noise(0, 3, 16, 8), noise(1, 3, 16).abs(), noise(2, 3, 16).abs()
+    query, key, image = noise(3, 3, 4, 16, 8), noise(4, 3, 2, 16, 8), (torch.arange(16) < 12).expand(3, -1)
+    text, some = ~image, {"keep": 4, "capacity": 8}
+    calls = [(getattr(methods, name), (query, key, image), some) for name in ("fastv", "pyramiddrop", "vscan_decode")]
+    calls += [(getattr(methods, name), (query, key, image, text), some) for name in ("fitprune", "sparsevlm")]
+    calls += [(getattr(methods, name), (x, scores), {"keep": 4}) for name in ("cdpruner", "greedyprune", "scope")]
+    calls += [
+        (methods.aim_merge, (x,), {}),
+        (methods.aim_prune, (query, key, image), some),
+        (methods.dart, (x, key, image, text), {"each": 1, "pivots": 2, "text_pivots": 2}),
+        (methods.divprune, (x,), {"keep": 4}),
+        (methods.fastervlm, (scores,), {"keep": 4}),
+        (methods.hiprune, (scores, other), {"keep": 4, "grid": (4, 4)}),
+        (methods.prumerge_select, (scores,), {}),
+        (methods.vispruner, (x, scores), {"keep": 6, "important": 3}),
+    ]
+    for function, tensors, options in calls:
+        given = [distribute_tensor(t, mesh, [Shard(0)]) for t in tensors]
+        with CommDebugMode() as comm:
+            got = function(*given, **options)
+        assert comm.get_total_counts() == 0, function.__name__
+        got, expected = (torch.utils._pytree.tree_leaves(r) for r in (gathered(got), function(*tensors, **options)))
+        assert_same_bits(
+            [g for g in got if isinstance(g, torch.Tensor)], [e for e in expected if isinstance(e, torch.Tensor)]
+        )
+
+
 def compiled(function):
     """(what its graph calls, the function as one graph)."""
     called = []
@@ -184,7 +213,7 @@ def check_every_op_compiled(mesh):
     assert not [name for name in called if "c10d" in name]
 
 
-CHECKS = (check_every_op, check_every_op_compiled, check_public_functions, check_compiled, check_errors)
+CHECKS = (check_every_op, check_every_op_compiled, check_public_functions, check_methods, check_compiled, check_errors)
 
 
 def work(rank, store, failures):

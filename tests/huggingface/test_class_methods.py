@@ -18,6 +18,7 @@ from .models import (
     llava_siglip,
     masked_oracle,
     noise,
+    padded,
     prompts,
 )
 
@@ -260,12 +261,50 @@ def test_tiles_of_llava_next(method):
     close(got.logits, masked_oracle(model, inputs, got.tokens, [stage]))
 
 
+@pytest.mark.parametrize("method", ["fastervlm", "prumerge", "vispruner", "pyramid"])
+def test_a_share_of_each_image(method):
+    model, tokens = llava(), []
+    inputs = padded([[7, *[IMAGE] * 16, 8, *[IMAGE] * 16, 9]]) | {"pixel_values": noise(0, 2, 3, 56, 56)}
+    for keep in (0.25, 4):
+        with hf.apply(model, method, keep=keep) as handle:
+            model(**inputs)
+        tokens.append(handle.stats["stages"][0]["tokens"])
+    assert tokens == [[3 + 2 * (5 if method == "prumerge" else 4)]] * 2
+
+
 @pytest.mark.parametrize("method", ["fastervlm", "prumerge", "prumerge_select", "visionzip", "vispruner", "vscan"])
 def test_a_tower_without_a_class_token_is_refused(method):
     with pytest.raises(
         ValueError, match=f"{method}: model: expected a tower with a class token, 'clip_vision_model' or 'internvl_vis"
     ):
         hf.apply(llava_siglip(), method, **({"layer": None} if method == "vscan" else {}))
+
+
+@pytest.fixture
+def config():
+    config = llava().config
+    yield config
+    config.vision_feature_layer = -2
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fastervlm", {}),
+        ("visionzip", {"dominant": 4, "contextual": 2}),
+        ("prumerge", {"keep": 4}),
+        ("vispruner", {"keep": 6}),
+    ],
+)
+def test_a_layer_that_counts_from_the_first_hidden_state(method, options, config):
+    model, inputs, logits = llava(), llava_inputs(), []
+    for config.vision_feature_layer in (-2, 1):
+        with hf.apply(model, method, **options):
+            logits.append(model(**inputs).logits)
+    assert torch.equal(*logits)
+    for config.vision_feature_layer in (0, 3, -3, [-2, -1]):
+        with pytest.raises(ValueError, match=f"{method}: vision_feature_layer: expected one of the 2 layers"):
+            hf.apply(model, method, **options)
 
 
 def test_what_is_not_supported_is_said():
@@ -277,7 +316,7 @@ def test_what_is_not_supported_is_said():
             hf.apply(make(), method)
     with pytest.raises(ValueError, match="hired: shallow: expected one of the 2 layers of the tower, got 2"):
         hf.apply(llava_next(), "hired", shallow=2)
-    with pytest.raises(ValueError, match=r"vscan: layers\[0\]: expected less than 5, the layers of the model, got 16"):
+    with pytest.raises(ValueError, match="vscan: layer: expected less than 5, the layers of the model, got 16"):
         hf.apply(llava(), "vscan", shallow=0)
     with hf.apply(llava(), "vscan", **VSCAN | {"window": (3, 3)}):
         with pytest.raises(ValueError, match="vscan: window: expected one that divides a grid of 16 patches, got 3×3"):

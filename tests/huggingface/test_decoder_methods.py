@@ -353,13 +353,32 @@ def test_a_rule_of_ones_own():
         own = generate(model, inputs)
     with hf.apply(model, "pyramiddrop", layers=[2], keep=[0.5]):
         assert torch.equal(generate(model, inputs).logits, own.logits)
-    with hf.apply(model, greedy), pytest.raises(ValueError, match=r"greedy: expected a plan of \[20, 24, 16\] tokens"):
+    with hf.apply(model, greedy), pytest.raises(ValueError, match=r"rule: expected a plan of \[20, 24, 16\] tokens"):
         generate(model, inputs)
-    with (
-        hf.apply(model, lambda scene: None),
-        pytest.raises(TypeError, match="a rule that returns a plan, got NoneType"),
-    ):
+    with hf.apply(model, lambda scene: None), pytest.raises(TypeError, match="rule: expected one that returns a plan"):
         generate(model, inputs)
+
+
+def rule_of(**options):
+    def rule(scene):
+        given = {"candidates": scene.image, "forced": scene.text, "capacity": scene.capacity} | options
+        return plans.keep(scene.hidden.norm(dim=2), scene.keep, **given)
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (rule_of(order="value"), "a plan of tokens in their order, got descending indices"),
+        (lambda scene: plans.keep(scene.hidden.norm(dim=2), [20, 24]), "a plan that keeps all text, got one without"),
+        (lambda scene: plans.tome(scene.hidden, 4), r"a plan of \[20, 24\] tokens, text and image, got \[28, 28\]"),
+        (lambda scene: plans.keep(torch.rand(2, 9), 3), r"a plan for 2 samples of 32 tokens, got one of \[2, 3\] rows"),
+    ],
+)
+def test_rules_that_lose_or_move_text_are_refused(rule, message):
+    with hf.apply(llava(), rule), pytest.raises(ValueError, match=f"apply: rule: expected {message}"):
+        llava()(**llava_inputs(2))
 
 
 @each_method
@@ -390,8 +409,6 @@ def test_text_alone_is_left_alone():
     plain = generate(model, text)
     with hf.apply(model, "fastv"):
         assert torch.equal(generate(model, text).logits, plain.logits)
-        embeds = model.get_input_embeddings()(text["input_ids"])
-        model(inputs_embeds=embeds, attention_mask=text["attention_mask"])
 
 
 class Waits(TorchDispatchMode):

@@ -234,6 +234,26 @@ def test_cdpruner_by_a_relevance_of_ones_own(family):
     with hf.apply(model, "cdpruner", relevance=lambda features: features[:0], keep=0.3):
         with pytest.raises(ValueError, match="cdpruner: relevance: expected scores of .* tokens, got .."):
             generate(model, inputs)
+    with hf.apply(model, "cdpruner", relevance=lambda features: None):
+        with pytest.raises(TypeError, match="cdpruner: relevance: expected a list of tensors .n., got None"):
+            model(**inputs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("divprune", {"keep": 1.0}), ("fastervlm", {"keep": 0.5}), ("pyramid", {"keep": 9}), ("tome", {"r": 3})],
+)
+def test_features_that_are_not_finite_are_refused(method, options, value):
+    model, inputs = llava(), llava_inputs(2)
+    bias = model.base_model.multi_modal_projector.linear_2.bias
+    before = bias.clone()
+    bias[5] = value
+    try:
+        with hf.apply(model, method, **options), pytest.raises(ValueError, match="apply: features: expected finite"):
+            model(**inputs)
+    finally:
+        bias.copy_(before)
 
 
 @pytest.mark.parametrize("make", [qwen2_5_vl, qwen3_vl])

@@ -1,9 +1,11 @@
 """What is not supported is said, with what is."""
 
+import copy
 import importlib.metadata
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,7 +15,7 @@ from pyramid_ops.huggingface.requirement import check_transformers
 from pyramid_ops.huggingface.rules import RULES
 from pyramid_ops.huggingface.tower import Merging, last_merging
 
-from .models import CACHE, TEXT, clip, llava, llava_inputs
+from .models import CACHE, TEXT, clip, llava, llava_inputs, qwen2_5_vl
 
 
 def test_supported():
@@ -35,16 +37,18 @@ def test_what_never_ran_is_said():
     [
         ("fastvv", {}, "apply: method: expected one of 'aim', .* or a callable for 'llava', got 'fastvv'"),
         ("fastv", {"ratio": 0.5}, "apply: options: expected layer, keep, got 'ratio'"),
-        ("fastv", {"keep": 1.5}, r"fastv: keep\[0\]: expected a share from 0 to 1 or a number of tokens, got 1.5"),
-        ("fastv", {"keep": -1}, r"fastv: keep\[0\]: expected at least 0, got -1"),
-        ("fastv", {"layer": 0}, r"fastv: layers\[0\]: expected at least 1, got 0"),
-        ("fastv", {"layer": 5}, r"fastv: layers\[0\]: expected less than 5, the layers of the model, got 5"),
+        ("fastv", {"keep": 1.5}, r"fastv: keep: expected a share from 0 to 1 or a number of tokens, got 1.5"),
+        ("fastv", {"keep": -1}, r"fastv: keep: expected at least 0, got -1"),
+        ("fastv", {"layer": 0}, r"fastv: layer: expected at least 1, got 0"),
+        ("fastv", {"layer": 5}, r"fastv: layer: expected less than 5, the layers of the model, got 5"),
         ("fitprune", {"layers": [1]}, "apply: options: expected 'keep', which has no default, got none"),
         ("sparsevlm", {"budget": 100}, "sparsevlm: budget: expected one of 192, 128, 64, got 100"),
         ("evs", {}, "apply: method: expected one of .* or a callable for 'llava', got 'evs'"),
         ("fastervlm", {"layer": 2}, "fastervlm: layer: expected one of the 2 layers of the tower, got 2"),
         ("divprune", {"keep": 2.0}, "divprune: keep: expected a share from 0 to 1 or a number of tokens, got 2.0"),
-        ("aim", {"first": 7}, r"aim: layers\[0\]: expected less than 5, the layers of the model, got 7"),
+        ("aim", {"first": 7}, r"aim: first: expected less than 5, the layers of the model, got 7"),
+        ("pyramiddrop", {"keep": (0.1, 0.2, 0.2)}, r"pyramiddrop: keep\[1\]: expected at most 0.1, the one before, go"),
+        ("sparsevlm", {"layers": [1, 3], "keep": [4, 8]}, r"sparsevlm: keep\[1\]: expected at most 4, the one before"),
         ("pyramiddrop", {"layers": [1, 2]}, "pyramiddrop: keep: expected 2 of them, one for each layer, got 3"),
         (
             "pyramiddrop",
@@ -69,8 +73,38 @@ def test_a_failed_apply_leaves_nothing():
 
 
 def test_a_number_that_is_none():
-    with pytest.raises(TypeError, match=r"fastv: keep\[0\]: expected an integer, got 'half'"):
+    with pytest.raises(TypeError, match="fastv: keep: expected a share from 0 to 1 or a number of tokens, got 'half'"):
         hf.apply(llava(), "fastv", keep="half")
+    with hf.apply(llava(), "fastv", keep=np.float32(0.25)) as handle:
+        llava()(**llava_inputs())
+    assert handle.stats["tokens"][-1] == [12 + 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("evs", {"rate": "a"}, "evs: rate: expected a number, got 'a'"),
+        ("vispruner", {"keep": "a"}, "vispruner: keep: expected a share from 0 to 1 or a number of tokens, got 'a'"),
+        ("vispruner", {"important": 0.5}, "vispruner: important: expected an integer, got 0.5"),
+        ("prumerge", {"keep": "a"}, "prumerge: keep: expected a share from 0 to 1 or a number of tokens, got 'a'"),
+        ("prumerge", {"factor": "a"}, "prumerge: factor: expected a number, got 'a'"),
+        ("prumerge_select", {"factor": "a"}, "prumerge_select: factor: expected a number, got 'a'"),
+        ("pyramid", {"keep": None}, "pyramid: keep: expected a share from 0 to 1 or a number of tokens, got None"),
+        ("cdpruner", {"relevance": 3}, "cdpruner: relevance: expected a callable, got 3"),
+        ("sparsevlm", {"recycle": "no"}, "sparsevlm: recycle: expected a bool, got 'no'"),
+        ("pyramiddrop", {"layers": 1}, "pyramiddrop: layers: expected a list or tuple of numbers, got 1"),
+    ],
+)
+def test_types(method, options, message):
+    model = qwen2_5_vl() if method == "evs" else llava()
+    with pytest.raises(TypeError, match=message):
+        hf.apply(model, method, **options)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.config = llava(), llava().config
 
 
 def test_models():
@@ -80,6 +114,13 @@ def test_models():
         hf.apply(model, "fastv")
     with pytest.raises(ValueError, match="apply: model: expected one of 'internvl', 'llava', .*, got Linear"):
         hf.apply(torch.nn.Linear(1, 1), "fastv")
+    for model, got in ((None, "NoneType"), (Wrapped(), "Wrapped")):
+        with pytest.raises(ValueError, match=f"apply: model: expected one of 'internvl', .*, got {got}"):
+            hf.apply(model, "fastv")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(text_config=sizes, vision_config=sizes | {"image_size": 28, "patch_size": 14})
+    with pytest.raises(ValueError, match="apply: model: expected one of .*, 'clip_vision_model', .*, got 'clip'"):
+        hf.apply(transformers.CLIPModel(config), "tome")
     config = transformers.LlavaConfig(
         vision_config=clip(28), text_config=transformers.MistralConfig(**TEXT, sliding_window=16), image_token_id=100
     )
@@ -91,6 +132,45 @@ def test_one_handle_at_a_time():
     with hf.apply(llava(), "fastv"), pytest.raises(ValueError, match="without a handle, got one with 'fastv'"):
         hf.apply(llava(), "pyramiddrop", layers=[2], keep=[0.5])
     hf.apply(llava(), "fastv").remove()
+
+
+def test_a_handle_on_a_part_or_on_the_whole():
+    whole = llava()
+    tower = whole.base_model.vision_tower
+    for first, second in ((tower, whole), (whole, tower), (whole.base_model, whole), (whole, whole.base_model)):
+        with hf.apply(first, "tome", r=2), pytest.raises(ValueError, match="without a handle, got one with 'tome'"):
+            hf.apply(second, "tome", r=2)
+    with hf.apply(whole, "fastv"), pytest.raises(ValueError, match="without a handle, got one with 'fastv'"):
+        hf.apply(tower, "tome")
+    with hf.apply(tower, "tome"):
+        copied = copy.deepcopy(tower)
+    with pytest.raises(ValueError, match="without a handle, got one with 'tome'"):
+        hf.apply(copied, "tome")
+
+
+def test_remove_goes_on_after_an_error():
+    model = llava()
+    handle = hf.apply(model, "fastv")
+    handle._undo.append(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        handle.remove()
+    assert not model.base_model._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="fastv: expected a handle that is in a model, got one that was removed"):
+        with handle:
+            pass
+
+
+@pytest.mark.parametrize("method", ["fastv", "divprune"])
+def test_a_copy_of_a_cache(method):
+    model, token = llava(), torch.tensor([[5]])
+    with hf.apply(model, method):
+        cache = getattr(model(**llava_inputs()), CACHE)
+        copied = copy.deepcopy(copy.deepcopy(cache))
+        expected = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
+        assert torch.equal(model(input_ids=token, **{CACHE: cache}).logits, expected)
+    for each in (copied, cache):
+        with pytest.raises(RuntimeError, match=f"{method}: expected a new or reset cache after remove"):
+            model(input_ids=token, **{CACHE: each})
 
 
 @pytest.fixture
@@ -150,8 +230,38 @@ def test_prompts_in_chunks(model):
 def test_embeddings_with_images(model):
     inputs = llava_inputs()
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    with pytest.raises(ValueError, match="fastv: input_ids: expected the prompt's, which say where images are"):
-        model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+    for given in ({"pixel_values": inputs["pixel_values"]}, {}):
+        with pytest.raises(ValueError, match="apply: input_ids: expected the prompt's, which say where images are"):
+            model(inputs_embeds=embeds, **given)
+
+
+def test_embeddings_of_generated_tokens(model):
+    inputs = llava_inputs()
+    cache, token = getattr(model(**inputs), CACHE), torch.tensor([[5]])
+    given = {CACHE: copy.deepcopy(cache)}
+    expected = model(input_ids=token, **{CACHE: cache}).logits
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(token), **given).logits, expected)
+
+
+def test_a_prompt_that_ends_with_an_image(model):
+    inputs = llava_inputs()
+    inputs = {name: inputs[name][:, :21] for name in ("input_ids", "attention_mask")} | {
+        "pixel_values": inputs["pixel_values"]
+    }
+    with pytest.raises(ValueError, match="apply: input_ids: expected text after the last image, got a prompt that end"):
+        model(**inputs)
+
+
+def test_no_prompt(model):
+    with pytest.raises(ValueError, match="apply: input_ids: expected at least one prompt, got none"):
+        model(**{name: x[:0] for name, x in llava_inputs().items()})
+
+
+def test_logits_of_chosen_rows(model):
+    inputs = llava_inputs()
+    assert model(**inputs, logits_to_keep=2).logits.shape[1] == 2
+    with pytest.raises(ValueError, match="fastv: logits_to_keep: expected how many of the last rows, got indices"):
+        model(**inputs, logits_to_keep=torch.tensor([0, 5]))
 
 
 def test_flex_attention(model):

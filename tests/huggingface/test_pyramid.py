@@ -69,6 +69,15 @@ def test_the_model_reads_them(samples):
     torch.testing.assert_close(got.logits, expected, rtol=0, atol=1e-5)
 
 
+def test_a_finest_level_of_another_size():
+    model = llava()
+    images = torch.nn.functional.interpolate(llava_inputs()["pixel_values"], (112, 56))
+    got = hf.pyramid_tokens(model, images, **OPTIONS | {"levels": 2, "weights": (0.6, 0.4)})
+    encoded = model.base_model.get_image_features(images, return_dict=True, interpolate_pos_encoding=True)
+    level, index = got.indices[0].unbind(1)
+    assert torch.equal(got.tokens[0][level == 0], encoded.pooler_output[0][index[level == 0]])
+
+
 def test_errors():
     model, inputs = llava(), llava_inputs()
     with (
@@ -78,6 +87,8 @@ def test_errors():
         model(**inputs)
     with pytest.raises(ValueError, match="pyramid: levels: expected images of a multiple of 112, got float32"):
         hf.pyramid_tokens(model, inputs["pixel_values"], keep=4, levels=4)
+    with pytest.raises(TypeError, match=r"pyramid: level_embedding: expected a tensor, got \[1\]"):
+        hf.pyramid_tokens(model, inputs["pixel_values"], keep=4, level_embedding=[1])
     with pytest.raises(ValueError, match=r"pyramid: level_embedding: expected \[3, 64\], got float32 \[2, 64\]"):
         hf.pyramid_tokens(model, inputs["pixel_values"], keep=4, level_embedding=torch.randn(2, 64))
 

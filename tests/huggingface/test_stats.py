@@ -79,6 +79,15 @@ def test_tokens_by_layer_and_operations_of_the_prompt():
     assert stats["prefill"] == sum(expected)
 
 
+def test_text_alone_has_none():
+    model, inputs = llava(), llava_inputs()
+    with hf.apply(model, "fastv") as handle:
+        model(**inputs)
+        assert handle.stats["visual"] == [16]
+        generate(model, {name: inputs[name][:, -7:] for name in ("input_ids", "attention_mask")})
+        assert handle.stats == {}
+
+
 def test_while_tokens_are_generated(monkeypatch):
     model, inputs, projected = llava(), llava_inputs(2), Projections(monkeypatch, handles)
     with hf.apply(model, "vscan_decode", rate=2.5, every=2) as handle:

@@ -99,6 +99,8 @@ def test_hired_refuses():
     shallow, deep = torch.zeros(1, 36), torch.zeros(1, 5, 36)
     with pytest.raises(ValueError, match="hired: tiles: expected 4 that divide a grid of 36 patches, got 1×3 of 6×6"):
         methods.hired(shallow, deep, keep=40, grid=(6, 6), tiles=(1, 3))
+    with pytest.raises(ValueError, match="hired: grid: expected one of 36 patches, got 5×6"):
+        methods.hired(shallow, deep, keep=40, grid=(5, 6), tiles=(2, 2))
     with pytest.raises(ValueError, match="hired: alpha: expected a number from 0 to 1, got 1.5"):
         methods.hired(shallow, deep, keep=40, grid=(6, 6), tiles=(2, 2), alpha=1.5)
 

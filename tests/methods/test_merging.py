@@ -39,6 +39,10 @@ def test_visionzip(size, dominant, contextual):
 def test_visionzip_refuses_more_tokens_than_there_are():
     with pytest.raises(ValueError, match="visionzip: contextual: expected at most 3, the other tokens"):
         methods.visionzip(torch.rand(1, 9), torch.rand(1, 9, 4), dominant=6, contextual=4)
+    with pytest.raises(ValueError, match="visionzip: dominant: expected less than 9, the tokens, got 54"):
+        methods.visionzip(torch.rand(1, 9), torch.rand(1, 9, 4), dominant=54, contextual=10)
+    with pytest.raises(ValueError, match=r"visionzip: metric: expected \[1, 9\] on cpu, got float32 \[1, 8\]"):
+        methods.visionzip(torch.rand(1, 9), torch.rand(1, 8, 4), dominant=4, contextual=1)
 
 
 def halved(x: torch.Tensor) -> torch.Tensor:
