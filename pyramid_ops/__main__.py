@@ -76,16 +76,24 @@ def parser() -> Parser:
     costs = command(
         "cost",
         "tokens by layer, operations and cache of a model with fewer image tokens",
-        "pyramid-ops cost llava-1.5-7b --method pyramiddrop --image 336",
+        "pyramid-ops cost llava-1.5-7b --method pyramiddrop",
     )
     costs.add_argument("model", metavar="MODEL", help=f"{', '.join(cost.MODELS)}; or {cost.NUMBERS}")
     which = costs.add_mutually_exclusive_group()
-    which.add_argument("--method", default="none", choices=by_layer.METHODS, help="(default: %(default)s)")
+    which.add_argument(
+        "--method",
+        default="none",
+        choices=by_layer.METHODS,
+        help="before: any that leaves --keep tokens before the language model; falling: 100, 80, 60, 40 %% of them in "
+        "four equal stages; vscan: --keep before, half of them from layer 16 on; others by name (default: %(default)s)",
+    )
     which.add_argument("--all", action="store_true", help="every method")
-    costs.add_argument("--budget", type=int, help="image tokens a layer reads on average (default: authors' numbers)")
-    costs.add_argument("--image", type=int, default=336, help="side of the image in pixels (default: %(default)s)")
+    costs.add_argument("--budget", type=int, help="image tokens a layer reads on average, at most (default: authors' numbers)")
+    costs.add_argument(
+        "--image", type=int, help="side of the image in pixels, for encoders of any size (default: 336, or the model's)"
+    )
     costs.add_argument("--text", type=int, default=64, help="tokens of text (default: %(default)s)")
-    costs.add_argument("--keep", type=int, help="image tokens left before the model (default: a ninth)")
+    costs.add_argument("--keep", type=int, help="image tokens that before and vscan leave (default: a ninth)")
     costs.add_argument("--tokens", type=int, help="image tokens in all, of several images (default: of one)")
     return main
 

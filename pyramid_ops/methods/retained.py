@@ -1,7 +1,7 @@
 """How many tokens a method leaves, on the host, before anything runs: what engines reserve placeholders for.
 
-Products are float64 and rounded down as they are, as in the authors' Python: of 10 tokens FastV at 0.9 leaves none, since
-10 · (1 − 0.9) is a bit below 1 there. Numbers that cannot be raise a TypeError or ValueError.
+Products are float64 and rounded down as they are, as in the authors' Python: of 10 tokens FastV at 0.9 leaves none,
+since 10 · (1 − 0.9) is a bit below 1 there. Numbers that cannot be raise a TypeError or ValueError.
 """
 
 from collections.abc import Sequence
