@@ -187,7 +187,12 @@ _BEFORE, _FIXED = ("before", "vscan"), ("none", "falling")
 
 
 def _fits(
-    vision: Vision, methods: Sequence[str], tokens: int, image: Optional[int], keep: Optional[int], budget: Optional[int]
+    vision: Vision,
+    methods: Sequence[str],
+    tokens: int,
+    image: Optional[int],
+    keep: Optional[int],
+    budget: Optional[int],
 ) -> None:
     """Every option has an effect."""
     op = "cost"
