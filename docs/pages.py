@@ -193,7 +193,8 @@ def measured() -> str:
     """All tables of `bench/results/` that stand on no other page and are no tables of code."""
     elsewhere = ("attention", "greedy", "merging", "nearest", "coverage", "mutants", "compile", "executed", "tiles")
     paths = sorted((ROOT / "bench/results").glob("*.md"))
-    return "\n\n".join(path.read_text() for path in paths if path.stem not in elsewhere)
+    text = "\n\n".join(path.read_text() for path in paths if path.stem not in elsewhere)
+    return re.sub(r"\[([^]]*)\]\(\w+\.md\)", r"\1", text)
 
 
 def with_times(readme: str) -> str:
