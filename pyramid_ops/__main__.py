@@ -91,6 +91,11 @@ def parser() -> Parser:
         "tokens by layer, operations and cache of a model with fewer image tokens",
         "pyramid-ops cost llava-1.5-7b --method pyramiddrop",
     )
+    _cost_arguments(costs)
+    return main
+
+
+def _cost_arguments(costs: Parser) -> None:
     costs.add_argument("model", metavar="MODEL", help=f"{', '.join(cost.MODELS)}; or {cost.NUMBERS}")
     which = costs.add_mutually_exclusive_group()
     which.add_argument(
@@ -110,7 +115,6 @@ def parser() -> Parser:
     costs.add_argument("--text", type=int, default=64, help="tokens of text (default: %(default)s)")
     costs.add_argument("--keep", type=int, help="image tokens that before and vscan leave (default: a ninth)")
     costs.add_argument("--tokens", type=int, help="image tokens in all, of several images (default: of one)")
-    return main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
