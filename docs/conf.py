@@ -24,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-included = [f"generated/{name}.md" for name in ("bench", "cpu", "measured", "supported")]
+included = [f"generated/{name}.md" for name in ("bench", "cpu", "measured")]
 exclude_patterns = ["_build", "gallery", *included]
 templates_path = ["_templates"]
 
@@ -60,9 +60,11 @@ html_theme_options = {"top_of_page_buttons": []}
 
 
 def link_names(app, document, source):
-    """Names in the tables of ops and methods lead to their pages."""
+    """Names in the tables of ops and methods lead to their pages; tables stand where links lead to them."""
     if document in ("ops", "methods"):
         source[0] = pages.with_links(source[0])
+    if document in ("accuracy", "proof"):
+        source[0] = pages.with_results(source[0], 2 if document == "accuracy" else 1)
 
 
 def setup(app):

@@ -41,7 +41,6 @@ def write(folder: pathlib.Path) -> None:
         "methods": methods_page(),
         "api": api_page(),
         "cpu": timed_table(),
-        "supported": supported_table(),
         "measured": measured(),
         "bench": re.sub(r"\[[^]]*\]\((results/[^)]*)\)", r"`bench/\1`", (ROOT / "bench/README.md").read_text()),
         "contributing": (ROOT / "CONTRIBUTING.md")
@@ -194,7 +193,8 @@ def measured() -> str:
     """All tables of `bench/results/` that stand on no other page and are no tables of code."""
     elsewhere = ("attention", "greedy", "merging", "nearest", "coverage", "mutants", "compile", "executed", "tiles")
     paths = sorted((ROOT / "bench/results").glob("*.md"))
-    return "\n\n".join(path.read_text() for path in paths if path.stem not in elsewhere)
+    text = "\n\n".join(path.read_text() for path in paths if path.stem not in elsewhere)
+    return re.sub(r"\[([^]]*)\]\(\w+\.md\)", r"\1", text)
 
 
 def with_times(readme: str) -> str:
@@ -202,6 +202,17 @@ def with_times(readme: str) -> str:
     return re.sub(r"\| case \|.*?\n(?!\|)", lambda _: timed_table(short=True), readme, count=1, flags=re.DOTALL)
 
 
+def with_supported(serving: str) -> str:
+    """The page on serving with the table of now."""
+    return re.sub(r"\| `config.*?\n(?!\|)", lambda _: supported_table(), serving, count=1, flags=re.DOTALL)
+
+
+def with_results(text: str, offset: int) -> str:
+    """A page with tables in place of lines that lead to them: a code host shows links, not what they include."""
+    table = f"```{{include}} ../bench/results/\\1.md\n:heading-offset: {offset}\n```"
+    return re.sub(r"^\[[\w ]+\]\(\.\./bench/results/(\w+)\.md\)$", table, text, flags=re.MULTILINE)
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_times(path.read_text()))
+    for path, renewed in ((ROOT / "README.md", with_times), (ROOT / "docs/serving.md", with_supported)):
+        path.write_text(renewed(path.read_text()))

@@ -24,7 +24,7 @@ def methods(out: pathlib.Path) -> None:
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     first, *others = figure.subplots(2, 4).flat
     first.imshow(photo[0].permute(1, 2, 0))
-    first.set_title(f"{given.x.shape[1]} patches; marked: the words\n", fontsize=11)
+    first.set_title(f"{given.x.shape[1]} patches\nmarked: the words", fontsize=11)
     outline(first, words(given), PATCH, "black")
     for axis, name in zip(others, SHOWN, strict=True):
         draw_panel(axis, photo, PATCH, given.grid, Panel(name, PANELS[name](given, KEEP), 0.0))

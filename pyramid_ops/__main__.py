@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import cost, verify
+from . import __version__, cost, verify
 from . import schedules as by_layer
 from .demo.usage import UsageError
 
@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     main = Parser(prog="pyramid-ops", description="Visual token reduction.")
+    main.add_argument("--version", action="version", version=f"pyramid-ops {__version__}")
     commands = main.add_subparsers(dest="command", required=True)
 
     def command(name: str, purpose: str, example: str) -> Parser:
@@ -30,7 +31,9 @@ def parser() -> Parser:
         drawn = command(name, purpose, example)
         drawn.add_argument("image", nargs="?", metavar="IMAGE", help="default: the photo that scikit-image ships")
         drawn.add_argument(
-            "--patch-size", type=int, default=16, help="side of a patch in pixels (default: %(default)s)"
+            "--patch-size",
+            type=int,
+            help="side of a patch in pixels (default: 16, less for small pictures; large ones are made smaller)",
         )
         drawn.add_argument("--out", default=out, help="the figure (default: %(default)s)")
         return drawn
@@ -41,9 +44,15 @@ def parser() -> Parser:
         "pyramid-ops select photo.jpg --patch-size 32 --tokens 500 --out kept.png",
         "selection.png",
     )
-    select.add_argument("--tokens", type=int, default=273, help="patches to keep (default: %(default)s)")
-    select.add_argument("--levels", type=int, default=4, help="levels of the pyramid (default: %(default)s)")
-    select.add_argument("--saliency", choices=("detail", "variance", "norm"), default="detail")
+    select.add_argument("--tokens", type=int, help="patches to keep (default: a fifth of all)")
+    select.add_argument("--levels", type=int, help="levels of the pyramid (default: 4, fewer for small pictures)")
+    select.add_argument(
+        "--saliency",
+        choices=("detail", "variance", "norm"),
+        default="detail",
+        help="what counts of a patch: the norm of what its level adds to the next coarser one, or the variance or norm "
+        "of its pixels (default: %(default)s)",
+    )
     merge = drawing(
         "merge",
         "merge similar patches of a picture, as ToMe does",
@@ -51,12 +60,16 @@ def parser() -> Parser:
         "merging.png",
     )
     merge.add_argument(
-        "--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares of patches to keep (default: .5 .25 .1)"
+        "--keep",
+        type=float,
+        nargs="+",
+        default=[0.5, 0.25, 0.1],
+        help="shares of patches to keep (default: 0.5 0.25 0.1)",
     )
     methods = drawing(
         "methods",
         "what each published method keeps of a picture, side by side",
-        "pyramid-ops methods photo.jpg --tokens 64 --at 0.2 0.45",
+        "pyramid-ops methods photo.jpg --tokens 64 --at 0.2 0.43",
         "methods.png",
     )
     methods.add_argument("--tokens", type=int, default=64, help="patches to keep (default: %(default)s)")
@@ -76,18 +89,32 @@ def parser() -> Parser:
     costs = command(
         "cost",
         "tokens by layer, operations and cache of a model with fewer image tokens",
-        "pyramid-ops cost llava-1.5-7b --method pyramiddrop --image 336",
+        "pyramid-ops cost llava-1.5-7b --method pyramiddrop",
     )
+    _cost_arguments(costs)
+    return main
+
+
+def _cost_arguments(costs: Parser) -> None:
     costs.add_argument("model", metavar="MODEL", help=f"{', '.join(cost.MODELS)}; or {cost.NUMBERS}")
     which = costs.add_mutually_exclusive_group()
-    which.add_argument("--method", default="none", choices=by_layer.METHODS, help="(default: %(default)s)")
+    which.add_argument(
+        "--method",
+        default="none",
+        choices=by_layer.METHODS,
+        help="before: any that leaves --keep tokens before the language model; falling: 100, 80, 60, 40 %% of all in "
+        "four equal stages; vscan: --keep before, half of them from layer 16 on; others by name (default: %(default)s)",
+    )
     which.add_argument("--all", action="store_true", help="every method")
-    costs.add_argument("--budget", type=int, help="image tokens a layer reads on average (default: authors' numbers)")
-    costs.add_argument("--image", type=int, default=336, help="side of the image in pixels (default: %(default)s)")
+    costs.add_argument(
+        "--budget", type=int, help="image tokens a layer reads on average, at most (default: authors' numbers)"
+    )
+    costs.add_argument(
+        "--image", type=int, help="side of the image in pixels, for encoders of any size (default: 336, or the model's)"
+    )
     costs.add_argument("--text", type=int, default=64, help="tokens of text (default: %(default)s)")
-    costs.add_argument("--keep", type=int, help="image tokens left before the model (default: a ninth)")
+    costs.add_argument("--keep", type=int, help="image tokens that before and vscan leave (default: a ninth)")
     costs.add_argument("--tokens", type=int, help="image tokens in all, of several images (default: of one)")
-    return main
 
 
 def main(argv: Sequence[str] | None = None) -> int:

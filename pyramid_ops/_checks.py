@@ -26,6 +26,11 @@ def describe(value: Any) -> str:
     return f"{text if len(text) <= 200 else text[:200] + '...'} ({type(value).__name__})"
 
 
+def shape(*sizes: Any) -> str:
+    """Sizes, or letters for any, as messages have them."""
+    return f"[{', '.join(map(str, sizes))}]"
+
+
 def _finite(value: float) -> bool:
     # Comparisons, since `torch.compile` traces them also where a number is symbolic.
     return value - value == 0
@@ -120,6 +125,13 @@ def number(op: str, name: str, value: Any) -> float:
     if not _finite(value):
         raise ValueError(f"{op}: {name}: expected a finite number, got {value}")
     return value
+
+
+def share(op: str, name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= number(op, name, value) <= 1:
+        raise ValueError(f"{op}: {name}: expected a share from 0 to 1, got {value}")
+    return float(value)
 
 
 def float32(op: str, name: str, value: Any) -> float:

@@ -178,15 +178,48 @@ def model_of(name: str) -> Model:
 def _schedule(name: str, tokens: int, layers: int, keep: int, budget: Optional[int]) -> Optional[Schedule]:
     if budget is not None:
         return schedules.at_budget(name, tokens, layers, check.integer("cost", "budget", budget, 0))
-    options = {"keep": keep} if name in ("before", "vscan") else {}
+    options = {"keep": keep} if name in _BEFORE else {}
     return schedules.METHODS[name](tokens, layers, **options)
+
+
+#: Methods that take `keep`, and that have nothing to choose for a budget.
+_BEFORE, _FIXED = ("before", "vscan"), ("none", "falling")
+
+
+def _fits(
+    vision: Vision,
+    methods: Sequence[str],
+    tokens: int,
+    image: Optional[int],
+    keep: Optional[int],
+    budget: Optional[int],
+) -> None:
+    """Every option has an effect."""
+    op = "cost"
+    if image is not None and vision.side not in (None, image):
+        raise ValueError(f"{op}: image: expected {vision.side}, what this encoder reads of any image, got {image}")
+    for name, value, useful in (
+        ("keep", keep, [method for method in schedules.METHODS if method in _BEFORE]),
+        ("budget", budget, [method for method in schedules.METHODS if method not in _FIXED]),
+    ):
+        if value is None:
+            continue
+        if not set(methods) & set(useful):
+            raise ValueError(
+                f"{op}: {name}: expected only with one of the methods {', '.join(useful)}, got {value} with "
+                f"{', '.join(methods)}"
+            )
+        if check.integer(op, name, value, 0) > tokens:
+            raise ValueError(f"{op}: {name}: expected at most the {tokens} image tokens, got {value}")
+    if keep is not None and budget is not None:
+        raise ValueError(f"{op}: keep: expected only without a budget, which chooses it, got {keep}")
 
 
 def report(
     model: str,
     *,
     methods: Sequence[str] = ("none",),
-    image: int = 336,
+    image: Optional[int] = None,
     text: int = 64,
     keep: Optional[int] = None,
     tokens: Optional[int] = None,
@@ -200,8 +233,8 @@ def report(
         A name of :data:`MODELS`, or ``layers,width,heads,kv_heads,inner,vocabulary`` with CLIP-L as encoder.
     methods : sequence of str
         Names of :data:`pyramid_ops.schedules.METHODS`.
-    image : int
-        Side of the image in pixels, for encoders that take any.
+    image : int, optional
+        Side of the image in pixels, for encoders that take any. Default: 336, or what the encoder reads.
     text : int
         Tokens of text.
     keep : int, optional
@@ -221,7 +254,8 @@ def report(
     Raises
     ------
     TypeError, ValueError
-        For an unknown model or method, or a number that cannot be.
+        For an unknown model or method, a number that cannot be, or an option without an effect: `keep` or `budget`
+        where no method takes it, `image` where the encoder has one size.
 
     Examples
     --------
@@ -236,18 +270,21 @@ def report(
     """
     op = "cost"
     language, vision = model_of(model)
-    count, all_tokens = patches(vision, check.integer(op, "image", image, 1))
+    side = (vision.side or 336) if image is None else check.integer(op, "image", image, 1)
+    count, all_tokens = patches(vision, side)
     text, images = check.integer(op, "text", text, 1), 1
     if tokens is not None:
         images, all_tokens = -(-check.integer(op, "tokens", tokens, 1) // all_tokens), tokens
-    left = max(all_tokens // 9, 1) if keep is None else check.integer(op, "keep", keep, 0)
+    for name in methods:
+        if name not in schedules.METHODS:
+            raise ValueError(f"{op}: method: expected one of {', '.join(schedules.METHODS)}, got {name}")
+    _fits(vision, methods, all_tokens, image, keep, budget)
+    left = max(all_tokens // 9, 1) if keep is None else keep
     whole = [all_tokens] * language.layers
     base, cache = prefill_flops(language, text, whole), kv_bytes(language, text, whole)
     vision_part = f"vision tower {images * vision_flops(vision, count) / 1e12:.2f} TFLOP"
     lines = [f"{model}: {all_tokens} image and {text} text tokens, {vision_part}"]
     for name in methods:
-        if name not in schedules.METHODS:
-            raise ValueError(f"{op}: method: expected one of {', '.join(schedules.METHODS)}, got {name}")
         schedule = _schedule(name, all_tokens, language.layers, left, budget)
         if schedule is None:
             lines += [name, f"  none with at most {budget} image tokens a layer"]

@@ -2,8 +2,8 @@
 What each method keeps
 ======================
 
-The published methods on the same photo, 64 of 576 patches each where a method takes a number: what
-``pyramid-ops methods --at 0.2 0.43`` draws.
+The published methods on the same photo, 64 of 576 patches each where a method takes a number (DToMA and levels of
+detail choose by thresholds, DART and PruMerge+ come near it): what ``pyramid-ops methods --at 0.2 0.43`` draws.
 
 No trained model is involved. Features are pixels less the mean patch; the encoder's attention is a patch's share in the
 photo's detail, fine in a shallow layer, coarse in a deep one; the words of the instruction are the marked patches; the

@@ -11,10 +11,11 @@ from torch import Tensor
 from .. import assign_mean, merge_indices, merge_tokens, patchify, tome_matching
 from .console import progress, say, show_table
 from .figures import canvas, show
-from .images import Photo, load
+from .images import Photo, fit, opened, usual_patch
 from .usage import UsageError, check_out, check_patch_size, printable
 
 MOST = 100  # pictures beside each other: a figure has fewer than 2¹⁶ pixels a side
+LARGEST = 64  # patches a side: a photo that has more is made smaller, since each is compared with half of the others
 
 
 class Merged(NamedTuple):
@@ -25,7 +26,7 @@ class Merged(NamedTuple):
     colours: Tensor  # [left, 3]
 
 
-def run(image: str | None, patch_size: int, keep: list[float], out: str) -> None:
+def run(image: str | None, patch_size: int | None, keep: list[float], out: str) -> None:
     check_patch_size(patch_size)
     if len(keep) > MOST:
         raise UsageError(f"--keep: expected at most {MOST} shares, got {len(keep)}")
@@ -33,7 +34,10 @@ def run(image: str | None, patch_size: int, keep: list[float], out: str) -> None
         if not 0 < share <= 1:
             raise UsageError(f"--keep: expected shares above 0, at most 1, got {share:g}")
     check_out(out, image, "merging.png")
-    photo = load(image, patch_size, 1)
+    array, name = opened(image)
+    if patch_size is None:
+        patch_size = usual_patch(array, lambda down, across: min(down, across) >= 4)
+    photo = fit(array, name, patch_size, 1, LARGEST)
     patches = patchify(photo.pixels, patch_size)
     results = []
     with progress(len(keep) + 1) as advance:

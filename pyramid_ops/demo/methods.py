@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import patchify
 from .console import progress, say, show_table
 from .figures import canvas, show
-from .images import Photo, load
+from .images import Photo, fit, opened, usual_patch
 from .merge import borders
 from .panels import PANELS, Grouped, Kept
 from .select import pasted
@@ -22,7 +22,7 @@ from .standins import StandIns, stand_ins
 from .usage import UsageError, check_at_least_one, check_out, check_patch_size, printable
 
 MOST = 24  # patches a side, as LLaVA-1.5 has: a photo that has more is made smaller
-LEAST = 8  # tokens that every method can choose
+LEAST = 8  # tokens: of fewer DART's pivots are most
 
 
 class Panel(NamedTuple):
@@ -31,18 +31,24 @@ class Panel(NamedTuple):
     milliseconds: float
 
 
-def run(image: str | None, tokens: int, patch_size: int, at: list[float], out: str) -> None:
+def run(image: str | None, tokens: int, patch_size: int | None, at: list[float], out: str) -> None:
     check_at_least_one("tokens", tokens)
     check_patch_size(patch_size)
     if not all(0 <= share <= 1 for share in at):
         raise UsageError(f"--at: expected shares from 0 to 1, got {at[0]:g} {at[1]:g}")
     check_out(out, image, "methods.png")
-    photo = load(image, patch_size, 3, MOST)
+    array, name = opened(image)
+    if patch_size is None:
+        patch_size = usual_patch(array, lambda down, across: patches(down, across) >= 4 * max(tokens, 64))
+    photo = fit(array, name, patch_size, 3, MOST)
     size = photo.pixels[0, 0].numel() // patch_size**2
     if size < 4 * LEAST:
         raise UsageError(f"IMAGE: expected at least {4 * LEAST} patches of {patch_size}×{patch_size}, got {size}")
     if not LEAST <= tokens <= size // 4:
-        raise UsageError(f"--tokens: expected {LEAST} to {size // 4} (a quarter of the patches), got {tokens}")
+        raise UsageError(
+            f"--tokens: expected {LEAST} (fewer are little more than DART's pivots) to {size // 4} (a quarter of the "
+            f"{size} patches: with more the panels look alike), got {tokens}"
+        )
     given = stand_ins(photo.pixels, patch_size, (at[0], at[1]))
     panels = []
     with progress(len(PANELS) + 1) as advance:
@@ -60,6 +66,12 @@ def run(image: str | None, tokens: int, patch_size: int, at: list[float], out: s
     say(f"figure: {printable(out)}")
 
 
+def patches(down: int, across: int) -> int:
+    """How many patches are used of so many: at most MOST a side, by fours."""
+    most = max(down, across, MOST)
+    return (down * MOST // most // 4 * 4) * (across * MOST // most // 4 * 4)
+
+
 def draw(out: str, photo: Photo, patch: int, given: StandIns, panels: list[Panel]) -> None:
     pictures = len(panels) + 1
     columns = min((5, 6, 7), key=lambda columns: -pictures % columns)  # the fewest empty places
@@ -73,7 +85,8 @@ def draw(out: str, photo: Photo, patch: int, given: StandIns, panels: list[Panel
             "What each method keeps of the same photo. A trained model is not involved: features are pixels less the "
             "mean patch, the encoder's attention is a patch's share in the photo's detail (fine in a shallow layer, "
             "coarse in a deep one), words are the marked patches, and the language model's queries and keys are the "
-            "features themselves.",
+            "features themselves. DToMA and levels of detail choose by thresholds, so their numbers follow from the "
+            "photo; DART and PruMerge+ come near the number that is asked for.",
             fontsize=10,
             wrap=True,
         )

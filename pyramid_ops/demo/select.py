@@ -23,9 +23,10 @@ from .. import (
 )
 from .console import progress, say, show_table
 from .figures import canvas, show
-from .images import Photo, load
+from .images import Photo, at_most, fit, opened, usual_patch
 from .usage import UsageError, check_at_least_one, check_out, check_patch_size, printable
 
+LARGEST = 1024  # pixels a side: a larger photo is made smaller, unless its patches are asked for
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
 
@@ -44,12 +45,24 @@ class Rebuilt(NamedTuple):
     detail: float  # share of the finest detail's energy
 
 
-def run(image: str | None, tokens: int, patch_size: int, levels: int, saliency: str, out: str) -> None:
+def run(
+    image: str | None, tokens: int | None, patch_size: int | None, levels: int | None, saliency: str, out: str
+) -> None:
     check_at_least_one("tokens", tokens)
     check_patch_size(patch_size)
     check_at_least_one("levels", levels)
     check_out(out, image, "selection.png")
-    photo = load(image, patch_size, levels)
+    array, name = opened(image)
+    smaller = ""
+    if patch_size is None:
+        array, smaller = at_most(array, LARGEST)
+        patch_size = usual_patch(array, lambda down, across: min(down, across) >= 4)
+    if levels is None:
+        levels = max(1, min(4, (min(array.shape[:2]) // patch_size).bit_length()))
+    photo = fit(array, name, patch_size, levels)
+    photo = photo._replace(cropped=smaller + photo.cropped)
+    if tokens is None:
+        tokens = usual_tokens(photo.pixels[0, 0].numel() // patch_size**2, levels)
     with progress(6) as advance:  # the selection, four pictures, the figure
         selected = select(photo.pixels, tokens, patch_size, levels, saliency)
         advance()
@@ -70,6 +83,12 @@ def run(image: str | None, tokens: int, patch_size: int, levels: int, saliency: 
     show_table(rebuilt_table(results))
     say(f"pyramid, scores and selection: {selected.milliseconds:.1f} ms on the CPU")
     say(f"figure: {printable(out)}")
+
+
+def usual_tokens(finest: int, levels: int) -> int:
+    """A fifth of all patches, and one; no less than the coarsest level."""
+    sizes = [finest >> 2 * level for level in range(levels)]
+    return max(sizes[-1], sum(sizes) // 5 + 1)
 
 
 def select(image: Tensor, total: int, patch: int, count: int, saliency: str) -> Selected:

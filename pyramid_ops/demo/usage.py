@@ -13,15 +13,20 @@ class UsageError(Exception):
     """What is wrong with the user's input, in one line."""
 
 
-def check_at_least_one(option: str, value: int) -> None:
-    if value < 1:
+def check_at_least_one(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
         raise UsageError(f"--{option}: expected at least 1, got {value}")
 
 
-def check_patch_size(patch: int) -> None:
+def check_patch_size(patch: int | None) -> None:
+    if patch is None:
+        return
     check_at_least_one("patch-size", patch)
     if patch > LARGEST_PATCH:
-        raise UsageError(f"--patch-size: expected at most {LARGEST_PATCH}, got {patch}")
+        raise UsageError(
+            f"--patch-size: expected at most {LARGEST_PATCH} (of three channels, where a token has at most "
+            f"{MAX_FEATURES} features), got {patch}"
+        )
 
 
 def check_out(out: str, image: str | None, usual: str) -> None:

@@ -1,6 +1,13 @@
-"""How many tokens a method leaves, on the host, before anything runs: what engines reserve placeholders for."""
+"""How many tokens a method leaves, on the host, before anything runs: what engines reserve placeholders for.
+
+Products are float64 and rounded down as they are, as in the authors' Python: of 10 tokens FastV at 0.9 leaves none,
+since 10 · (1 − 0.9) is a bit below 1 there. Numbers that cannot be raise a TypeError or ValueError.
+"""
 
 from collections.abc import Sequence
+from typing import Any
+
+from .. import _checks as check
 
 __all__ = [
     "aim_merge",
@@ -32,7 +39,9 @@ def dart(tokens: int, ratio: float = 0.778, pivots: int = 4, text_pivots: int = 
     >>> retained.dart(576)
     124
     """
-    both = pivots + text_pivots
+    pivots, text_pivots = _count("dart", "pivots", pivots), _count("dart", "text_pivots", text_pivots)
+    both = check.integer("dart", "pivots + text_pivots", pivots + text_pivots, 1)
+    tokens, ratio = _count("dart", "tokens", tokens), check.share("dart", "ratio", ratio)
     return pivots + int(tokens * (1 - ratio)) // both * both
 
 
@@ -43,6 +52,12 @@ def dycoke(tokens_per_frame: int, frames: int, keep: int) -> int:
     >>> retained.dycoke(196, 16, keep=58)
     1480
     """
+    tokens_per_frame, frames = (
+        _count("dycoke", "tokens_per_frame", tokens_per_frame),
+        _count("dycoke", "frames", frames),
+    )
+    if _count("dycoke", "keep", keep) > tokens_per_frame:
+        raise ValueError(f"dycoke: keep: expected at most {tokens_per_frame}, those of a frame, got {keep}")
     whole = (frames + 3) // 4
     return whole * tokens_per_frame + (frames - whole) * keep
 
@@ -54,7 +69,9 @@ def evs(tokens_per_frame: int, frames: int, rate: float) -> int:
     >>> retained.evs(256, 16, 0.75), retained.evs(256, 2, 0.75)
     (1024, 256)
     """
-    return max(tokens_per_frame, int(tokens_per_frame * frames * (1 - rate)))
+    tokens_per_frame = check.integer("evs", "tokens_per_frame", tokens_per_frame, 1)
+    frames = check.integer("evs", "frames", frames, 1)
+    return max(tokens_per_frame, int(tokens_per_frame * frames * (1 - check.share("evs", "rate", rate))))
 
 
 def fastvid(windows: Sequence[int], salient: int, context: int, step: int = 4) -> int:
@@ -67,7 +84,11 @@ def fastvid(windows: Sequence[int], salient: int, context: int, step: int = 4) -
     >>> retained.fastvid([1, 4, 11], salient=12, context=7)
     302
     """
-    anchors = [(length, -(-length // step)) for length in windows]
+    salient, context = _count("fastvid", "salient", salient), _count("fastvid", "context", context)
+    step = check.integer("fastvid", "step", step, 1)
+    lengths = check.sequence("fastvid", "windows", windows)
+    lengths = [check.integer("fastvid", f"windows[{k}]", length, 1) for k, length in enumerate(lengths)]
+    anchors = [(length, -(-length // step)) for length in lengths]
     return sum(length * salient + frames * (context * length // frames) for length, frames in anchors)
 
 
@@ -78,7 +99,7 @@ def fastv(tokens: int, ratio: float = 0.5) -> int:
     >>> retained.fastv(576, 0.75)
     144
     """
-    return int(tokens * (1 - ratio))
+    return int(_count("fastv", "tokens", tokens) * (1 - check.share("fastv", "ratio", ratio)))
 
 
 def pyramiddrop(tokens: int, ratios: Sequence[float] = (0.5, 0.25, 0.125)) -> list[int]:
@@ -88,7 +109,8 @@ def pyramiddrop(tokens: int, ratios: Sequence[float] = (0.5, 0.25, 0.125)) -> li
     >>> retained.pyramiddrop(2880)
     [1440, 720, 360]
     """
-    return [int(tokens * ratio) for ratio in ratios]
+    tokens = _count("pyramiddrop", "tokens", tokens)
+    return [int(tokens * ratio) for ratio in _shares("pyramiddrop", ratios)]
 
 
 def aim_merge(tokens: int, rounds: int = 2) -> int:
@@ -98,7 +120,8 @@ def aim_merge(tokens: int, rounds: int = 2) -> int:
     >>> retained.aim_merge(169)
     43
     """
-    for _ in range(rounds):
+    tokens = _count("aim_merge", "tokens", tokens)
+    for _ in range(_count("aim_merge", "rounds", rounds)):
         tokens -= tokens // 2
     return tokens
 
@@ -110,6 +133,8 @@ def aim_prune(tokens: int, layer: int, first: int = 14, layers: int = 8) -> int:
     >>> [retained.aim_prune(144, layer) for layer in (13, 14, 17, 21)]
     [144, 126, 72, 0]
     """
+    tokens, layer = _count("aim_prune", "tokens", tokens), _count("aim_prune", "layer", layer)
+    first, layers = _count("aim_prune", "first", first), check.integer("aim_prune", "layers", layers, 1)
     return tokens if layer < first else int(tokens * max(0.0, 1 - (layer - first + 1) / layers))
 
 
@@ -120,8 +145,9 @@ def hired_described(tokens: int, ratios: Sequence[float] = (0.7, 0.6)) -> list[i
     >>> retained.hired_described(196, (0.7, 0.6, 0.6, 0.6))
     [137, 82, 49, 29]
     """
+    tokens = _count("hired_described", "tokens", tokens)
     counts: list[int] = []
-    for ratio in ratios:
+    for ratio in _shares("hired_described", ratios):
         counts.append(int((counts[-1] if counts else tokens) * ratio))
     return counts
 
@@ -133,7 +159,7 @@ def prunevid_llm(tokens: int, ratio: float = 0.4) -> int:
     >>> retained.prunevid_llm(72)
     28
     """
-    return int(tokens * ratio)
+    return int(_count("prunevid_llm", "tokens", tokens) * check.share("prunevid_llm", "ratio", ratio))
 
 
 def sparsevlm(budget: int = 192) -> tuple[int, ...]:
@@ -146,7 +172,7 @@ def sparsevlm(budget: int = 192) -> tuple[int, ...]:
     >>> retained.sparsevlm(128)
     (303, 110, 36)
     """
-    if budget not in _SPARSEVLM:
+    if check.integer("sparsevlm", "budget", budget) not in _SPARSEVLM:
         raise ValueError(f"sparsevlm: budget: expected one of {', '.join(map(str, _SPARSEVLM))}, got {budget}")
     return _SPARSEVLM[budget]
 
@@ -158,7 +184,7 @@ def sparsevlm_recycle(deleted: int) -> int:
     >>> retained.sparsevlm_recycle(576 - 300)
     9
     """
-    return (int(0.3 * deleted) + 1) // 10 + 1
+    return (int(0.3 * _count("sparsevlm_recycle", "deleted", deleted)) + 1) // 10 + 1
 
 
 def vscan_decode(tokens: int, generated: int, rate: float = 0.5) -> int:
@@ -168,6 +194,9 @@ def vscan_decode(tokens: int, generated: int, rate: float = 0.5) -> int:
     >>> retained.vscan_decode(100, generated=10)
     75
     """
+    tokens, generated = _count("vscan_decode", "tokens", tokens), _count("vscan_decode", "generated", generated)
+    if check.number("vscan_decode", "rate", rate) < 0:
+        raise ValueError(f"vscan_decode: rate: expected at least 0, got {rate}")
     return int(tokens * (1 - min(rate * generated / 20, 0.9)))
 
 
@@ -178,7 +207,9 @@ def vidcom2(tokens_per_frame: int, frames: int, ratio: float = 0.25) -> int:
     >>> retained.vidcom2(196, 32)
     1568
     """
-    return max(frames, round(tokens_per_frame * frames * ratio))
+    tokens_per_frame = check.integer("vidcom2", "tokens_per_frame", tokens_per_frame, 1)
+    frames = _count("vidcom2", "frames", frames)
+    return max(frames, round(tokens_per_frame * frames * check.share("vidcom2", "ratio", ratio)))
 
 
 def visionzip(dominant: int, contextual: int) -> int:
@@ -188,4 +219,12 @@ def visionzip(dominant: int, contextual: int) -> int:
     >>> retained.visionzip(54, 10)
     64
     """
-    return dominant + contextual
+    return _count("visionzip", "dominant", dominant) + _count("visionzip", "contextual", contextual)
+
+
+def _count(op: str, name: str, value: Any) -> int:
+    return check.integer(op, name, value, 0)
+
+
+def _shares(op: str, ratios: Any) -> list[float]:
+    return [check.share(op, f"ratios[{k}]", ratio) for k, ratio in enumerate(check.sequence(op, "ratios", ratios))]

@@ -27,7 +27,7 @@ def token_rows(op: str, name: str, x: Tensor, like: Optional[Tensor] = None) -> 
     """Checked tokens as `[B, N, D]` with contiguous rows."""
     check.tensor(op, name, x, "B N D", "T D")
     if like is not None and x.shape[:-1] != like.shape:
-        raise ValueError(f"{op}: {name}: expected {[*like.shape, 'D']} as the plan, got {check.describe(x)}")
+        raise ValueError(f"{op}: {name}: expected {check.shape(*like.shape, 'D')} as the plan, got {check.describe(x)}")
     return check.rows(x if x.dim() == 3 else x[None])
 
 

@@ -87,9 +87,9 @@ def bipartite_prune(
     :func:`unit_rows`); of equals the first goes. So the same tokens on every device, for any tile or batch. A token
     whose norm is infinite or NaN is like none, and goes last; an all-zero one has similarity 0 to everything. Which set
     a token is in follows from the order of all similarities before, so two that rounding swaps change later rounds: of
-    192 tokens that float64 leaves of 576, 68 are others in "high" on clustered rows, and 65 in eager float32
-    (``python -m bench.accuracy greedy``). Source: VisPruner (arXiv 2412.01818), whose rounds multiply what is left
-    anew.
+    192 tokens that float64 leaves of 576, 68 are others in "high" on clustered rows, and 65 in eager float32; on random
+    rows 84, and none in eager float32 (``python -m bench.accuracy greedy``). Source: VisPruner (arXiv 2412.01818),
+    whose rounds multiply what is left anew.
 
     Memory: the similarities of each sample, 4 N² bytes, at most 2 GiB at a time. Four kernel launches up to 1024 tokens
     of a sample, five for packed ones, and two for each round of more. No host synchronisation.

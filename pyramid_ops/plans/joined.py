@@ -61,7 +61,7 @@ def join(metric: Tensor, plan: Keep, *, precision: Optional[str] = None) -> Merg
     checked_plan(op, "plan", plan)
     rows = check.feature_rows(op, "metric", metric)
     if metric.shape[:-1] != (*plan.indices.shape[:-1], plan.num_tokens) or metric.device != plan.indices.device:
-        expected = [*plan.indices.shape[:-1], plan.num_tokens, "D"]
+        expected = check.shape(*plan.indices.shape[:-1], plan.num_tokens, "D")
         raise ValueError(f"{op}: metric: expected {expected} on {plan.indices.device}, got {check.describe(metric)}")
     indices = plan.indices if plan.indices.dim() == 2 else plan.indices[None]
     longest = plan.num_tokens if plan.max_seqlen is None else plan.max_seqlen

@@ -52,8 +52,9 @@ def keep(
     max_seqlen : int, optional
         Length of the longest segment (default: all T); of a longer one only the first `max_seqlen` tokens count.
     capacity : int, optional
-        Rows of each sample or segment in the plan. Where more tokens would stay, the best do, forced ones first.
-        Default: `k` or the largest `k` where it is known on the host and nothing is forced, else N or `max_seqlen`.
+        Rows of each sample or segment in the plan. Where more tokens would stay, the best do, forced ones first. Of
+        more forced ones than rows the last are lost, without an error, since their number is on the device. Default:
+        `k` or the largest `k` where it is known on the host and nothing is forced, else N or `max_seqlen`.
     order : "index" or "value"
         Order of the rows: as the tokens are in the input; or forced ones first, the others from the best to the worst.
 

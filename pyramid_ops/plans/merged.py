@@ -158,7 +158,7 @@ def unmerge_tokens(merged: Tensor, plan: MergePlan, *, order: str = "tome") -> T
         raise TypeError(f"{op}: merged: expected a dtype of at most 8 bytes, got {check.describe(merged)}")
     merged3 = merged if merged.dim() == 3 else merged[None]
     if merged3.shape[:2] != (rows.shape[0], plan.num_rows) or merged.device != rows.device:
-        expected = f"{[rows.shape[0], plan.num_rows, 'D']} on {rows.device}"
+        expected = f"{check.shape(rows.shape[0], plan.num_rows, 'D')} on {rows.device}"
         raise ValueError(f"{op}: merged: expected {expected}, got {check.describe(merged)}")
     out = gather_levels([merged3], torch.stack((torch.zeros_like(rows), rows), 2))
     return out if merged.dim() == 3 else out[0]

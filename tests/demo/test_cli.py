@@ -146,7 +146,10 @@ def test_a_matplotlibrc_does_not_matter(photo, tmp_path):
         ([__file__], "not an image"),
         (["."], "IMAGE: cannot read .: Is a directory"),
         (["SMALL", "--patch-size", "51"], "IMAGE: expected at least one patch of 51×51 pixels, got 50×60"),
-        (["PHOTO", "--patch-size", "80"], "--patch-size: expected at most 73, got 80"),
+        (
+            ["PHOTO", "--patch-size", "80"],
+            "--patch-size: expected at most 73 (of three channels, where a token has at most 16384 features), got 80",
+        ),
         (["PHOTO", "--patch-size", "0"], "--patch-size: expected at least 1, got 0"),
         (["PHOTO", "--levels", "4"], "--levels: expected at most 3 for 100×150 pixels, got 4"),
         (["PHOTO", "--levels", "1000000"], "--levels: expected at most 3"),
@@ -175,7 +178,10 @@ def test_select_explains_bad_input(photo, refused, arguments, message):
         (["--keep", "nan"], "--keep: expected shares above 0"),
         (["--keep", *["0.5"] * 101], "--keep: expected at most 100 shares, got 101"),
         (["--patch-size", "0"], "--patch-size: expected at least 1, got 0"),
-        (["--patch-size", "99"], "--patch-size: expected at most 73, got 99"),
+        (
+            ["--patch-size", "99"],
+            "--patch-size: expected at most 73 (of three channels, where a token has at most 16384 features), got 99",
+        ),
     ],
 )
 def test_merge_explains_bad_input(photo, refused, options, message):
@@ -354,6 +360,47 @@ def test_the_largest_patches(photo, tmp_path, command):
     out = str(tmp_path / "out.png")
     assert cli.main([command, str(photo), "--patch-size", str(usage.LARGEST_PATCH), *options, "--out", out]) == 0
     assert 3 * (usage.LARGEST_PATCH + 1) ** 2 > 16384
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 131), (5, 9), (1500, 40), (700, 2100)])
+@pytest.mark.parametrize("command", ["select", "merge"])
+def test_defaults_fit_any_picture(tmp_path, capsys, command, height, width):
+    picture(height, width).save(tmp_path / "any.png")
+    assert cli.main([command, str(tmp_path / "any.png"), "--out", str(tmp_path / "out.png")]) == 0
+    assert (f"made smaller from {height}×{width}" in capsys.readouterr().out) == (max(height, width) > 1024)
+
+
+def test_transparent_is_white(tmp_path):
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.putpixel((1, 0), (0, 0, 255, 255))
+    clear.putpixel((2, 0), (0, 0, 0, 51))
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    clear.save(tmp_path / "clear.png")
+    palette.save(tmp_path / "palette.png", transparency=0)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "key.png", transparency=(255, 0, 0))
+    for name in ("clear", "palette"):
+        assert images.read(str(tmp_path / f"{name}.png"))[0, :2].tolist() == [[255, 255, 255], [0, 0, 255]]
+    assert images.read(str(tmp_path / "clear.png"))[0, 2].tolist() == [204, 204, 204]
+    assert (images.read(str(tmp_path / "key.png")) == 255).all()
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"pyramid-ops {pyramid_ops.__version__}\n"
+
+
+def test_one_place_is_shown_everywhere():
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs/gallery").glob("*.py"),
+        ROOT / cli.__file__,
+    ]
+    assert {place for page in pages for place in re.findall(r"--at ([\d.]+ [\d.]+)", page.read_text())} == {"0.2 0.43"}
 
 
 def test_the_picture_rebuilt_from_all_patches_is_the_photo():

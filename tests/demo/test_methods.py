@@ -10,7 +10,7 @@ for module in ("matplotlib", "rich", "PIL.Image", "skimage"):
 
 from PIL import Image  # noqa: E402
 
-from pyramid_ops.demo import images, panels, standins  # noqa: E402
+from pyramid_ops.demo import images, methods, panels, standins  # noqa: E402
 from tests.demo.pictures import picture  # noqa: E402
 
 
@@ -43,11 +43,18 @@ def test_a_large_photo_is_made_smaller_for_methods(tmp_path):
     assert images.load(str(tmp_path / "wide.png"), 4, 3, 32).size == "32×128"
 
 
+def test_a_small_photo_has_patches_enough_for_64_tokens(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(methods, "PANELS", {"FasterVLM": panels.fastervlm})
+    picture(97, 131).save(tmp_path / "odd.png")
+    assert cli.main(["methods", str(tmp_path / "odd.png"), "--out", str(tmp_path / "out.png")]) == 0
+    assert "64×96, made smaller from 97×131, cropped from 71×96, 384 patches of 4×4" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tokens", "7"], "--tokens: expected 8 to 48 (a quarter of the patches), got 7"),
-        (["--tokens", "49"], "--tokens: expected 8 to 48"),
+        (["--tokens", "7"], "to 48 (a quarter of the 192 patches: with more the panels look alike), got 7"),
+        (["--tokens", "49"], "--tokens: expected 8 (fewer are little more than DART's pivots) to 48 (a quarter"),
         (["--at", "0", "1.5"], "--at: expected shares from 0 to 1, got 0 1.5"),
         (["--at", "nan", "1"], "--at: expected shares from 0 to 1, got nan 1"),
         (["--patch-size", "26"], "IMAGE: expected at least 104×104 pixels, got 100×150"),

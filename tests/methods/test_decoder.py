@@ -96,6 +96,36 @@ def test_counts_on_the_host():
         retained.sparsevlm(100)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda count: count.pyramiddrop(-3), "pyramiddrop: tokens: expected at least 0, got -3"),
+        (
+            lambda count: count.pyramiddrop(9, [0.5, 2]),
+            r"pyramiddrop: ratios\[1\]: expected a share from 0 to 1, got 2",
+        ),
+        (lambda count: count.fastv(9, -0.5), "fastv: ratio: expected a share from 0 to 1, got -0.5"),
+        (lambda count: count.dart(9, 0.5, 0, 0), r"dart: pivots \+ text_pivots: expected at least 1, got 0"),
+        (lambda count: count.dart(9, float("nan")), "dart: ratio: expected a finite number, got nan"),
+        (lambda count: count.dycoke(9, 4, 10), "dycoke: keep: expected at most 9, those of a frame, got 10"),
+        (lambda count: count.evs(64, 8, -1), "evs: rate: expected a share from 0 to 1, got -1"),
+        (lambda count: count.evs(64, 0, 0.5), "evs: frames: expected at least 1, got 0"),
+        (lambda count: count.fastvid([4, 0], 1, 1), r"fastvid: windows\[1\]: expected at least 1, got 0"),
+        (lambda count: count.aim_merge(9, -1), "aim_merge: rounds: expected at least 0, got -1"),
+        (lambda count: count.aim_prune(9, 2, layers=0), "aim_prune: layers: expected at least 1, got 0"),
+        (lambda count: count.hired_described(9, [1.5]), r"hired_described: ratios\[0\]: expected a share from 0 to 1"),
+        (lambda count: count.prunevid_llm(-1), "prunevid_llm: tokens: expected at least 0, got -1"),
+        (lambda count: count.sparsevlm_recycle(-1), "sparsevlm_recycle: deleted: expected at least 0, got -1"),
+        (lambda count: count.vscan_decode(9, 2, -1), "vscan_decode: rate: expected at least 0, got -1"),
+        (lambda count: count.vidcom2(9, 2, 3), "vidcom2: ratio: expected a share from 0 to 1, got 3"),
+        (lambda count: count.visionzip(-1, 2), "visionzip: dominant: expected at least 0, got -1"),
+    ],
+)
+def test_counts_on_the_host_explain_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(methods.retained)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dtoma_decode(layout):
     given = samples(layout, seed=9)

@@ -8,7 +8,9 @@ import pytest
 
 from pyramid_ops import cost, methods
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs/methods.md").read_text()
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = (ROOT / "docs/methods.md").read_text()
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if re.match(r"\| [^M|].*test_\w+\.py", line)]
 PUBLIC = [name for name in methods.__all__ if inspect.isfunction(getattr(methods, name))]
 PARTS = ("Rule: ", "Parameters\n---", "Returns\n---", "Raises\n---", "Differs: ", "Cost: ", "References\n---", ">>> ")
 
@@ -26,6 +28,24 @@ def test_documents_have_their_parts(name):
 def test_the_page_names_every_method():
     assert set(PUBLIC) <= set(re.findall(r"`(\w+)`", PAGE))
     assert cost.report("llava-1.5-7b", methods=["pyramiddrop"]) in PAGE
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_the_page_tells_papers_and_tests(row):
+    _, papers, names, *_, files = row
+    papers = set(re.findall(r"\d{4}\.\d{5}", papers))
+    files = [ROOT / ("" if "/" in name else "tests/methods") / name for name in re.findall(r"`([\w/]+\.py)`", files)]
+    tests = "".join(path.read_text() for path in files)
+    for name in re.findall(r"`([\w.]+)`", names):
+        if name.endswith(".py") or name.startswith("schedules."):
+            continue
+        assert re.search(rf"\b{name}\b", tests), f"{name}: in none of {files}"
+        if name in PUBLIC:
+            document = inspect.getdoc(getattr(methods, name))
+            source = document[document.index("References\n") : document.index("Examples\n")]
+            said = set(re.findall(r"\d{4}\.\d{5}", source))
+            assert papers <= said, f"{name}: {papers}, but its docstring has {said}"
+            assert papers or not said, name
 
 
 def test_every_file_of_methods_is_public():

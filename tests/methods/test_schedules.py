@@ -204,6 +204,20 @@ def test_the_command(capsys):
         (["cost", "2,30,4,2,8,9"], "cost: model: expected heads that divide the width"),
         (["cost", "qwen2.5-vl-7b", "--image", "9"], "cost: image: expected at least 28 pixels, got 9"),
         (["cost", "llava-1.5-7b", "--text", "0"], "cost: text: expected at least 1, got 0"),
+        (["cost", "llava-1.5-7b", "--keep", "64"], "cost: keep: expected only with one of the methods vscan, before"),
+        (["cost", "llava-1.5-7b", "--method", "fastv", "--keep", "64"], "got 64 with fastv"),
+        (["cost", "llava-1.5-7b", "--image", "672"], "cost: image: expected 336, what this encoder reads of any image"),
+        (
+            ["cost", "llava-1.5-7b", "--method", "before", "--keep", "10000"],
+            "cost: keep: expected at most the 576 image tokens, got 10000",
+        ),
+        (["cost", "llava-1.5-7b", "--method", "before", "--keep", "-1"], "cost: keep: expected at least 0, got -1"),
+        (["cost", "llava-1.5-7b", "--budget", "64"], "cost: budget: expected only with one of the methods fastv"),
+        (["cost", "llava-1.5-7b", "--all", "--budget", "577"], "cost: budget: expected at most the 576 image tokens"),
+        (
+            ["cost", "llava-1.5-7b", "--method", "vscan", "--budget", "64", "--keep", "64"],
+            "cost: keep: expected only without a budget",
+        ),
     ],
 )
 def test_the_command_refuses(arguments, message, capsys):

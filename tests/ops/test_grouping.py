@@ -154,7 +154,7 @@ BAD = {
         PLAN, plans.keep(X[:, :8, 0].contiguous(), 1)
     ),
     "join: plan: expected a Keep, got a Merge": lambda: plans.join(X, plans.join(X, PLAN)),
-    "join: metric: expected [2, 9, 'D'] on cpu, got float32 [2, 8, 4]": lambda: plans.join(X[:, :8], PLAN),
+    "join: metric: expected [2, 9, D] on cpu, got float32 [2, 8, 4]": lambda: plans.join(X[:, :8], PLAN),
     "join: precision: expected one of 'grid', 'high', got 'low'": lambda: plans.join(X, PLAN, precision="low"),
     "then: second: expected a plan for [2, 3] rows of the first, got for [2, 9]": lambda: plans.then(PLAN, PLAN),
     "then: first: expected a Keep or Merge, got None": lambda: plans.then(None, PLAN),

@@ -76,6 +76,15 @@ def test_nothing_at_all():
     assert serving.retention_mask("divprune", torch.randn(0, 8), [], 0.5).shape == (0,)
 
 
+def test_a_count_is_of_the_decimal_number():
+    for n in range(1, 120):
+        for percent in range(100):
+            left = n * (100 - percent) // 100
+            assert serving.retained_count("divprune", (1, 1, n), percent / 100) == left, (n, percent)
+        for left in range(1, n + 1):
+            assert serving.retained_count("attention", (1, 1, n), 1 - left / n) == left
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -100,6 +109,40 @@ def test_nothing_at_all():
         (
             lambda: serving.retention_mask("evs", torch.rand(4, 3), (1, 2, 2), 0.5, scores=torch.rand(4)),
             "retention_mask: scores: expected None for 'evs'",
+        ),
+        (
+            lambda: serving.retention_mask("attention", torch.rand(80, 3), (5, 4, 4), 0.5, scores=torch.rand(99)),
+            r"retention_mask: scores: expected \[80\] on cpu, got float32 \[99\]",
+        ),
+        (
+            lambda: serving.retention_mask("cdpruner", torch.rand(4, 3), (1, 2, 2), 0.5, scores=torch.rand(5)),
+            r"retention_mask: scores: expected \[4\] on cpu, got float32 \[5\]",
+        ),
+        (
+            lambda: serving.compute_retained_tokens_count(64, 8, -1),
+            "tokens_count: q: expected at least 0 and less than 1",
+        ),
+        (
+            lambda: serving.compute_retained_tokens_count(64, 8, 2),
+            "tokens_count: q: expected at least 0 and less than 1",
+        ),
+        (lambda: serving.compute_retained_tokens_count(64, 8, 1.0), "q: expected at least 0 and less than 1, got 1.0"),
+        (lambda: serving.compute_retained_tokens_count(64, 0, 0.5), "num_frames: expected at least 1, got 0"),
+        (
+            lambda: serving.compute_retention_mask(torch.rand(128, 3), (2, 8, 8), 1, 1.0),
+            "compute_retention_mask: q: expected at least 0 and less than 1, got 1.0",
+        ),
+        (
+            lambda: serving.compute_retention_mask(torch.rand(128, 3), (2, 8, 8), 0, 0.5),
+            "compute_retention_mask: spatial_merge_size: expected at least 1, got 0",
+        ),
+        (
+            lambda: serving.compute_retention_mask(torch.rand(128, 3), (2, 8, 8), 9, 0.5),
+            "compute_retention_mask: spatial_merge_size: expected at most 8, got 9",
+        ),
+        (
+            lambda: serving.compute_retention_mask(torch.rand(64, 3), torch.tensor([8, 8]), 1, 0.5),
+            "compute_retention_mask: video_size_thw: expected .frames, rows, columns.",
         ),
         (lambda: serving.media_positions((1, 1, 1), step=-1), "media_positions: step: expected at least 0, got -1"),
     ],
