@@ -13,7 +13,7 @@ pytestmark = pytest.mark.kernel
 SLOW = pytest.mark.slow
 
 
-FEW = 30  # cases of an op that `make test` runs all; of more some so many, whichever their names select
+FEW = 20  # cases of an op that `make test` runs all; of more some so many, whichever their names select
 
 
 def generated():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.kernel
 
 # Each shard is a run of hypothesis with its own seed, so that workers share the cases. A GPU compiles most cases anew.
 ALL = bool(os.environ.get("PYRAMID_OPS_TEST_ALL"))
-SHARDS, CASES = (8, 5) if DEVICE.type == "cuda" else (40, 250) if ALL else (2, 15)
+SHARDS, CASES = (8, 5) if DEVICE.type == "cuda" else (40, 250) if ALL else (4, 6)
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
