@@ -38,7 +38,7 @@ def test_dart(each, pivots, text_pivots):
 def test_dart_counts():
     hidden, key, image, text, there = scene()
     plan = methods.dart(hidden, key, image, text, each=2, key_mask=there)
-    tokens = [methods.retained.dart(int(n), 1 - 17 / n) for n in image.sum(1)]
+    tokens = [methods.retained.dart(n, 1 - 17 / n) for n in image.sum(1).tolist()]
     assert plan.counts.tolist() == [n + 12 for n in tokens]
     few = methods.dart(hidden, key, image, text & (torch.arange(60) == 57), each=2, key_mask=there)
     assert few.counts.tolist() == [4 + 2 * 5 + 12] * 3
