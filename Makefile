@@ -7,7 +7,8 @@ WORKERS ?= 2
 PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 PYTEST := $(PYTHON) $(PARALLEL)
 TRITONS := 3.6.0 3.7.1
-COMPILED := tests/code/test_aot.py tests/code/test_executed.py tests/code/test_executed_counts.py
+QUICK := tests/ops tests/methods tests/serving tests/house
+SLOWER := tests/ops/test_tracing.py $(patsubst %,tests/house/test_%.py,package compile_mode verify documents)
 
 .PHONY: demo quick op test test-all test-tritons check docs golden bench gpu clean
 
@@ -20,9 +21,9 @@ $(READY): pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt --no-build-isolation -e ".[demo,test,bench]"
 	touch $@
 
-# Meaning, errors and packaging on the reference; no kernel runs.
+# Meaning, errors and the rules of the house on the reference; no kernel runs.
 quick: $(READY)
-	$(PYTEST) -m "not slow and not kernel" --ignore=tests/ptx $(COMPILED:%=--ignore=%)
+	$(PYTEST) -m "not slow and not kernel" $(QUICK) $(SLOWER:%=--ignore=%)
 
 # One op: bits, tiles and digests in the interpreter, then compiled and executed code, digests, meaning and doctests.
 op: $(READY)
