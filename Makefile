@@ -36,10 +36,15 @@ test: $(READY)
 	TRITON_INTERPRET=1 $(PYTEST) -m "kernel and not slow"
 	$(PYTEST) -m "not slow and not kernel" --doctest-modules pyramid_ops tests
 
-test-all: check
+test-all: check $(VENV)/.ray
 	TRITON_INTERPRET=1 PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -m kernel
 	PYRAMID_OPS_TEST_ALL=1 $(PYTEST) -m "not kernel" --doctest-modules pyramid_ops tests
 	$(MAKE) test-tritons
+
+# Where it can be installed: the example on Ray Data is tested then, and skipped elsewhere.
+$(VENV)/.ray: $(READY)
+	-$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt --no-build-isolation -e ".[ray]"
+	touch $@
 
 # Interpreter, compiled and executed code under older Tritons, each in an environment of its own.
 test-tritons: $(TRITONS:%=.venv-triton-%/.ready)

@@ -15,7 +15,7 @@ from .keeping import placed
 from .launch import launch
 from .picks import finish, packed_bounds, segment_bounds
 from .ragged import budget_of, opaque
-from .tiles import alone_limit, cover_tiles, flat_tiles, gram_limit, scan_tiles
+from .tiles import alone_limit, cover_tiles, flat_tiles, gram_limit, rounds_tiles
 from .units import unit_rows
 
 
@@ -217,7 +217,7 @@ def _pruned(units: Tensor, norms: Tensor, wanted: tuple, into: tuple, longest: i
     like = torch.empty(parts, longest, dtype=torch.int32, device=norms.device)
     given, sizes = (dots, norms, *wanted, orders, like), (size, longest, step, capacity)
     if cdiv(longest, 2) ** 2 <= alone_limit():
-        launch(_rounds_kernel, parts, *given, *into, *sizes, **{**scan_tiles(), "num_warps": 8})
+        launch(_rounds_kernel, parts, *given, *into, *sizes, **rounds_tiles())
         return
     tiles = cover_tiles()
     programs = parts * cdiv((longest + 1) // 2, tiles["ROWS"])

@@ -65,6 +65,21 @@ def _locate(position, sizes):
 
 
 @triton.jit
+def _move_selected(
+    tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, sample, position, row, mask, width,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Tokens at positions [ROWS] of the concatenation of levels, and where they are, to their rows."""
+    level, index = _locate(position, sizes)
+    tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
+    tl.store(indices_ptr + 2 * row + 1, index.to(tl.int64), mask=mask)
+    copy_rows(
+        tokens_ptr, level_ptrs, strides_b, strides_n, sizes, sample, level, index, row, mask, width,
+        ROWS, BLOCK, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit
 def _gather_selected_kernel(
     chosen_ptr, chosen_keys_ptr, tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, budgets,
     total, width, BY_INDEX: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -76,7 +91,6 @@ def _gather_selected_kernel(
     candidate = (tl.program_id(0) % programs) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     mask = candidate < total
     position = tl.load(chosen_ptr + sample * total + candidate, mask=mask, other=0)
-    level, index = _locate(position, sizes)
     place = candidate
     if not BY_INDEX:
         keys_ptr = chosen_keys_ptr + sample * total
@@ -89,12 +103,9 @@ def _gather_selected_kernel(
             last = tl.where(candidate >= end, end + budgets[s], last)
         end = tl.max(tl.where(mask, last, 0))
         place = first + ranks(keys_ptr, key, candidate, first, last, tl.min(first), end, RANK_BLOCK)
-    row = sample * total + place
-    tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
-    tl.store(indices_ptr + 2 * row + 1, index.to(tl.int64), mask=mask)
-    copy_rows(
-        tokens_ptr, level_ptrs, strides_b, strides_n, sizes, sample, level, index, row, mask, width,
-        ROWS, BLOCK, VECTOR,
+    _move_selected(
+        tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, sample, position, sample * total + place,
+        mask, width, ROWS, BLOCK, VECTOR,
     )  # fmt: skip
 
 
@@ -131,13 +142,9 @@ def _gather_best_kernel(
     rank = ranks_of_all(keys_ptr + sample * total_size + start, candidate, size, ROWS, RANK_BLOCK)
     mask = (candidate < size) & (rank < budget)
     if tl.max(mask.to(tl.int32)) > 0:
-        level, index = _locate(start + candidate, sizes)
-        row = sample * total + out_start + rank
-        tl.store(indices_ptr + 2 * row, level.to(tl.int64), mask=mask)
-        tl.store(indices_ptr + 2 * row + 1, index.to(tl.int64), mask=mask)
-        copy_rows(
-            tokens_ptr, level_ptrs, strides_b, strides_n, sizes, sample, level, index, row, mask, width,
-            ROWS, BLOCK, VECTOR,
+        _move_selected(
+            tokens_ptr, indices_ptr, level_ptrs, strides_b, strides_n, sizes, sample, start + candidate,
+            sample * total + out_start + rank, mask, width, ROWS, BLOCK, VECTOR,
         )  # fmt: skip
 
 

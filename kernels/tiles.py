@@ -182,6 +182,12 @@ def scan_tiles() -> dict:
 
 
 @chooser
+def rounds_tiles() -> dict:
+    """The same by one program for all rounds of a sample."""
+    return {"ROWS": 32, "BLOCK": 128, "num_warps": 8}
+
+
+@chooser
 def pool_tiles(windows: int) -> dict:
     return {"BLOCK": min(256, max(32, next_power_of_2(windows))), "num_warps": 4}
 

@@ -150,8 +150,7 @@ def retention_mask(
     offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(embeddings.device)
     many = counts if len(counts) <= 256 else torch.tensor(counts).to(embeddings.device)
     packed: dict[str, Any] = {"cu_seqlens": offsets, "max_seqlen": max(lengths), "capacity": max(counts)}
-    if method == "attention":
-        assert scores is not None
+    if method == "attention" and scores is not None:
         return mask(keep(scores, many, **packed))
     rule = "dpp" if method == "cdpruner" else "maxmin"
     return mask(greedy_select(embeddings, many, rule=rule, relevance=scores, order="index", **packed))

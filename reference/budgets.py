@@ -51,7 +51,10 @@ def allocate_budgets_batch(
 
 
 def _shares(wanted: Tensor, weights: Tensor, remainder: str) -> Tensor:
-    """⌊wanted · w / Σw⌋, and what that leaves, one each, to the largest fractions or weights, the lower of equals."""
+    """⌊wanted · w / Σw⌋, and what that leaves, one each, to the largest fractions or weights, the lower of equals.
+
+    Sums are of int64, exact in any order.
+    """
     whole = weights.sum(-1)[:, None].clamp(min=1)
     shares = wanted * weights // whole
     keys = weights if remainder == "weight" else wanted * weights % whole

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
+from .._packed import samples
 from ..reference import greedy as reference
 from ..reference.arguments import Amount, Slots
 from ..results import Keep
@@ -128,18 +129,9 @@ def greedy_select(
     """
     op = "greedy_select"
     packed = cu_seqlens is not None
-    check.tensor(op, "x", x, "T D" if packed else "B N D")
-    rows = check.feature_rows(op, "x", x)
+    rows, cu_seqlens, parts, longest = samples(op, x, cu_seqlens, max_seqlen)
     check.choice(op, "rule", rule, "maxmin", "dpp", "coverage")
     check.choice(op, "order", order, "pick", "index")
-    check.packed_size(op, "x", rows.shape[0] * rows.shape[1])
-    parts = rows.shape[0]
-    if cu_seqlens is not None:
-        cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows)
-        parts = cu_seqlens.shape[0] - 1
-    elif max_seqlen is not None:
-        raise ValueError(f"{op}: max_seqlen: expected only with cu_seqlens, got {max_seqlen}")
-    longest = check.longest(op, "max_seqlen", max_seqlen, rows.shape[1])
     layout = "T" if packed else "B N"
     for name, value, dtypes in (("relevance", relevance, check.FLOATS), ("candidates", candidates, (torch.bool,))):
         if value is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
+from .._packed import samples
 from ..reference import rounds as reference
 from ..reference.arguments import Amount, Slots
 from ..results import Keep
@@ -92,7 +93,8 @@ def bipartite_prune(
     whose rounds multiply what is left anew.
 
     Memory: the similarities of each sample, 4 N² bytes, at most 2 GiB at a time. Four kernel launches up to 1024 tokens
-    of a sample, five for packed ones, and two for each round of more. No host synchronisation.
+    of a sample, five for packed ones. Of more, two for each round that there can be: down to the least `k` if it is on
+    the host, else down to none. No host synchronisation.
 
     Examples
     --------
@@ -103,16 +105,7 @@ def bipartite_prune(
     """
     op = "bipartite_prune"
     packed = cu_seqlens is not None
-    check.tensor(op, "x", x, "T D" if packed else "B N D")
-    rows = check.feature_rows(op, "x", x)
-    check.packed_size(op, "x", rows.shape[0] * rows.shape[1])
-    parts = rows.shape[0]
-    if cu_seqlens is not None:
-        cu_seqlens = check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows)
-        parts = cu_seqlens.shape[0] - 1
-    elif max_seqlen is not None:
-        raise ValueError(f"{op}: max_seqlen: expected only with cu_seqlens, got {max_seqlen}")
-    longest = check.longest(op, "max_seqlen", max_seqlen, rows.shape[1])
+    rows, cu_seqlens, parts, longest = samples(op, x, cu_seqlens, max_seqlen)
     if longest > _MOST_TOKENS:
         raise ValueError(f"{op}: x: expected at most {_MOST_TOKENS} tokens of a sample, got {longest}")
     amount = checked_amount(op, k, rows, parts, "samples or segments")

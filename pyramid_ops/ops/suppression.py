@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .._op import Op
-from .._packed import ascending
+from .._packed import ascending, samples
 from ..reference import suppression as reference
 from ..reference.arguments import Alike
 
@@ -99,8 +99,8 @@ def suppress(
     """
     op = "suppress"
     packed = cu_seqlens is not None
-    check.tensor(op, "x", x, "T D" if packed else "B N D")
-    rows, shape = check.feature_rows(op, "x", x), "T" if packed else "B N"
+    rows, cu_seqlens, parts, max_seqlen = samples(op, x, cu_seqlens, max_seqlen)
+    shape = "T" if packed else "B N"
     if scores is not None:
         check.tensor(op, "scores", scores, shape, dtypes=check.FLOATS)
         check.same_size(op, "scores", scores, x.shape[:-1], x.device)
@@ -109,13 +109,7 @@ def suppress(
         check.tensor(op, "candidates", candidates, shape, dtypes=(torch.bool,))
         check.same_size(op, "candidates", candidates, x.shape[:-1], x.device)
         candidates = candidates[None] if packed else candidates
-    parts = rows.shape[0]
-    if cu_seqlens is not None:
-        cu_seqlens = ascending(check.cu_seqlens(op, "cu_seqlens", cu_seqlens, rows))
-        parts = cu_seqlens.shape[0] - 1
-    elif max_seqlen is not None:
-        raise ValueError(f"{op}: max_seqlen: expected only with cu_seqlens, got {max_seqlen}")
-    max_seqlen = check.longest(op, "max_seqlen", max_seqlen, rows.shape[1])
+    cu_seqlens = None if cu_seqlens is None else ascending(cu_seqlens)
     if max_seqlen > _MOST:
         name = "max_seqlen" if packed else "x"
         raise ValueError(f"{op}: {name}: expected at most {_MOST} tokens in a sample or segment, got {max_seqlen}")

@@ -264,7 +264,7 @@ def of_choices():
         yield f"greedy-{block}-{count}", tiles, greedy, count == 8
     for block, count, limit in ((16, 4, 0), (32, 8, 1 << 18)):
         pairs = {"ROWS": count, "BLOCK": block}
-        tiles = {"scan_tiles": pairs, "cover_tiles": pairs, "flat_tiles": {"BLOCK": block}, "alone_limit": limit}
+        tiles = {"rounds_tiles": pairs, "cover_tiles": pairs, "flat_tiles": {"BLOCK": block}, "alone_limit": limit}
         yield f"rounds-{block}-{count}", tiles, some("bipartite_prune", "half", "packed-small"), False
 
 

@@ -136,6 +136,12 @@ SOURCES = [path for room in ("bench", "tests") for path in sorted((ROOT / room).
 SOURCES += [path for room in ("docs", "docs/gallery", "examples") for path in sorted((ROOT / room).glob("*.py"))]
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_error_is_an_assertion(module):
+    """Users need TypeError or ValueError, and `python -O` leaves assertions out."""
+    assert [node.lineno for node in ast.walk(tree(MODULES[module])) if isinstance(node, ast.Assert)] == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
     """At most 500 lines, and 80 of a function without its signature and docstring; kernels apart."""
